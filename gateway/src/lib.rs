@@ -1,0 +1,14 @@
+//! nostr-gateway: a Nostr relay on localhost that is a window onto peer-to-peer gossip topics.
+//!
+//! `ARCHITECTURE.md` is the map. The parts meet in [`pipeline`]; what they say is in [`protocol`].
+
+pub mod admin;
+pub mod gossip;
+pub mod metrics;
+pub mod pipeline;
+pub mod plugins;
+pub mod protocol;
+pub mod relay;
+pub mod store;
+pub mod tasks;
+pub mod upstream;

@@ -1,0 +1,169 @@
+//! The gateway's figures, as Prometheus reads them. One registry, made in `app` and handed around.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+
+use crate::pipeline::Outcome;
+
+/// Labels of [`Metrics::events`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EventLabels {
+    pub origin: &'static str,
+    pub outcome: &'static str,
+    /// The reason's prefix; empty unless refused.
+    pub reason: &'static str,
+}
+
+/// Labels of figures that exist once per topic.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TopicLabels {
+    pub topic: String,
+}
+
+/// A cause, for things that are counted and dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CauseLabels {
+    pub cause: &'static str,
+}
+
+/// Labels of figures that exist once per plugin.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginLabels {
+    pub plugin: String,
+    pub verdict: &'static str,
+}
+
+/// Every figure of the gateway. Fields are public: the part that knows a number counts it.
+pub struct Metrics {
+    registry: Registry,
+    pub events: Family<EventLabels, Counter>,
+    pub store_failures: Counter,
+    pub store_commits: Counter,
+    pub connections: Gauge,
+    pub connections_refused: Counter,
+    pub subscriptions: Gauge,
+    pub client_messages_malformed: Family<CauseLabels, Counter>,
+    pub neighbors: Family<TopicLabels, Gauge>,
+    pub frames_sent: Family<TopicLabels, Counter>,
+    pub frames_received: Family<TopicLabels, Counter>,
+    pub frames_dropped: Family<CauseLabels, Counter>,
+    pub records_published: Counter,
+    pub records_dropped: Family<CauseLabels, Counter>,
+    pub lookups: Counter,
+    pub fetches: Family<CauseLabels, Counter>,
+    pub upstream_events: Counter,
+    pub upstream_connects: Counter,
+    pub plugin_calls: Family<PluginLabels, Counter>,
+    pub plugin_traps: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("nostr_gateway");
+        let started = Gauge::<i64>::default();
+        started.set(i64::try_from(crate::pipeline::ingest::unix_now()).unwrap_or(0));
+        registry.register_with_unit(
+            "started",
+            "When this process started, since the Unix epoch",
+            Unit::Seconds,
+            started,
+        );
+        Self {
+            events: register(
+                &mut registry,
+                "events",
+                "Events that ended their way through the pipeline",
+            ),
+            store_failures: register(
+                &mut registry,
+                "store_failures",
+                "Writes that the store failed",
+            ),
+            store_commits: register(&mut registry, "store_commits", "Group commits"),
+            connections: register(&mut registry, "connections", "Open client connections"),
+            connections_refused: register(
+                &mut registry,
+                "connections_refused",
+                "Client connections refused at the limit",
+            ),
+            subscriptions: register(&mut registry, "subscriptions", "Open subscriptions"),
+            client_messages_malformed: register(
+                &mut registry,
+                "client_messages_malformed",
+                "Messages of clients that were not understood",
+            ),
+            neighbors: register(&mut registry, "neighbors", "Gossip neighbors by topic"),
+            frames_sent: register(&mut registry, "frames_sent", "Gossip frames broadcast by topic"),
+            frames_received: register(
+                &mut registry,
+                "frames_received",
+                "Gossip frames received by topic",
+            ),
+            frames_dropped: register(
+                &mut registry,
+                "frames_dropped",
+                "Gossip frames that were malformed or not wanted",
+            ),
+            records_published: register(
+                &mut registry,
+                "dht_records_published",
+                "Discovery records put into the DHT",
+            ),
+            records_dropped: register(
+                &mut registry,
+                "dht_records_dropped",
+                "Discovery records that were malformed or forged",
+            ),
+            lookups: register(&mut registry, "dht_lookups", "Discovery lookups in the DHT"),
+            fetches: register(&mut registry, "fetches", "Fetches of announced events from peers"),
+            upstream_events: register(
+                &mut registry,
+                "upstream_events",
+                "Events received from upstream relays",
+            ),
+            upstream_connects: register(
+                &mut registry,
+                "upstream_connects",
+                "Connections made to upstream relays",
+            ),
+            plugin_calls: register(&mut registry, "plugin_calls", "Calls of plugins by verdict"),
+            plugin_traps: register(
+                &mut registry,
+                "plugin_traps",
+                "Calls of plugins that trapped or broke a limit",
+            ),
+            registry,
+        }
+    }
+}
+
+fn register<M>(registry: &mut Registry, name: &'static str, help: &'static str) -> M
+where
+    M: prometheus_client::registry::Metric + Default + Clone,
+{
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+impl Metrics {
+    /// Counts one event's way through the pipeline.
+    pub fn ingested(&self, origin: &'static str, outcome: &Outcome) {
+        let reason = match outcome {
+            Outcome::Refused(reason) => reason.prefix.as_str(),
+            _ => "",
+        };
+        self.events.get_or_create(&EventLabels { origin, outcome: outcome.label(), reason }).inc();
+    }
+
+    /// The text that Prometheus scrapes (OpenMetrics).
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing into a String does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

@@ -1,0 +1,62 @@
+//! `[limits]`, `[topics]` and `[[route]]`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::{Filter, TopicName, limits::Limits};
+
+/// `[limits]`: what an event may be, whoever sends it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Largest event, in bytes of canonical JSON.
+    pub max_event_bytes: usize,
+    /// Most tags of one event.
+    pub max_event_tags: usize,
+    /// How far in the future `created_at` may lie, in seconds.
+    pub max_future_s: u64,
+    /// How far in the past `created_at` may lie, in seconds; 0 is no bound.
+    pub max_past_s: u64,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self { max_event_bytes: 524_288, max_event_tags: 10_000, max_future_s: 900, max_past_s: 0 }
+    }
+}
+
+impl From<&LimitsConfig> for Limits {
+    fn from(config: &LimitsConfig) -> Self {
+        Self {
+            max_event_bytes: config.max_event_bytes,
+            max_event_tags: config.max_event_tags,
+            max_future_s: config.max_future_s,
+            max_past_s: config.max_past_s,
+        }
+    }
+}
+
+/// `[topics]`: which swarms to be in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicsConfig {
+    /// Public topics joined at start.
+    pub join: Vec<TopicName>,
+    /// Where an event published on `/` goes when no rule and no tag says otherwise.
+    pub default: Vec<TopicName>,
+}
+
+impl Default for TopicsConfig {
+    fn default() -> Self {
+        let name = |text| TopicName::new(text).expect("the built-in topic names are valid");
+        Self { join: vec![name("global"), name("announcements")], default: vec![name("global")] }
+    }
+}
+
+/// `[[route]]`: events published on `/` that match `filter` go to `topics`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteConfig {
+    /// A NIP-01 filter.
+    pub filter: Filter,
+    pub topics: Vec<TopicName>,
+}

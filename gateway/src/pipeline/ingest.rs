@@ -1,0 +1,192 @@
+//! The pipeline itself: limits → known? → verify → policy → store, in this order for every origin.
+
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot};
+
+use super::{
+    EventWriter, Outcome, Passing, Policy, Routing,
+    inflight::Inflight,
+    origin::Origin,
+    worker::{self, Recent, Shared},
+};
+use crate::{
+    metrics::Metrics,
+    protocol::{Event, Reason, TopicName, kinds, limits::Limits},
+    tasks,
+};
+
+/// An event that somebody sent, and where it is to go.
+#[derive(Debug)]
+pub struct Candidate {
+    pub event: Event,
+    pub origin: Origin,
+    pub target: Target,
+}
+
+/// The topics an event is meant for.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// Published on `/`: the routing decides.
+    Routed,
+    /// It came by these topics, or was published to them.
+    Topics(Vec<TopicName>),
+}
+
+/// How many events may be on their way at once. Each holds its text, so this bounds memory too.
+const MAX_UNDER_WAY: usize = 4_096;
+
+/// How many ephemeral events may wait for a slow consumer before it loses the oldest.
+const EPHEMERAL_QUEUE: usize = 1_024;
+
+/// The entrance of the pipeline. Cheap to clone.
+#[derive(Clone)]
+pub struct Ingest {
+    limits: Arc<Limits>,
+    routing: Arc<Routing>,
+    inflight: Inflight,
+    permits: Arc<Semaphore>,
+    queue: crossbeam_channel::Sender<Job>,
+    passing: broadcast::Sender<Passing>,
+    metrics: Arc<Metrics>,
+    workers: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+/// What a worker thread gets.
+pub(super) enum Job {
+    Evaluate(Box<Evaluation>),
+    Stop,
+}
+
+pub(super) struct Evaluation {
+    pub event: Event,
+    pub origin: Origin,
+    pub topics: Vec<TopicName>,
+    pub routed: bool,
+    pub received_at: u64,
+    pub reply: oneshot::Sender<Outcome>,
+    /// Held until the outcome is known.
+    pub _permit: OwnedSemaphorePermit,
+}
+
+impl Ingest {
+    /// Starts the worker threads, one per core.
+    ///
+    /// # Errors
+    /// When the operating system has no thread left.
+    pub fn start(
+        limits: Limits,
+        routing: Arc<Routing>,
+        writer: Arc<dyn EventWriter>,
+        policy: Arc<dyn Policy>,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        // The semaphore bounds the queue; the channel's own bound leaves room for the stop jobs.
+        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let (queue, jobs) = crossbeam_channel::bounded(MAX_UNDER_WAY + threads);
+        let (passing, _) = broadcast::channel(EPHEMERAL_QUEUE);
+        let shared = Arc::new(Shared {
+            writer,
+            routing: routing.clone(),
+            passing: passing.clone(),
+            recent: Recent::default(),
+            metrics: metrics.clone(),
+        });
+        let workers = (0..threads)
+            .map(|n| {
+                let (jobs, shared, policy) = (jobs.clone(), shared.clone(), policy.clone());
+                tasks::thread(format!("ingest-{n}"), move || worker::run(&jobs, &shared, &*policy))
+            })
+            .collect::<std::io::Result<Vec<_>>>()?;
+        Ok(Self {
+            limits: Arc::new(limits),
+            routing,
+            inflight: Inflight::default(),
+            permits: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
+            queue,
+            passing,
+            metrics,
+            workers: Arc::new(Mutex::new(workers)),
+        })
+    }
+
+    /// Ephemeral events as they pass. A consumer that is too slow loses the oldest (best effort).
+    pub fn passing(&self) -> broadcast::Receiver<Passing> {
+        self.passing.subscribe()
+    }
+
+    /// Takes one event all the way. Returns after the commit; waits while the pipeline is full.
+    pub async fn submit(&self, candidate: Candidate) -> Outcome {
+        let kind = candidate.origin.kind();
+        let outcome = self.process(candidate).await;
+        self.metrics.ingested(kind, &outcome);
+        outcome
+    }
+
+    async fn process(&self, candidate: Candidate) -> Outcome {
+        let Candidate { event, origin, target } = candidate;
+        let now = unix_now();
+        if let Some(reason) = self.limits.refusal(&event, now) {
+            return Outcome::Refused(reason);
+        }
+        if event.is_protected() {
+            // NIP-70: only its authenticated author may publish it, and nobody can authenticate yet.
+            return Outcome::Refused(Reason::restricted(
+                "protected events are not accepted (NIP-70)",
+            ));
+        }
+        let (topics, routed) = match target {
+            Target::Routed => (self.routing.route(&event, now), true),
+            Target::Topics(topics) => {
+                if let Some(why) = kinds::barred_from_public_topics(&event, now) {
+                    return Outcome::Refused(Reason::restricted(why));
+                }
+                (topics, false)
+            }
+        };
+        let _turn = self.inflight.enter(&event).await;
+        let Ok(permit) = self.permits.clone().acquire_owned().await else {
+            return Outcome::Refused(stopping());
+        };
+        let (reply, outcome) = oneshot::channel();
+        let job =
+            Evaluation { event, origin, topics, routed, received_at: now, reply, _permit: permit };
+        if self.queue.send(Job::Evaluate(Box::new(job))).is_err() {
+            return Outcome::Refused(stopping());
+        }
+        outcome
+            .await
+            .unwrap_or_else(|_| Outcome::Refused(Reason::error("the event could not be processed")))
+    }
+
+    /// Refuses new events, lets those under way end, and ends the worker threads.
+    pub async fn stop(&self) {
+        // All permits back means that nothing is under way.
+        let all = u32::try_from(MAX_UNDER_WAY).unwrap_or(u32::MAX);
+        let _all = self.permits.acquire_many(all).await;
+        self.permits.close();
+        let workers =
+            std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
+        for _ in &workers {
+            let _ = self.queue.send(Job::Stop);
+        }
+        let _ = tasks::blocking(move || {
+            workers.into_iter().for_each(|worker| drop(worker.join()));
+        })
+        .await;
+    }
+}
+
+fn stopping() -> Reason {
+    Reason::error("the gateway is shutting down")
+}
+
+/// Seconds since the Unix epoch; 0 for a clock before it.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

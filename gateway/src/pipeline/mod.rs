@@ -1,0 +1,22 @@
+//! The one way in, and the few traits where the parts meet.
+//!
+//! Every event — from a client, a topic, an upstream relay, a fetch — becomes a [`Candidate`] and
+//! goes through [`Ingest::submit`]. There is no second path into the store.
+
+pub mod config;
+pub mod decision;
+pub mod inflight;
+pub mod ingest;
+pub mod origin;
+pub mod ports;
+pub mod routing;
+mod worker;
+
+pub use decision::{Decision, Outcome};
+pub use ingest::{Candidate, Ingest, Target};
+pub use origin::{Origin, PeerId};
+pub use ports::{
+    Committed, Context, EventReader, EventWriter, LogEntry, Passing, Policy, PolicyWorker,
+    Presence, Scan, ScanItem, Scope, Seq, StoreError, Write,
+};
+pub use routing::{JoinedTopics, Routing};

@@ -1,0 +1,68 @@
+//! Where an event came from.
+
+use std::{fmt, net::IpAddr, sync::Arc};
+
+use crate::protocol::{TopicName, hex};
+
+/// An iroh endpoint id: the ed25519 public key of another gateway.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId(pub [u8; 32]);
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(&self.0))
+    }
+}
+
+impl fmt::Debug for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(&self.0[..5]))
+    }
+}
+
+/// Where an event came from. A consumer never sends an event back there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A websocket connection of this relay.
+    Client { connection: u64, address: IpAddr },
+    /// A gossip message; `peer` is only the last hop.
+    Gossip { topic: TopicName, peer: PeerId },
+    /// Fetched from a peer over our own ALPN, after it was announced in the topic.
+    Fetch { topic: TopicName, peer: PeerId },
+    /// Another relay. `stream` is the name in `[[upstream]]`.
+    Upstream { stream: Arc<str>, url: Arc<str> },
+}
+
+impl Origin {
+    /// The kind of origin, for logs, metrics, manifests and plugins.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Client { .. } => "client",
+            Self::Gossip { .. } => "gossip",
+            Self::Fetch { .. } => "fetch",
+            Self::Upstream { .. } => "upstream",
+        }
+    }
+
+    /// The topic whose swarm has this event already, because it came from there.
+    pub fn topic(&self) -> Option<&TopicName> {
+        match self {
+            Self::Gossip { topic, .. } | Self::Fetch { topic, .. } => Some(topic),
+            Self::Client { .. } | Self::Upstream { .. } => None,
+        }
+    }
+
+    /// The name under which the log remembers the origin; see [`super::LogEntry::origin`].
+    pub fn log_name(&self) -> String {
+        match self {
+            Self::Client { .. } => "client".to_owned(),
+            Self::Gossip { topic, .. } | Self::Fetch { topic, .. } => swarm_name(topic),
+            Self::Upstream { stream, .. } => format!("upstream/{stream}"),
+        }
+    }
+}
+
+/// The log name of everything that a topic's swarm brought.
+pub fn swarm_name(topic: &TopicName) -> String {
+    format!("topic/{topic}")
+}

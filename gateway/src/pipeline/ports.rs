@@ -1,0 +1,167 @@
+//! The traits through which the parts meet. Siblings never import one another.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
+
+use super::{Decision, Origin};
+use crate::protocol::{Event, EventId, Filter, TopicName, VerifiedEvent};
+
+/// A position in the store's log: given at commit, rising, never reused. 0 is before everything.
+pub type Seq = u64;
+
+/// The store failed. The text names what to look at and holds no content.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct StoreError(pub String);
+
+/// What the store holds of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    Unknown,
+    /// Held, and part of every topic that was asked about.
+    Known,
+    /// Held, but missing from at least one of those topics.
+    KnownElsewhere,
+}
+
+/// One event to commit.
+pub struct Write {
+    pub event: VerifiedEvent,
+    pub topics: Vec<TopicName>,
+    /// A new version of a replaceable event also goes to every topic that holds the old one.
+    pub inherit_topics: bool,
+    pub origin: Origin,
+    /// Called once, after the commit or with the failure.
+    pub done: Box<dyn FnOnce(Result<Committed, StoreError>) + Send>,
+}
+
+/// What a commit did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Committed {
+    New(Seq),
+    /// Held before; now also in further topics.
+    Joined(Seq),
+    Duplicate,
+    /// A newer version of this replaceable or addressable event is held.
+    Superseded,
+}
+
+/// The writing side of the store. Both methods block and are called from worker threads only.
+pub trait EventWriter: Send + Sync + 'static {
+    /// Looks an id up among the committed ones.
+    fn presence(&self, id: &EventId, topics: &[TopicName]) -> Result<Presence, StoreError>;
+
+    /// Queues an event for the next group commit; waits while the queue is full.
+    fn write(&self, write: Write) -> Result<(), StoreError>;
+}
+
+/// One step of the log: an event was stored, or a stored one became part of a topic.
+#[derive(Debug, Clone)]
+pub struct LogEntry {
+    pub seq: Seq,
+    pub event: Arc<Event>,
+    /// The topic that it became part of, if any. An event stored into several topics makes one
+    /// entry for each.
+    pub topic: Option<TopicName>,
+    /// Whether this is the event's first entry: the one that subscriptions on `/` see.
+    pub first: bool,
+    /// [`Origin::log_name`] of where it came from.
+    pub origin: Arc<str>,
+}
+
+/// Which part of the store a subscription sees.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Everything: the relay's root URL.
+    All,
+    /// One topic's events alone: `/topic/NAME`.
+    Topic(TopicName),
+}
+
+impl Scope {
+    /// Whether a log entry is news in this scope.
+    pub fn sees(&self, entry: &LogEntry) -> bool {
+        match self {
+            Self::All => entry.first,
+            Self::Topic(name) => entry.topic.as_ref() == Some(name),
+        }
+    }
+}
+
+/// What a scan yields, in this order: events newest first (filter by filter, each event once), then
+/// one [`ScanItem::End`] with the log position of the snapshot that was read.
+#[derive(Debug)]
+pub enum ScanItem {
+    /// Canonical JSON.
+    Event(Arc<str>),
+    End(Seq),
+    Failed(StoreError),
+}
+
+/// The receiving end of a scan; dropping it ends the scan.
+pub type Scan = mpsc::Receiver<ScanItem>;
+
+/// The reading side of the store. Nothing here waits for the writer.
+pub trait EventReader: Send + Sync + 'static {
+    /// The log's newest position, changed after each commit. Only a wake-up: read with
+    /// [`Self::log_after`].
+    fn head(&self) -> watch::Receiver<Seq>;
+
+    /// Up to `max` log entries after `seq`, oldest first. Entries whose event is gone are left out.
+    fn log_after(&self, seq: Seq, max: usize) -> BoxFuture<'_, Result<Vec<LogEntry>, StoreError>>;
+
+    /// The same from memory: `None` when the part after `seq` is no longer all there.
+    fn recent_log_after(&self, seq: Seq) -> Option<Vec<LogEntry>>;
+
+    /// Runs the filters against one snapshot. `limit` of each filter must be set by the caller.
+    /// Events that `visible` refuses are left out and do not count.
+    fn scan(&self, filters: Vec<Filter>, scope: Scope, visible: Visibility) -> Scan;
+
+    /// The canonical JSON of those of these events that are in the topic.
+    fn fetch(
+        &self,
+        topic: TopicName,
+        ids: Vec<EventId>,
+    ) -> BoxFuture<'_, Result<Vec<Arc<str>>, StoreError>>;
+
+    /// Those of these ids that are not in the topic.
+    fn missing(
+        &self,
+        topic: TopicName,
+        ids: Vec<EventId>,
+    ) -> BoxFuture<'_, Result<Vec<EventId>, StoreError>>;
+}
+
+/// Who is looking: decides what a query may show beyond its filters.
+pub type Visibility = Arc<dyn Fn(&Event) -> bool + Send + Sync>;
+
+/// What the policy learns beside the event.
+#[derive(Debug)]
+pub struct Context<'a> {
+    pub origin: &'a Origin,
+    /// The topics that routing chose.
+    pub topics: &'a [TopicName],
+    /// Seconds since the Unix epoch.
+    pub received_at: u64,
+}
+
+/// The policy: in practice the plugin chain.
+pub trait Policy: Send + Sync + 'static {
+    /// A worker for one thread. It is made on that thread and stays there.
+    fn worker(&self) -> Box<dyn PolicyWorker>;
+}
+
+/// Evaluates events on one thread, synchronously.
+pub trait PolicyWorker {
+    fn evaluate(&mut self, event: &VerifiedEvent, context: &Context<'_>) -> Decision;
+}
+
+/// An ephemeral event on its way out; it has no place in the log.
+#[derive(Debug, Clone)]
+pub struct Passing {
+    pub event: VerifiedEvent,
+    pub topics: Arc<[TopicName]>,
+    pub origin: Origin,
+}

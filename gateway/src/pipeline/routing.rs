@@ -1,0 +1,68 @@
+//! Which topics an event published on `/` goes to.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use arc_swap::ArcSwap;
+
+use crate::protocol::{Event, Filter, TopicName, kinds};
+
+/// The topics this gateway is in at the moment. Cheap to clone; all clones see the same set.
+#[derive(Clone, Default, Debug)]
+pub struct JoinedTopics(Arc<ArcSwap<BTreeSet<TopicName>>>);
+
+impl JoinedTopics {
+    pub fn new(topics: impl IntoIterator<Item = TopicName>) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(topics.into_iter().collect())))
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.0.load().contains(name)
+    }
+
+    /// All of them, in alphabetical order.
+    pub fn all(&self) -> Arc<BTreeSet<TopicName>> {
+        self.0.load_full()
+    }
+}
+
+/// The routing rules: every matching `[[route]]`, else joined topics named by a `t` tag, else
+/// `topics.default`. A plugin's route comes before all of them, in the worker.
+#[derive(Debug)]
+pub struct Routing {
+    pub rules: Vec<(Filter, Vec<TopicName>)>,
+    pub default: Vec<TopicName>,
+    pub joined: JoinedTopics,
+}
+
+impl Routing {
+    /// The topics for an event published on `/`; none for what may not enter a public topic.
+    pub fn route(&self, event: &Event, now: u64) -> Vec<TopicName> {
+        if kinds::barred_from_public_topics(event, now).is_some() {
+            return Vec::new();
+        }
+        let by_rule =
+            self.rules.iter().filter(|(filter, _)| filter.matches(event)).flat_map(|(_, to)| to);
+        let topics = self.joined_only(by_rule);
+        if !topics.is_empty() {
+            return topics;
+        }
+        let joined = self.joined.all();
+        let topics: BTreeSet<_> =
+            event.tag_values("t").filter_map(|name| joined.get(name)).cloned().collect();
+        if !topics.is_empty() {
+            return topics.into_iter().collect();
+        }
+        self.joined_only(&self.default)
+    }
+
+    /// Those of the topics that are joined, each once.
+    pub fn joined_only<'a>(
+        &self,
+        topics: impl IntoIterator<Item = &'a TopicName>,
+    ) -> Vec<TopicName> {
+        let joined = self.joined.all();
+        let topics: BTreeSet<_> =
+            topics.into_iter().filter(|name| joined.contains(*name)).cloned().collect();
+        topics.into_iter().collect()
+    }
+}

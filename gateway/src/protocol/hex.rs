@@ -1,0 +1,34 @@
+//! Lowercase hexadecimal of fixed length, as NIP-01 writes ids, keys and signatures.
+
+use data_encoding::HEXLOWER;
+
+/// Decodes exactly `2 * N` lowercase hexadecimal digits. Upper case is refused: the id of an event
+/// is a hash over the lowercase text (NIP-01).
+pub fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    (text.len() == 2 * N && HEXLOWER.decode_mut(text.as_bytes(), &mut bytes).is_ok())
+        .then_some(bytes)
+}
+
+/// Lowercase hexadecimal.
+pub fn encode(bytes: &[u8]) -> String {
+    HEXLOWER.encode(bytes)
+}
+
+/// Appends lowercase hexadecimal to `out`.
+pub fn append(bytes: &[u8], out: &mut String) {
+    HEXLOWER.encode_append(bytes, out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_lowercase_of_the_right_length_decodes() {
+        assert_eq!(decode::<2>("00ff"), Some([0, 255]));
+        for bad in ["00FF", "00f", "00fff", "00fg", ""] {
+            assert_eq!(decode::<2>(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The pure core: what Nostr and the gateways' own protocol say, with no sockets, no SQL and no clock.
+//!
+//! Nothing in here imports tokio, sqlx, rusqlite or iroh; a test holds that.
+
+pub mod event;
+pub mod filter;
+pub mod frame;
+pub mod hex;
+pub mod kinds;
+pub mod limits;
+pub mod message;
+pub mod reason;
+pub mod topic;
+
+pub use event::{Event, EventError, EventId, PublicKey, Tag, VerifiedEvent, VerifyError};
+pub use filter::{Filter, FilterError};
+pub use reason::{Prefix, Reason};
+pub use topic::{TopicName, TopicNameError};

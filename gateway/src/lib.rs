@@ -10,5 +10,6 @@ pub mod plugins;
 pub mod protocol;
 pub mod relay;
 pub mod store;
+pub mod subscriptions;
 pub mod tasks;
 pub mod upstream;

@@ -99,7 +99,7 @@ async fn serve(
         let (relay, permit, tasks) = (relay.clone(), permit.clone(), tasks.clone());
         async move {
             Ok::<_, std::convert::Infallible>(http::answer(
-                request, remote, connection, relay, &tasks,
+                request, remote, connection, relay, permit, &tasks,
             ))
         }
     });

@@ -11,7 +11,8 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use nostr_sdk::{
-    Client, ClientOptions, JsonUtil, RelayLimits, RelayOptions, RelayUrl, SubscriptionId,
+    Client, ClientOptions, JsonUtil, RelayOptions, RelayUrl, SubscriptionId,
+    pool::RelayLimits,
     prelude::{Monitor, MonitorNotification, RelayStatus},
 };
 use serde::Serialize;
@@ -39,11 +40,17 @@ pub struct Stream {
     config: UpstreamConfig,
     ingest: Ingest,
     metrics: Arc<Metrics>,
-    relays: Mutex<HashMap<String, &'static str>>,
+    relays: Mutex<HashMap<String, RelayState>>,
     received: AtomicU64,
     new: AtomicU64,
     known: AtomicU64,
     refused: AtomicU64,
+}
+
+struct RelayState {
+    label: &'static str,
+    /// The log already says that it is away.
+    away: bool,
 }
 
 /// A stream's figures, for `/status`.
@@ -60,7 +67,11 @@ pub struct StreamStatus {
 
 impl Stream {
     pub fn new(config: UpstreamConfig, ingest: Ingest, metrics: Arc<Metrics>) -> Arc<Self> {
-        let relays = config.urls.iter().map(|url| (normal(url), "connecting")).collect();
+        let relays = config
+            .urls
+            .iter()
+            .map(|url| (normal(url), RelayState { label: "connecting", away: false }))
+            .collect();
         Arc::new(Self {
             config,
             ingest,
@@ -75,7 +86,8 @@ impl Stream {
 
     pub fn status(&self) -> StreamStatus {
         let relays = self.relays.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut relays: Vec<_> = relays.iter().map(|(url, state)| (url.clone(), *state)).collect();
+        let mut relays: Vec<_> =
+            relays.iter().map(|(url, state)| (url.clone(), state.label)).collect();
         relays.sort_unstable();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         StreamStatus {
@@ -190,29 +202,25 @@ impl Stream {
     }
 
     fn changed(&self, url: &str, status: RelayStatus) {
-        let state = match status {
+        let label = match status {
             RelayStatus::Connected => "connected",
             RelayStatus::Terminated | RelayStatus::Banned => "ended",
             RelayStatus::Disconnected => "unreachable",
             _ => "connecting",
         };
-        let before = self
-            .relays
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(url.to_owned(), state);
         let stream = &self.config.name;
-        match (before, state) {
-            (_, "connected") => {
-                self.metrics.upstream_connects.inc();
-                tracing::info!(stream, url, "connected to upstream");
-            }
-            // Attempts alternate between connecting and unreachable: only the first one is news.
-            (Some("connected"), _) => tracing::warn!(stream, url, "lost upstream; trying again"),
-            (Some("connecting"), "unreachable") => {
-                tracing::debug!(stream, url, "upstream cannot be reached; trying again");
-            }
-            _ => {}
+        let mut relays = self.relays.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(relay) = relays.get_mut(url) else { return };
+        let before = std::mem::replace(&mut relay.label, label);
+        if label == "connected" {
+            relay.away = false;
+            self.metrics.upstream_connects.inc();
+            tracing::info!(stream, url, "connected to upstream");
+        } else if !relay.away && (before == "connected" || label == "unreachable") {
+            // Further attempts are no news until one succeeds.
+            relay.away = true;
+            let what = if before == "connected" { "lost" } else { "cannot reach" };
+            tracing::warn!(stream, url, "{what} upstream; trying again with growing pauses");
         }
     }
 }

@@ -3,6 +3,8 @@
 //! `ARCHITECTURE.md` is the map. The parts meet in [`pipeline`]; what they say is in [`protocol`].
 
 pub mod admin;
+#[cfg(test)]
+mod architecture;
 pub mod gossip;
 pub mod metrics;
 pub mod pipeline;

@@ -3,6 +3,8 @@
 //! `ARCHITECTURE.md` is the map. The parts meet in [`pipeline`]; what they say is in [`protocol`].
 
 pub mod admin;
+pub mod cli;
+pub mod config;
 pub mod gossip;
 pub mod metrics;
 pub mod pipeline;

@@ -42,11 +42,6 @@ impl SharedDht {
         Self(client)
     }
 
-    /// The client, if it is ready.
-    pub fn client(&self) -> Option<AsyncDht> {
-        self.0.borrow().clone()
-    }
-
     /// Waits for the client. `None` at shutdown.
     pub async fn ready(&mut self, token: &CancellationToken) -> Option<AsyncDht> {
         let waiting = self.0.wait_for(Option::is_some);

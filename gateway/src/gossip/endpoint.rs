@@ -1,16 +1,13 @@
 //! The iroh endpoint: sockets, iroh relays, and how endpoint ids become addresses.
 
 use std::{
-    error::Error as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use iroh::{
     Endpoint, RelayMode, RelayUrl, SecretKey,
-    address_lookup::{
-        AddressLookupBuilder, PkarrPublisher, PkarrResolver, memory::MemoryLookup,
-    },
+    address_lookup::{AddressLookupBuilder, PkarrPublisher, PkarrResolver, memory::MemoryLookup},
     endpoint::{BindError, BindOpts, PortmapperConfig, QuicTransportConfig, VarInt, presets},
 };
 use iroh_mainline_address_lookup::DhtAddressLookup;

@@ -103,8 +103,10 @@ impl RecordKeys {
         }
         let record = Record::sign(self.topic.hash(), minute, content, me)
             .map_err(|_| RecordError::Malformed)?;
-        let bytes =
-            record.encrypt(&self.encryption(minute)).to_bytes().map_err(|_| RecordError::Malformed)?;
+        let bytes = record
+            .encrypt(&self.encryption(minute))
+            .to_bytes()
+            .map_err(|_| RecordError::Malformed)?;
         let key = signing_keypair(&self.topic, minute);
         // All members share the slot. Everybody uses the highest sequence number, so that the last
         // writer wins and nobody can lock the others out.

@@ -102,6 +102,8 @@ struct Known {
     neighbors: BTreeSet<EndpointId>,
     sources: HashMap<EndpointId, FoundBy>,
     first_neighbor: Option<Duration>,
+    /// When the last neighbor went.
+    left_alone: Option<Instant>,
     steps: BTreeMap<Step, StepResult>,
 }
 
@@ -127,6 +129,15 @@ impl TopicState {
 
     pub fn neighbors(&self) -> Vec<EndpointId> {
         self.known().neighbors.iter().copied().collect()
+    }
+
+    /// How long there has been no neighbor; zero while there is one.
+    pub fn alone_for(&self) -> Duration {
+        let known = self.known();
+        match known.neighbors.is_empty() {
+            true => known.left_alone.unwrap_or(self.joining_since).elapsed(),
+            false => Duration::ZERO,
+        }
     }
 
     /// Takes note of who found an endpoint. The first finder counts.
@@ -213,7 +224,10 @@ impl TopicState {
     }
 
     /// Tells the count to those who wait for it, while the lock still keeps its order.
-    fn publish(&self, known: MutexGuard<'_, Known>) {
+    fn publish(&self, mut known: MutexGuard<'_, Known>) {
+        if known.neighbors.is_empty() {
+            known.left_alone = Some(Instant::now());
+        }
         let count = known.neighbors.len();
         self.count.send_if_modified(|old| std::mem::replace(old, count) != count);
         let labels = TopicLabels { topic: self.name.to_string() };

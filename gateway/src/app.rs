@@ -9,7 +9,7 @@ use crate::{
     admin::Admin,
     config::Config,
     data_dir::DataDir,
-    gossip::Gossip,
+    gossip::{Gossip, StartGossip},
     metrics::Metrics,
     pipeline::{EventReader, EventWriter, Ingest, JoinedTopics, Policy, Routing},
     plugins::PluginChain,
@@ -73,15 +73,16 @@ impl App {
             subscriptions.clone().run(ingest.passing(), background.token().clone()),
         );
 
-        let gossip = Gossip::start(crate::gossip::Setup {
-            endpoint: config.endpoint.clone(),
-            discovery: config.discovery.clone(),
-            data_dir: data_dir.path().to_owned(),
-            topics: joined.clone(),
+        let gossip = Gossip::start(StartGossip {
+            endpoint: &config.endpoint,
+            discovery: &config.discovery,
+            data_dir: data_dir.path(),
+            joined: joined.clone(),
+            limits: &limits,
             ingest: ingest.clone(),
             reader: reader.clone(),
-            limits: limits.clone(),
             metrics: metrics.clone(),
+            tasks: &background,
         })
         .await?;
         let gossip = Arc::new(gossip);
@@ -134,7 +135,6 @@ impl App {
             });
             background.spawn("admin", admin.run(socket, background.clone()));
         }
-        warn_when_open_to_others(&config);
         let relay = Relay {
             config: config.relay,
             limits,
@@ -176,7 +176,7 @@ impl App {
         if !self.upstreams.stop(STEP).await {
             late("upstream streams");
         }
-        self.gossip.stop().await;
+        self.gossip.shutdown().await;
         if tokio::time::timeout(STEP, self.ingest.stop()).await.is_err() {
             late("the pipeline");
         }
@@ -197,16 +197,6 @@ async fn load_plugins(
     let dir = if named { config.plugins.dir.clone() } else { data_dir.path().join("plugins") };
     let loaded = tasks::blocking(move || PluginChain::load(&dir, named, metrics)).await;
     Ok(loaded.context("cannot load the plugins")??)
-}
-
-fn warn_when_open_to_others(config: &Config) {
-    for (setting, address) in
-        [("relay.listen", config.relay.listen), ("admin.listen", config.admin.listen)]
-    {
-        if !address.ip().is_loopback() {
-            tracing::warn!(%address, "{setting} is not a loopback address: others can connect");
-        }
-    }
 }
 
 struct Banner {

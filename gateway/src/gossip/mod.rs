@@ -167,7 +167,7 @@ impl Gossip {
 
     /// Leaves the topics, tells the neighbors so, and closes the endpoint. Takes at most seven
     /// seconds.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(&self) {
         if !self.tasks.stop(STOP_TASKS).await {
             tracing::warn!("some tasks of the topics did not end in time");
         }

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use serde::Serialize;
 use wasmtime::Engine;
 
 use super::{
@@ -58,7 +59,7 @@ pub(super) enum Loaded {
 }
 
 /// What people want to know about a plugin.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PluginSummary {
     /// The manifest's id, or the folder's name when the manifest is unreadable.
     pub id: String,
@@ -67,8 +68,18 @@ pub struct PluginSummary {
     pub state: PluginState,
 }
 
+impl fmt::Display for PluginSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.state {
+            PluginState::Ready { .. } => write!(f, "{} {}", self.id, self.version),
+            PluginState::Broken { .. } => write!(f, "{} (broken)", self.id),
+        }
+    }
+}
+
 /// Whether a plugin runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum PluginState {
     /// It runs; `failures` calls have failed since the start.
     Ready { failures: u64 },

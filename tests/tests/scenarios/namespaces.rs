@@ -1,0 +1,1 @@
+//! Networks of namespaces: other programs, and the machines of docker-compose.yml.

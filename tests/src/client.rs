@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
-use nostr_sdk::{Client, Event};
+use nostr_sdk::{Client, Event, Keys};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
@@ -25,7 +25,9 @@ pub struct RawClient {
 
 impl RawClient {
     pub async fn connect(url: &str) -> Self {
-        Self::try_connect(url).await.unwrap_or_else(|error| panic!("cannot connect to {url}: {error}"))
+        Self::try_connect(url)
+            .await
+            .unwrap_or_else(|error| panic!("cannot connect to {url}: {error}"))
     }
 
     /// The error is the HTTP answer when the upgrade is refused.
@@ -110,7 +112,9 @@ impl RawClient {
                 Ok(Some(text)) if matches(&text) => return text,
                 Ok(Some(text)) => self.skipped.push_back(text),
                 Ok(None) => panic!("the connection was closed before: {what}"),
-                Err(_) => panic!("did not come within {PATIENCE:?}: {what}; got {:?}", self.skipped),
+                Err(_) => {
+                    panic!("did not come within {PATIENCE:?}: {what}; got {:?}", self.skipped)
+                }
             }
         }
     }
@@ -139,6 +143,15 @@ impl RawClient {
         let stored = self.req("stored", filters).await;
         self.send(&json!(["CLOSE", "stored"])).await;
         stored.iter().map(|event| event["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Checks that all of these events are stored.
+    pub async fn assert_stored(&mut self, ids: &[String]) {
+        for ids in ids.chunks(200) {
+            let stored = self.stored_ids(&[json!({"ids": ids, "limit": 200})]).await;
+            let lost: Vec<_> = ids.iter().filter(|id| !stored.contains(id)).collect();
+            assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+        }
     }
 
     /// Waits for the next live event of a subscription.
@@ -184,6 +197,34 @@ impl RawClient {
             }
         }
     }
+}
+
+/// Publishes notes, many of them under way at a time, until the relay is gone. Returns the ids that
+/// were acknowledged.
+pub async fn publish_until_the_end(url: String) -> Vec<String> {
+    let (socket, _) = tokio_tungstenite::connect_async(&url).await.unwrap();
+    let (mut sink, mut stream) = socket.split();
+    let writer = tokio::spawn(async move {
+        let keys = Keys::generate();
+        for n in 0.. {
+            let event = events::json(&events::note(&keys, &format!("note {n}")));
+            if sink.send(Message::text(format!(r#"["EVENT",{event}]"#))).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut acknowledged = Vec::new();
+    while let Some(Ok(frame)) = stream.next().await {
+        let Message::Text(text) = frame else { continue };
+        let message: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(message[0], "OK", "{text}");
+        // While it drains, a relay may refuse what still comes.
+        if message[2] == true {
+            acknowledged.push(message[1].as_str().unwrap().to_owned());
+        }
+    }
+    writer.abort();
+    acknowledged
 }
 
 /// A client of nostr-sdk, connected to one relay.

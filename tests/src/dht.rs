@@ -29,8 +29,7 @@ impl Testnet {
     async fn start(command: Command) -> Self {
         let child = Child::spawn("dht-testnet", command);
         child.stdout_line(Duration::from_secs(20), |line| line == "ready").await;
-        let line =
-            child.stdout_line(Duration::ZERO, |line| line.starts_with("bootstrap ")).await;
+        let line = child.stdout_line(Duration::ZERO, |line| line.starts_with("bootstrap ")).await;
         let bootstrap = line["bootstrap ".len()..].split(',').map(str::to_owned).collect();
         Self { bootstrap, _child: child }
     }

@@ -34,7 +34,13 @@ pub fn assortment(count: usize) -> Vec<Event> {
             let other = Keys::generate().public_key().to_hex();
             match n % 8 {
                 0 => event(&keys, 0, r#"{"name":"Zoë","about":"Grüße \u0007 👋🏽"}"#, &[], at),
-                1 => event(&keys, 1, &format!("note {n} “quoted” \\ \"line\nbreak\" 日本語"), &[], at),
+                1 => event(
+                    &keys,
+                    1,
+                    &format!("note {n} “quoted” \\ \"line\nbreak\" 日本語"),
+                    &[],
+                    at,
+                ),
                 2 => {
                     let contacts: Vec<[String; 2]> = (0..200)
                         .map(|_| ["p".to_owned(), Keys::generate().public_key().to_hex()])

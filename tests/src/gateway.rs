@@ -257,9 +257,11 @@ impl Gateway {
 
     /// Waits until a metric has at least this value.
     pub async fn wait_for_metric(&self, name: &str, at_least: u64, deadline: Duration) {
-        eventually(&format!("{name} of {} ≥ {at_least}", self.builder.name), deadline, async || {
-            (self.metric(name).await >= at_least).then_some(())
-        })
+        eventually(
+            &format!("{name} of {} ≥ {at_least}", self.builder.name),
+            deadline,
+            async || (self.metric(name).await >= at_least).then_some(()),
+        )
         .await;
     }
 

@@ -9,12 +9,8 @@ use std::{
 };
 
 /// The host names that DHT clients without a setting for it start from.
-pub const PUBLIC_BOOTSTRAP: [&str; 4] = [
-    "router.bittorrent.com",
-    "dht.transmissionbt.com",
-    "dht.libtorrent.org",
-    "relay.pkarr.org",
-];
+pub const PUBLIC_BOOTSTRAP: [&str; 4] =
+    ["router.bittorrent.com", "dht.transmissionbt.com", "dht.libtorrent.org", "relay.pkarr.org"];
 
 static NETWORKS: AtomicU8 = AtomicU8::new(0);
 
@@ -87,7 +83,10 @@ impl Network {
         let namespace = self.bare(label, self.host(number), self.host(dht));
         let port = format!("{}p{number}", self.prefix);
         let (name, switch) = (namespace.name.as_str(), self.switch.as_str());
-        ip(&["-n", switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", name]);
+        ip(&[
+            "-n", switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns",
+            name,
+        ]);
         ip(&["-n", switch, "link", "set", &port, "master", "br0", "up"]);
         ip(&["-n", name, "addr", "add", &format!("{}/24", namespace.address), "dev", "eth0"]);
         ip(&["-n", name, "link", "set", "eth0", "up"]);

@@ -19,10 +19,8 @@ pub struct IndependentRelay {
 impl IndependentRelay {
     /// Holds `events` from the start; more can be published by any client.
     pub async fn start(events: &[Event]) -> Self {
-        let database = MemoryDatabase::with_opts(MemoryDatabaseOptions {
-            events: true,
-            max_events: None,
-        });
+        let database =
+            MemoryDatabase::with_opts(MemoryDatabaseOptions { events: true, max_events: None });
         for event in events {
             database.save_event(event).await.unwrap();
         }
@@ -33,6 +31,11 @@ impl IndependentRelay {
 
     pub fn url(&self) -> String {
         format!("ws://127.0.0.1:{}", self.port)
+    }
+
+    /// Adds an event without telling anybody, also while it is stopped.
+    pub async fn load(&self, event: &Event) {
+        self.database.save_event(event).await.unwrap();
     }
 
     /// Ends it and all its connections. The events stay.

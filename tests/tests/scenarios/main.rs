@@ -3,7 +3,15 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test code fails loudly")]
 
+mod bad_messages;
+mod bad_start;
+mod harness;
+mod hostile;
+mod lifecycle;
+mod main_job;
 mod namespaces;
+mod relay;
+mod relay_http;
 
 /// The gateway's binary, built from this tree together with these scenarios.
 const GATEWAY: &str = env!("CARGO_BIN_EXE_nostr-gateway-under-test");

@@ -3,7 +3,8 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use nostr_gateway_tests::{
-    Child, Gateway, GatewayBuilder, Namespace, Network, RawClient, Testnet, eventually, events, http,
+    Child, Gateway, GatewayBuilder, Namespace, Network, RawClient, Testnet, events, eventually,
+    http,
 };
 use nostr_sdk::Keys;
 use serde_json::json;
@@ -35,8 +36,7 @@ async fn stock_nodes_meet_in_the_private_dht() {
     let mut first = stock_node(&first, "meeting");
     let second = stock_node(&second, "meeting");
     for node in [&first, &second] {
-        node.stdout_line(MEETING, |line| line.starts_with("up ")).await;
-        has_line(node, "joined").await;
+        node.stdout_line(MEETING, |line| line == "joined").await;
     }
     first.write_line("hello").await;
     has_line(&second, "received hello").await;
@@ -111,7 +111,7 @@ async fn the_compose_topology_carries_an_event() {
 }
 
 /// The pkarr relay with the shipped configuration; only its cache is somewhere else.
-async fn start_pkarr_relay(namespace: &Namespace, cache: &Path) -> Child {
+pub async fn start_pkarr_relay(namespace: &Namespace, cache: &Path) -> Child {
     let config = fs::read_to_string(repository("config/pkarr-relay.toml")).unwrap();
     let shipped = r#"path = "/var/lib/pkarr-relay""#;
     assert!(config.contains(shipped), "{config}");

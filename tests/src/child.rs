@@ -24,7 +24,8 @@ struct Line {
 #[derive(Clone)]
 struct Output {
     lines: Arc<Mutex<Vec<Line>>>,
-    written: watch::Sender<usize>,
+    /// How many of the two streams have not ended; changes with every line as well.
+    open: watch::Sender<usize>,
 }
 
 /// A running child. It is killed when this is dropped; when the test fails, its output is printed.
@@ -46,7 +47,7 @@ impl Child {
             .kill_on_drop(true)
             .spawn()
             .unwrap_or_else(|error| panic!("{name} does not start: {error}"));
-        let output = Output { lines: Arc::default(), written: watch::Sender::new(0) };
+        let output = Output { lines: Arc::default(), open: watch::Sender::new(2) };
         tokio::spawn(output.clone().collect(process.stdout.take().unwrap(), false));
         tokio::spawn(output.clone().collect(process.stderr.take().unwrap(), true));
         let stdin = process.stdin.take();
@@ -69,24 +70,26 @@ impl Child {
         stream: &str,
         wanted: impl Fn(&Line) -> bool,
     ) -> String {
-        let mut written = self.output.written.subscribe();
+        let mut open = self.output.open.subscribe();
         let search = async {
             loop {
+                // In this order: what is written before the end is seen before the end.
+                let has_ended = *open.borrow_and_update() == 0;
                 let found = self.output.lines.lock().unwrap().iter().find(|l| wanted(l)).cloned();
-                if let Some(line) = found {
-                    return line.text;
+                match found {
+                    Some(line) => return Some(line.text),
+                    None if has_ended => return None,
+                    // The sender lives in self.output.
+                    None => open.changed().await.unwrap(),
                 }
-                // The sender lives in self.output.
-                written.changed().await.unwrap();
             }
         };
-        match tokio::time::timeout(deadline, search).await {
-            Ok(text) => text,
-            Err(_) => panic!(
-                "{} did not write the expected line to {stream} within {deadline:?}",
-                self.name
-            ),
-        }
+        let why = match tokio::time::timeout(deadline, search).await {
+            Ok(Some(text)) => return text,
+            Ok(None) => "ended and did not write the expected line".to_owned(),
+            Err(_) => format!("did not write the expected line within {deadline:?}"),
+        };
+        panic!("{} {why} to {stream}", self.name);
     }
 
     /// What it wrote to standard output.
@@ -151,8 +154,9 @@ impl Output {
         let mut lines = BufReader::new(stream).lines();
         while let Ok(Some(text)) = lines.next_line().await {
             self.lines.lock().unwrap().push(Line { is_stderr, text });
-            self.written.send_modify(|count| *count += 1);
+            self.open.send_modify(|_| {});
         }
+        self.open.send_modify(|open| *open -= 1);
     }
 
     fn lines(&self, is_stderr: bool) -> Vec<String> {

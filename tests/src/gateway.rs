@@ -212,10 +212,12 @@ impl Gateway {
             let line = line.unwrap_or_else(|| panic!("the banner has no {name}: {banner:?}"));
             line[name.len()..].trim().to_owned()
         };
+        // A listener on all addresses is reached by the namespace's own.
+        let own = builder.namespace.as_ref().map(|n| n.address().to_string());
         let address = |url: String, scheme: &str| {
             let address = url.strip_prefix(scheme).unwrap_or_else(|| panic!("{url}"));
-            let host = builder.namespace.as_ref().map(|n| n.address().to_string());
-            address.trim_end_matches('/').replace("0.0.0.0", host.as_deref().unwrap_or("127.0.0.1"))
+            let (host, port) = address.trim_end_matches('/').rsplit_once(':').unwrap();
+            format!("{}:{port}", own.as_deref().unwrap_or(host))
         };
         let relay = address(field("relay"), "ws://");
         let admin = address(field("admin"), "http://");

@@ -208,9 +208,12 @@ impl Gateway {
         child.stdout_line(START, |line| line == "ready").await;
         let banner = child.stdout();
         let field = |name: &str| {
-            let line = banner.iter().find(|line| line.split_whitespace().next() == Some(name));
-            let line = line.unwrap_or_else(|| panic!("the banner has no {name}: {banner:?}"));
-            line[name.len()..].trim().to_owned()
+            let mut values = banner.iter().filter_map(|line| line.trim_start().strip_prefix(name));
+            let value = values.find(|value| value.starts_with(' '));
+            value
+                .unwrap_or_else(|| panic!("the banner has no {name}: {banner:?}"))
+                .trim()
+                .to_owned()
         };
         // A listener on all addresses is reached by the namespace's own.
         let own = builder.namespace.as_ref().map(|n| n.address().to_string());

@@ -24,13 +24,21 @@ async fn refuses_to_start(builder: &GatewayBuilder, code: i32, words: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_in_use_ends_it() {
+async fn only_the_relay_cannot_go_on_without_its_port() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    for section in ["relay", "admin"] {
-        let builder = builder().set(section, "listen", &format!("{address:?}"));
-        refuses_to_start(&builder, 1, &[&address, "in use"]).await;
-    }
+    let relay = builder().set("relay", "listen", &format!("{address:?}"));
+    refuses_to_start(&relay, 1, &[&address, "in use", "relay.listen"]).await;
+
+    // Without metrics it is still a relay.
+    let admin = builder().set("admin", "listen", &format!("{address:?}")).spawn();
+    admin.stdout_line(Duration::from_secs(60), |line| line == "ready").await;
+    let is_clear =
+        |line: &str| [&address, "in use", "admin.listen"].iter().all(|word| line.contains(*word));
+    admin.stderr_line(PATIENCE, is_clear).await;
+    let relay = admin.stdout_line(PATIENCE, |line| line.contains("ws://")).await;
+    let mut client = RawClient::connect(&relay[relay.find("ws://").unwrap()..]).await;
+    client.accept(&events::note(&Keys::generate(), "still a relay")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

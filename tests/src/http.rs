@@ -1,0 +1,68 @@
+//! Just enough HTTP to read what the gateway serves, headers included.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// An answer.
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Response {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// GET without further headers. `address` is `IP:PORT`.
+pub async fn get(address: &str, path: &str) -> Response {
+    request(address, "GET", path, &[]).await
+}
+
+/// One request. HTTP/1.0, so the body ends with the connection.
+pub async fn request(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Response {
+    tokio::time::timeout(Duration::from_secs(10), exchange(address, method, path, headers))
+        .await
+        .unwrap_or_else(|_| panic!("no answer to {method} {path} from {address}"))
+        .unwrap_or_else(|error| panic!("{method} {path} from {address}: {error}"))
+}
+
+async fn exchange(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> std::io::Result<Response> {
+    let mut stream = TcpStream::connect(address).await?;
+    let mut text = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n");
+    for (name, value) in headers {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    text.push_str("\r\n");
+    stream.write_all(text.as_bytes()).await?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await?;
+    let text = String::from_utf8_lossy(&bytes);
+    let (head, body) = text.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    let mut lines = head.lines();
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
+    let headers = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
+        .collect();
+    let status = status.ok_or(std::io::ErrorKind::InvalidData)?;
+    Ok(Response { status, headers, body: body.to_owned() })
+}

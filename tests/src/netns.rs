@@ -1,0 +1,168 @@
+//! Networks made of Linux network namespaces: a switch, hosts on it, and nothing beyond.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU8, Ordering},
+};
+
+/// The host names that DHT clients without a setting for it start from.
+pub const PUBLIC_BOOTSTRAP: [&str; 4] =
+    ["router.bittorrent.com", "dht.transmissionbt.com", "dht.libtorrent.org", "relay.pkarr.org"];
+
+static NETWORKS: AtomicU8 = AtomicU8::new(0);
+
+/// A switch, and this process as a host on it (address `.254`). All is removed when it is dropped.
+pub struct Network {
+    prefix: String,
+    subnet: [u8; 3],
+    switch: String,
+}
+
+/// A host on the switch, or one with a loopback interface alone.
+pub struct Namespace {
+    name: String,
+    address: Ipv4Addr,
+}
+
+impl Network {
+    /// A new network, or `None` where namespaces cannot be made: then one line says that `scenario`
+    /// did not run. Where they are required (in CI) that is a failure.
+    pub fn available(scenario: &str) -> Option<Self> {
+        let missing = match Command::new("ip").args(["netns", "list"]).output() {
+            Err(_) => "the command ip is missing",
+            Ok(_) if !is_root() => "network namespaces need root",
+            Ok(_) => return Some(Self::create()),
+        };
+        let required = ["CI", "NOSTR_GATEWAY_REQUIRE_NETNS"]
+            .iter()
+            .any(|name| std::env::var(name).is_ok_and(|value| value == "true" || value == "1"));
+        assert!(!required, "{scenario} cannot run: {missing}");
+        crate::report(&format!("{scenario} did not run: {missing}"));
+        None
+    }
+
+    fn create() -> Self {
+        let count = NETWORKS.fetch_add(1, Ordering::Relaxed);
+        let process = std::process::id();
+        // Interface names have at most 15 characters.
+        let prefix = format!("ng{:x}n{count}", process & 0xf_ffff);
+        let subnet = [10, 64 + (process % 128) as u8, count];
+        let network = Self { switch: format!("{prefix}-sw"), prefix, subnet };
+        ip(&["netns", "add", &network.switch]);
+        ip(&["-n", &network.switch, "link", "add", "br0", "type", "bridge"]);
+        // Multicast goes to every port, as on a plain switch: mDNS needs it.
+        ip(&["-n", &network.switch, "link", "set", "br0", "type", "bridge", "mcast_snooping", "0"]);
+        ip(&["-n", &network.switch, "link", "set", "br0", "up"]);
+        // This process is a host as well, so that its clients reach the gateways.
+        let (own, port) = (format!("{}h", network.prefix), format!("{}hp", network.prefix));
+        ip(&["link", "add", &own, "type", "veth", "peer", "name", &port, "netns", &network.switch]);
+        ip(&["-n", &network.switch, "link", "set", &port, "master", "br0", "up"]);
+        let address = format!("{}/24", network.host(254));
+        ip(&["addr", "add", &address, "dev", &own]);
+        ip(&["link", "set", &own, "up"]);
+        network
+    }
+
+    /// The address of the host with this number.
+    pub fn host(&self, number: u8) -> Ipv4Addr {
+        let [a, b, c] = self.subnet;
+        Ipv4Addr::new(a, b, c, number)
+    }
+
+    /// The first three numbers of all addresses, with a dot at the end.
+    pub fn address_prefix(&self) -> String {
+        let [a, b, c] = self.subnet;
+        format!("{a}.{b}.{c}.")
+    }
+
+    /// Adds a host. The public bootstrap names of the DHT resolve to host `dht` there.
+    pub fn add(&self, label: &str, number: u8, dht: u8) -> Namespace {
+        let namespace = self.bare(label, self.host(number), self.host(dht));
+        let port = format!("{}p{number}", self.prefix);
+        let (name, switch) = (namespace.name.as_str(), self.switch.as_str());
+        ip(&[
+            "-n", switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns",
+            name,
+        ]);
+        ip(&["-n", switch, "link", "set", &port, "master", "br0", "up"]);
+        ip(&["-n", name, "addr", "add", &format!("{}/24", namespace.address), "dev", "eth0"]);
+        ip(&["-n", name, "link", "set", "eth0", "up"]);
+        // Leads nowhere. Without a default route, sockets have no address to send from.
+        ip(&["-n", name, "route", "add", "default", "via", &self.host(253).to_string()]);
+        namespace
+    }
+
+    /// Adds a host without a network: loopback alone.
+    pub fn add_isolated(&self, label: &str) -> Namespace {
+        self.bare(label, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)
+    }
+
+    fn bare(&self, label: &str, address: Ipv4Addr, dht: Ipv4Addr) -> Namespace {
+        let name = format!("{}-{label}", self.prefix);
+        let namespace = Namespace { name, address };
+        let etc = namespace.etc();
+        fs::create_dir_all(&etc).unwrap();
+        let hosts = format!("127.0.0.1 localhost\n{dht} {}\n", PUBLIC_BOOTSTRAP.join(" "));
+        fs::write(etc.join("hosts"), hosts).unwrap();
+        // Nobody answers there: other names fail at once.
+        fs::write(etc.join("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
+        ip(&["netns", "add", &namespace.name]);
+        ip(&["-n", &namespace.name, "link", "set", "lo", "up"]);
+        namespace
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        // The veth pairs go with their namespace, the hosts with their own Drop.
+        remove_namespace(&self.switch);
+    }
+}
+
+impl Namespace {
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// A command that runs in this namespace. Signals to it reach the program itself.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name]).arg(program);
+        command
+    }
+
+    fn etc(&self) -> PathBuf {
+        Path::new("/etc/netns").join(&self.name)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        remove_namespace(&self.name);
+        let _ = fs::remove_dir_all(self.etc());
+    }
+}
+
+fn remove_namespace(name: &str) {
+    // Drop also runs while a failed test unwinds: a second panic would hide the first.
+    let _ = Command::new("ip").args(["netns", "del", name]).output();
+}
+
+fn ip(arguments: &[&str]) {
+    let output = Command::new("ip").args(arguments).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {}: {errors}", arguments.join(" "));
+}
+
+/// Reads the effective user id from the kernel.
+fn is_root() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("Uid:"))
+        .and_then(|ids| ids.split_whitespace().nth(1))
+        == Some("0")
+}

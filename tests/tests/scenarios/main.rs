@@ -1,0 +1,28 @@
+//! End-to-end scenarios against the real binary, with real parts only. Nothing here reaches beyond
+//! loopback or namespaces of its own.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test code fails loudly")]
+
+mod bad_messages;
+mod bad_start;
+mod harness;
+mod hostile;
+mod lifecycle;
+mod main_job;
+mod namespaces;
+mod relay;
+mod relay_http;
+
+/// The gateway's binary, built from this tree together with these scenarios.
+const GATEWAY: &str = env!("CARGO_BIN_EXE_nostr-gateway-under-test");
+const DHT_TESTNET: &str = env!("CARGO_BIN_EXE_dht-testnet-under-test");
+const STOCK_NODE: &str = env!("CARGO_BIN_EXE_stock-dtt-node");
+const PKARR_RELAY: &str = env!("CARGO_BIN_EXE_pkarr-relay");
+const WS_PIPE: &str = env!("CARGO_BIN_EXE_ws-pipe");
+
+/// Held by scenarios with several processes: two at a time on a small machine would only measure
+/// each other.
+async fn alone() -> tokio::sync::MutexGuard<'static, ()> {
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    ALONE.lock().await
+}

@@ -3,6 +3,12 @@
 //! `ARCHITECTURE.md` is the map. The parts meet in [`pipeline`]; what they say is in [`protocol`].
 
 pub mod admin;
+pub mod app;
+#[cfg(test)]
+mod architecture;
+pub mod cli;
+pub mod config;
+pub mod data_dir;
 pub mod gossip;
 pub mod metrics;
 pub mod pipeline;
@@ -10,5 +16,6 @@ pub mod plugins;
 pub mod protocol;
 pub mod relay;
 pub mod store;
+pub mod subscriptions;
 pub mod tasks;
 pub mod upstream;

@@ -10,6 +10,7 @@ pub mod ingest;
 pub mod origin;
 pub mod ports;
 pub mod routing;
+pub mod scan;
 mod worker;
 
 pub use decision::{Decision, Outcome};
@@ -17,6 +18,7 @@ pub use ingest::{Candidate, Ingest, Target};
 pub use origin::{Origin, PeerId};
 pub use ports::{
     Committed, Context, EventReader, EventWriter, LogEntry, Passing, Policy, PolicyWorker,
-    Presence, Scan, ScanItem, Scope, Seq, StoreError, Write,
+    Presence, Scope, Seq, StoreError, Visibility, Write,
 };
 pub use routing::{JoinedTopics, Routing};
+pub use scan::{Scan, ScanItem, ScanSender};

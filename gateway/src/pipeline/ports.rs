@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
-use super::{Decision, Origin};
+use super::{Decision, Origin, scan::Scan};
 use crate::protocol::{Event, EventId, Filter, TopicName, VerifiedEvent};
 
 /// A position in the store's log: given at commit, rising, never reused. 0 is before everything.
@@ -90,26 +90,14 @@ impl Scope {
     }
 }
 
-/// What a scan yields, in this order: events newest first (filter by filter, each event once), then
-/// one [`ScanItem::End`] with the log position of the snapshot that was read.
-#[derive(Debug)]
-pub enum ScanItem {
-    /// Canonical JSON.
-    Event(Arc<str>),
-    End(Seq),
-    Failed(StoreError),
-}
-
-/// The receiving end of a scan; dropping it ends the scan.
-pub type Scan = mpsc::Receiver<ScanItem>;
-
 /// The reading side of the store. Nothing here waits for the writer.
 pub trait EventReader: Send + Sync + 'static {
     /// The log's newest position, changed after each commit. Only a wake-up: read with
     /// [`Self::log_after`].
     fn head(&self) -> watch::Receiver<Seq>;
 
-    /// Up to `max` log entries after `seq`, oldest first. Entries whose event is gone are left out.
+    /// Up to `max` log entries after `seq`, oldest first. Entries whose event is gone are left out,
+    /// so an empty answer means: nothing is left up to the head that was seen before the call.
     fn log_after(&self, seq: Seq, max: usize) -> BoxFuture<'_, Result<Vec<LogEntry>, StoreError>>;
 
     /// The same from memory: `None` when the part after `seq` is no longer all there.

@@ -359,3 +359,74 @@ fn describe(error: &serde_json::Error) -> String {
         None => text,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::signing::Author;
+
+    /// A real event, as public relays carried it.
+    const REAL: &str = r#"{"id":"1dd49619b558cc202b00c982922526d4bbb6dab09d5debbc2be3d3fd49b1db3b","pubkey":"753d025936c8c3238b1b2b2f748be6df92743c2201e5198946e9d6a29156793f","created_at":1711469125,"kind":7,"tags":[["e","b3539700db7df3882e43312c43566abe0f780414c64d5e113e2cd5b8fadac58a"],["p","50c59a1cb233d08d5a1fb493f520c6b5d7f77a2ba42e4666801a3e366b0a027e"]],"content":"🤙","sig":"41f4bfda01d9ec9e9c9a4db44618afa0c91aac4881c2c159099468ced2514264a0948a77800de3e5eaca9f8ad60821c1333aed10a68b293797e58ea40ff5969d"}"#;
+
+    #[test]
+    fn a_real_event_is_its_own_canonical_form_and_verifies() {
+        let event = Event::parse(REAL).unwrap();
+        assert_eq!(&**event.json(), REAL);
+        assert!(VerifiedEvent::verify(event).is_ok());
+    }
+
+    #[test]
+    fn order_white_space_and_unknown_fields_do_not_matter() {
+        let mut value: serde_json::Value = serde_json::from_str(REAL).unwrap();
+        value["seen_on"] = serde_json::json!(["wss://example.com", {"a": 1}]);
+        let event = Event::parse(&serde_json::to_string_pretty(&value).unwrap()).unwrap();
+        assert_eq!(&**event.json(), REAL);
+    }
+
+    #[test]
+    fn all_of_unicode_survives() {
+        let content = "\0\u{1}\u{8}\t\n\u{b}\u{c}\r\u{1f}\u{7f}\"\\/\u{2028}\u{fffe}\u{10ffff}é😀";
+        let event = Author::new(1).sign(1, 1, &[&["t", content], &[]], content);
+        assert_eq!(event.content, content);
+        assert!(VerifiedEvent::verify(event).is_ok());
+    }
+
+    #[test]
+    fn forgeries_are_told_apart() {
+        let forge = |key: &str, value: serde_json::Value| {
+            let mut forged: serde_json::Value = serde_json::from_str(REAL).unwrap();
+            forged[key] = value;
+            VerifiedEvent::verify(Event::parse(&forged.to_string()).unwrap()).unwrap_err()
+        };
+        assert_eq!(forge("content", "other".into()), VerifyError::Id);
+        assert_eq!(forge("id", "0".repeat(64).into()), VerifyError::Id);
+        assert_eq!(forge("sig", "0".repeat(128).into()), VerifyError::Signature);
+        assert_eq!(forge("sig", "f".repeat(128).into()), VerifyError::Signature);
+    }
+
+    #[test]
+    fn malformed_events_say_what_is_wrong() {
+        let with = |key: &str, value: serde_json::Value| {
+            let mut wrong: serde_json::Value = serde_json::from_str(REAL).unwrap();
+            wrong[key] = value;
+            Event::parse(&wrong.to_string()).unwrap_err().to_string()
+        };
+        assert_eq!(with("id", "XYZ".into()), "id: want 64 lowercase hex digits");
+        assert_eq!(with("sig", 1.into()), "sig: invalid type: integer `1`, expected a string");
+        assert_eq!(
+            with("kind", 65_536.into()),
+            "kind: invalid value: integer `65536`, expected u16"
+        );
+        assert_eq!(
+            with("created_at", 9_007_199_254_740_992_u64.into()),
+            "created_at: out of range"
+        );
+        assert!(with("tags", serde_json::json!([[1]])).starts_with("tags: invalid type"));
+        let twice = REAL.replacen("\"kind\":7", "\"kind\":7,\"kind\":7", 1);
+        assert_eq!(Event::parse(&twice).unwrap_err().to_string(), "the key \"kind\" occurs twice");
+        let unknown = REAL.replacen("\"kind\":7", "\"kind\":7,\"x\":1,\"x\":2", 1);
+        assert_eq!(Event::parse(&unknown).unwrap_err().to_string(), "a key occurs twice");
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert!(Event::parse(&deep).is_err());
+    }
+}

@@ -10,6 +10,8 @@ pub mod kinds;
 pub mod limits;
 pub mod message;
 pub mod reason;
+#[cfg(test)]
+pub mod signing;
 pub mod topic;
 
 pub use event::{Event, EventError, EventId, PublicKey, Tag, VerifiedEvent, VerifyError};

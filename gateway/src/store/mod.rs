@@ -1,1 +1,208 @@
+//! SQLite: one writer thread that commits groups, reader threads that never block it.
+//!
+//! sqlx runs the migrations and the rare queries; the writer and the readers are rusqlite on the same
+//! file, because a query through sqlx costs ten times as much.
+
 pub mod config;
+mod names;
+mod open;
+mod query;
+mod ranges;
+mod readers;
+mod tail;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{path::Path, sync::Arc};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use config::StorageConfig;
+pub use open::OpenError;
+
+use crate::{
+    metrics::Metrics,
+    pipeline::{
+        EventReader, EventWriter, LogEntry, Presence, Scan, Scope, Seq, StoreError, Visibility,
+        Write,
+    },
+    protocol::{EventId, Filter, TopicName},
+    tasks,
+};
+use readers::Readers;
+use tail::Tail;
+
+/// How many events may wait for the writer.
+const WRITE_QUEUE: usize = 4_096;
+
+/// The store. Cheap to share; [`Store::close`] ends it.
+pub struct Store {
+    readers: Readers,
+    tail: Arc<Tail>,
+    writes: parking::Writes,
+    stored_at_start: u64,
+}
+
+/// The sending side of the writer's queue, which closing takes away.
+mod parking {
+    use std::{
+        sync::{Mutex, PoisonError, RwLock},
+        thread::JoinHandle,
+    };
+
+    use tokio::sync::mpsc;
+
+    use crate::pipeline::{StoreError, Write};
+
+    pub(super) struct Writes {
+        queue: RwLock<Option<mpsc::Sender<Write>>>,
+        thread: Mutex<Option<JoinHandle<()>>>,
+    }
+
+    impl Writes {
+        pub fn new(queue: mpsc::Sender<Write>, thread: JoinHandle<()>) -> Self {
+            Self { queue: RwLock::new(Some(queue)), thread: Mutex::new(Some(thread)) }
+        }
+
+        pub fn send(&self, write: Write) -> Result<(), StoreError> {
+            let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner).clone();
+            let closed = || StoreError("the store is closed".to_owned());
+            queue.ok_or_else(closed)?.blocking_send(write).map_err(|_| closed())
+        }
+
+        /// Whether the writer still takes events.
+        pub fn is_open(&self) -> bool {
+            let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
+            queue.as_ref().is_some_and(|queue| !queue.is_closed())
+        }
+
+        pub fn close(&self) -> Option<JoinHandle<()>> {
+            self.queue.write().unwrap_or_else(PoisonError::into_inner).take();
+            self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
+        }
+    }
+}
+
+impl Store {
+    /// Opens `gateway.db` in the data directory, creating or migrating it.
+    ///
+    /// # Errors
+    /// When the directory or the file cannot be read or written, the file is no database of this
+    /// program, or it is of a newer version.
+    pub async fn open(
+        data_dir: &Path,
+        config: &StorageConfig,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, OpenError> {
+        let path = data_dir.join("gateway.db");
+        let stored_at_start = open::migrate(&path).await?;
+        let durability = config.durability;
+        let connections = {
+            let path = path.clone();
+            tasks::blocking(move || open::connections(&path, durability))
+        };
+        let (write, read) = connections.await.map_err(|e| OpenError::thread(&path, &e))??;
+        let head = open::head(&read[0]).map_err(|e| OpenError::sqlite(&path, &e))?;
+        let tail = Arc::new(Tail::new(head));
+        let (queue, waiting) = mpsc::channel(WRITE_QUEUE);
+        let thread = {
+            let tail = tail.clone();
+            tasks::thread("store-writer", move || writer::run(write, waiting, &tail, &metrics))
+        };
+        let thread = thread.map_err(|e| OpenError::thread(&path, &e))?;
+        let readers = Readers::start(read).map_err(|e| OpenError::thread(&path, &e))?;
+        Ok(Self { readers, tail, writes: parking::Writes::new(queue, thread), stored_at_start })
+    }
+
+    /// How many events were stored when it was opened.
+    pub fn stored_at_start(&self) -> u64 {
+        self.stored_at_start
+    }
+
+    /// Whether events can be stored.
+    pub fn is_open(&self) -> bool {
+        self.writes.is_open()
+    }
+
+    /// Commits what is queued and ends the threads.
+    pub async fn close(&self) {
+        let writer = self.writes.close();
+        let readers = self.readers.close();
+        let _ = tasks::blocking(move || {
+            writer.into_iter().chain(readers).for_each(|thread| drop(thread.join()));
+        })
+        .await;
+    }
+}
+
+impl EventWriter for Store {
+    fn presence(&self, id: &EventId, topics: &[TopicName]) -> Result<Presence, StoreError> {
+        self.readers.with_own_connection(|connection| query::presence(connection, id, topics))
+    }
+
+    fn write(&self, write: Write) -> Result<(), StoreError> {
+        self.writes.send(write)
+    }
+}
+
+impl EventReader for Store {
+    fn head(&self) -> watch::Receiver<Seq> {
+        self.tail.head()
+    }
+
+    fn log_after(&self, seq: Seq, max: usize) -> BoxFuture<'_, Result<Vec<LogEntry>, StoreError>> {
+        self.ask(move |connection| query::log_after(connection, seq, max))
+    }
+
+    fn recent_log_after(&self, seq: Seq) -> Option<Vec<LogEntry>> {
+        self.tail.after(seq)
+    }
+
+    fn scan(&self, filters: Vec<Filter>, scope: Scope, visible: Visibility) -> Scan {
+        let (out, scan) = Scan::new();
+        let failed = out.clone();
+        let queued = self.readers.run(move |connection| {
+            query::scan(connection, &filters, &scope, &*visible, &out);
+        });
+        if let Err(error) = queued {
+            failed.fail(error);
+        }
+        scan
+    }
+
+    fn fetch(
+        &self,
+        topic: TopicName,
+        ids: Vec<EventId>,
+    ) -> BoxFuture<'_, Result<Vec<Arc<str>>, StoreError>> {
+        self.ask(move |connection| query::fetch(connection, &topic, &ids))
+    }
+
+    fn missing(
+        &self,
+        topic: TopicName,
+        ids: Vec<EventId>,
+    ) -> BoxFuture<'_, Result<Vec<EventId>, StoreError>> {
+        self.ask(move |connection| query::missing(connection, &topic, ids))
+    }
+}
+
+impl Store {
+    /// Runs a query on a reader thread and waits for its answer.
+    fn ask<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&rusqlite::Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> BoxFuture<'_, Result<T, StoreError>> {
+        let (answer, result) = oneshot::channel();
+        let queued = self.readers.run(move |connection| {
+            let _ = answer.send(query(connection));
+        });
+        Box::pin(async move {
+            queued?;
+            result.await.unwrap_or_else(|_| Err(StoreError("the store is closed".to_owned())))
+        })
+    }
+}

@@ -1,0 +1,236 @@
+//! The only place that wires parts together: what starts, in which order, and how it ends.
+
+use std::{io::Write as _, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use serde_json::json;
+
+use crate::{
+    admin::Admin,
+    config::Config,
+    data_dir::DataDir,
+    gossip::{Gossip, StartGossip},
+    metrics::Metrics,
+    pipeline::{EventReader, EventWriter, Ingest, JoinedTopics, Policy, Routing},
+    plugins::PluginChain,
+    protocol::limits::Limits,
+    relay::{self, Listener, Relay},
+    store::Store,
+    subscriptions::Subscriptions,
+    tasks::{self, Tasks},
+    upstream::Stream,
+};
+
+/// How long each step of the shutdown may take.
+const STEP: Duration = Duration::from_secs(5);
+
+/// A running gateway.
+pub struct App {
+    store: Arc<Store>,
+    ingest: Ingest,
+    gossip: Arc<Gossip>,
+    /// Listener and sessions; ends first.
+    clients: Tasks,
+    /// Upstream streams.
+    upstreams: Tasks,
+    /// What the others rely on; ends last.
+    background: Tasks,
+    banner: Banner,
+    _data_dir: DataDir,
+}
+
+impl App {
+    /// Starts every part. Whatever the gateway cannot do without is an error; the rest is logged.
+    ///
+    /// # Errors
+    /// With one line that names the setting or file and what to do.
+    pub async fn start(config: Config, data_dir: DataDir) -> anyhow::Result<Self> {
+        let metrics = Arc::new(Metrics::default());
+        let limits = Limits::from(&config.limits);
+        // First what fails most often, so that nothing is half done then.
+        let relay_socket = relay::bind("relay.listen", config.relay.listen).await?;
+        let admin_socket = relay::bind("admin.listen", config.admin.listen).await;
+        let store = Store::open(data_dir.path(), &config.storage, metrics.clone()).await?;
+        let store = Arc::new(store);
+        let reader: Arc<dyn EventReader> = store.clone();
+        let writer: Arc<dyn EventWriter> = store.clone();
+
+        let plugins = Arc::new(load_plugins(&config, &data_dir, metrics.clone()).await?);
+        let joined = JoinedTopics::new(config.topics.join.iter().cloned());
+        let routing = Arc::new(Routing {
+            rules: config.route.iter().map(|r| (r.filter.clone(), r.topics.clone())).collect(),
+            default: config.topics.default.clone(),
+            joined: joined.clone(),
+        });
+        let policy: Arc<dyn Policy> = plugins.clone();
+        let ingest = Ingest::start(limits.clone(), routing, writer, policy, metrics.clone())
+            .context("cannot start the pipeline")?;
+
+        let (clients, upstreams, background) = (Tasks::new(), Tasks::new(), Tasks::new());
+        let subscriptions = Subscriptions::new(reader.clone());
+        background.spawn(
+            "subscriptions",
+            subscriptions.clone().run(ingest.passing(), background.token().clone()),
+        );
+
+        let gossip = Gossip::start(StartGossip {
+            endpoint: &config.endpoint,
+            discovery: &config.discovery,
+            data_dir: data_dir.path(),
+            joined: joined.clone(),
+            limits: &limits,
+            ingest: ingest.clone(),
+            reader: reader.clone(),
+            metrics: metrics.clone(),
+            tasks: &background,
+        })
+        .await?;
+        let gossip = Arc::new(gossip);
+
+        let streams: Vec<_> = config
+            .upstream
+            .iter()
+            .map(|stream| Stream::new(stream.clone(), ingest.clone(), metrics.clone()))
+            .collect();
+        for stream in &streams {
+            upstreams.spawn("upstream", stream.clone().run(upstreams.token().clone()));
+        }
+
+        let trouble = {
+            let store = store.clone();
+            move || (!store.is_open()).then_some("no events can be stored\n")
+        };
+        let banner = Banner {
+            relay: relay_socket.local_addr()?,
+            admin: match &admin_socket {
+                Ok(socket) => Some(socket.local_addr()?),
+                Err(error) => {
+                    tracing::error!("{error}; running without metrics and status");
+                    None
+                }
+            },
+            endpoint: gossip.endpoint_id().to_string(),
+            addresses: gossip.addresses(),
+            topics: joined.all().iter().map(ToString::to_string).collect(),
+            plugins: plugins.summary().iter().map(ToString::to_string).collect(),
+            upstreams: config.upstream.iter().map(|stream| stream.name.clone()).collect(),
+            events: store.stored_at_start(),
+            data_dir: data_dir.path().display().to_string(),
+        };
+        if let Ok(socket) = admin_socket {
+            let (gossip, plugins) = (gossip.clone(), plugins.clone());
+            let admin = Arc::new(Admin {
+                metrics: metrics.clone(),
+                status: Box::new(move || {
+                    json!({
+                        "version": env!("CARGO_PKG_VERSION"),
+                        "endpoint": gossip.endpoint_id().to_string(),
+                        "addresses": gossip.addresses(),
+                        "topics": gossip.status(),
+                        "upstreams": streams.iter().map(|stream| stream.status()).collect::<Vec<_>>(),
+                        "plugins": plugins.summary(),
+                    })
+                }),
+                trouble: Box::new(trouble.clone()),
+            });
+            background.spawn("admin", admin.run(socket, background.clone()));
+        }
+        let relay = Relay {
+            config: config.relay,
+            limits,
+            ingest: ingest.clone(),
+            reader,
+            subscriptions,
+            topics: joined,
+            metrics,
+            trouble: Box::new(trouble),
+        };
+        let listener = Listener { socket: relay_socket, relay: Arc::new(relay) };
+        clients.spawn("listener", listener.run(clients.clone()));
+
+        Ok(Self {
+            store,
+            ingest,
+            gossip,
+            clients,
+            upstreams,
+            background,
+            banner,
+            _data_dir: data_dir,
+        })
+    }
+
+    /// Says on stdout where everything is. The last line is `ready`.
+    pub fn announce(&self) {
+        // A closed stdout is no reason to stop.
+        let _ = std::io::stdout().lock().write_all(self.banner.to_string().as_bytes());
+    }
+
+    /// Ends every part, those that bring events first: clients, upstream relays, topics, the
+    /// pipeline, the store. What was acknowledged is on disk before; what is under way is answered.
+    pub async fn stop(self) {
+        let late = |what: &str| tracing::warn!("{what} did not end in time");
+        if !self.clients.stop(STEP).await {
+            late("client connections");
+        }
+        if !self.upstreams.stop(STEP).await {
+            late("upstream streams");
+        }
+        self.gossip.shutdown().await;
+        if tokio::time::timeout(STEP, self.ingest.stop()).await.is_err() {
+            late("the pipeline");
+        }
+        if !self.background.stop(STEP).await {
+            late("background tasks");
+        }
+        self.store.close().await;
+    }
+}
+
+async fn load_plugins(
+    config: &Config,
+    data_dir: &DataDir,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<PluginChain> {
+    // A directory that is named must exist; the default one is only looked for.
+    let named = !config.plugins.dir.as_os_str().is_empty();
+    let dir = if named { config.plugins.dir.clone() } else { data_dir.path().join("plugins") };
+    let loaded = tasks::blocking(move || PluginChain::load(&dir, named, metrics)).await;
+    Ok(loaded.context("cannot load the plugins")??)
+}
+
+struct Banner {
+    relay: SocketAddr,
+    admin: Option<SocketAddr>,
+    endpoint: String,
+    addresses: Vec<SocketAddr>,
+    topics: Vec<String>,
+    plugins: Vec<String>,
+    upstreams: Vec<String>,
+    events: u64,
+    data_dir: String,
+}
+
+impl std::fmt::Display for Banner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let list = |items: &[String]| match items {
+            [] => "none".to_owned(),
+            items => items.join(", "),
+        };
+        let addresses: Vec<_> = self.addresses.iter().map(ToString::to_string).collect();
+        writeln!(f, "nostr-gateway {}", env!("CARGO_PKG_VERSION"))?;
+        writeln!(f, "  relay     ws://{}", self.relay)?;
+        match self.admin {
+            Some(admin) => writeln!(f, "  admin     http://{admin}")?,
+            None => writeln!(f, "  admin     none")?,
+        }
+        writeln!(f, "  endpoint  {}", self.endpoint)?;
+        writeln!(f, "  addresses {}", list(&addresses))?;
+        writeln!(f, "  topics    {}", list(&self.topics))?;
+        writeln!(f, "  peers     none yet; the log tells when one is found")?;
+        writeln!(f, "  upstream  {}", list(&self.upstreams))?;
+        writeln!(f, "  plugins   {}", list(&self.plugins))?;
+        writeln!(f, "  store     {} events in {}", self.events, self.data_dir)?;
+        writeln!(f, "ready")
+    }
+}

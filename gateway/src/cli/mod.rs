@@ -1,0 +1,170 @@
+//! The command line. Each subcommand has a file of its own; what it prints for its user goes to the
+//! standard output, everything else to the standard error.
+
+mod config;
+mod logging;
+pub mod run;
+#[cfg(test)]
+mod tests;
+
+use std::{io, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{ConfigErrors, Flags, Loaded, Sources, load};
+
+/// The exit code for a wrong command line or configuration, as clap has it.
+const USAGE: u8 = 2;
+
+/// A Nostr relay on localhost that is a window onto peer-to-peer gossip topics.
+#[derive(Debug, Parser)]
+#[command(
+    name = "nostr-gateway",
+    version,
+    max_term_width = 100,
+    propagate_version = true,
+    after_help = "Settings come from the built-in default, then the configuration file, then \
+                  variables like NOSTR_GATEWAY_RELAY__LISTEN, then flags. RUST_LOG sets what is \
+                  logged, for example RUST_LOG=debug."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub places: Places,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The flags that every subcommand has.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Places {
+    /// The configuration file [default: config.toml in the user's configuration directory, if there
+    /// is one] [env: NOSTR_GATEWAY_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where database, keys and sockets are kept [default: the user's data directory] [env:
+    /// NOSTR_GATEWAY_DATA_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the gateway until it is told to stop
+    Run(RunArgs),
+    /// Look at the configuration
+    Config(ConfigArgs),
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub overrides: Overrides,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the configuration in effect as TOML, each line with who set it
+    ///
+    /// Takes the same flags as run, so that their effect can be seen.
+    Show(RunArgs),
+    /// Print the annotated default, to begin a configuration file with
+    Default,
+    /// Print the path of the configuration file, and whether it is there
+    Path,
+}
+
+/// Flags that set a value of the configuration for one run.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Overrides {
+    /// Address and port for Nostr clients (relay.listen), like 127.0.0.1:4869
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<String>,
+    /// Address and port for metrics and state (admin.listen), like 127.0.0.1:4870
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<String>,
+    /// Join this topic and no others (topics.join). Can be given several times. Unless
+    /// topics.default is set, events also go there when nothing else says where
+    #[arg(long = "topic", value_name = "NAME")]
+    pub topics: Vec<String>,
+    /// Bring the events of this relay into topics.default, like wss://relay.example.org. Can be
+    /// given several times; each is one more [[upstream]]
+    #[arg(long = "upstream", value_name = "URL")]
+    pub upstreams: Vec<String>,
+}
+
+impl From<Overrides> for Flags {
+    fn from(given: Overrides) -> Self {
+        let Overrides { listen, admin, topics, upstreams } = given;
+        Self { listen, admin, topics, upstreams }
+    }
+}
+
+/// The program: reads the command line, does what it says, and says how it went.
+pub fn main() -> ExitCode {
+    let Cli { places, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Also --help and --version, which clap prints to the standard output.
+        Err(error) => {
+            let code = u8::try_from(error.exit_code()).unwrap_or(USAGE);
+            // Nobody is left to tell when the terminal is gone.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match command {
+        Command::Run(args) => {
+            let loaded = match read(places, args.overrides) {
+                Ok(loaded) => loaded,
+                Err(code) => return code,
+            };
+            if let Err(error) = logging::init() {
+                eprintln!("{error}");
+                return ExitCode::from(USAGE);
+            }
+            for warning in loaded.config.warnings() {
+                tracing::warn!("{warning}");
+            }
+            run::run(loaded)
+        }
+        Command::Config(args) => match args.command {
+            ConfigCommand::Show(args) => match read(places, args.overrides) {
+                Ok(loaded) => print(&crate::config::show(&loaded)),
+                Err(code) => code,
+            },
+            ConfigCommand::Default => print(crate::config::DEFAULT_TOML),
+            ConfigCommand::Path => print(&config::path(&sources(places, Overrides::default()))),
+        },
+    }
+}
+
+fn sources(places: Places, overrides: Overrides) -> Sources {
+    Sources::of_process(places.config, places.data_dir, overrides.into())
+}
+
+/// Reads the configuration; what is wrong with it goes to the standard error.
+fn read(places: Places, overrides: Overrides) -> Result<Loaded, ExitCode> {
+    load(&sources(places, overrides)).map_err(|errors: ConfigErrors| {
+        eprintln!("{errors}");
+        ExitCode::from(USAGE)
+    })
+}
+
+/// Prints to the standard output. A reader that has gone (`| head`) is no failure.
+fn print(text: &str) -> ExitCode {
+    use io::Write as _;
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cannot write to the standard output: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

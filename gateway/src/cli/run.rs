@@ -1,0 +1,93 @@
+//! `nostr-gateway run`.
+
+use std::process::ExitCode;
+
+use tokio::signal;
+
+use crate::{app::App, config::Loaded, data_dir::DataDir, tasks::Tasks};
+
+/// The exit code after a second Ctrl-C, as shells give it for SIGINT.
+const INTERRUPTED: i32 = 130;
+
+/// Runs the gateway until it is told to stop.
+pub fn run(loaded: Loaded) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!("cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(serve(loaded));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(loaded: Loaded) -> anyhow::Result<()> {
+    let data_dir = DataDir::open(&loaded.data_dir)?;
+    let mut stop = StopSignal::new()?;
+    let app = tokio::select! {
+        app = App::start(loaded.config, data_dir) => app?,
+        () = stop.received() => {
+            tracing::info!("stopped while starting");
+            return Ok(());
+        }
+    };
+    app.announce();
+    stop.received().await;
+    tracing::info!("stopping; once more to stop at once");
+    let signals = Tasks::new();
+    signals.spawn("second signal", async move {
+        stop.received().await;
+        std::process::exit(INTERRUPTED);
+    });
+    app.stop().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Ctrl-C, or what a service supervisor sends.
+struct StopSignal {
+    #[cfg(unix)]
+    terminate: signal::unix::Signal,
+    #[cfg(unix)]
+    interrupt: signal::unix::Signal,
+}
+
+impl StopSignal {
+    #[cfg(unix)]
+    fn new() -> std::io::Result<Self> {
+        use signal::unix::{SignalKind, signal};
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    #[cfg(unix)]
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {})
+    }
+
+    #[cfg(not(unix))]
+    async fn received(&mut self) {
+        // An error means that there is no console to be interrupted from.
+        if signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

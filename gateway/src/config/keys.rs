@@ -1,0 +1,238 @@
+//! Every key of the configuration: where it stands, what it may be. The order is that of the
+//! annotated default and of `config show`.
+
+use figment::value::Value;
+
+use super::values::{self, Check};
+
+/// A section of the file.
+pub(super) struct Section {
+    pub name: &'static str,
+    /// `[[name]]` instead of `[name]`.
+    pub list: bool,
+    pub keys: &'static [Key],
+}
+
+/// A key of a section.
+pub(super) struct Key {
+    pub name: &'static str,
+    pub form: Form,
+    /// Only in `[[…]]` sections: whether it can be left out.
+    pub required: bool,
+}
+
+/// What a value may be. Type, bounds and the text that says so are one thing, so that they cannot
+/// drift apart.
+pub(super) enum Form {
+    Switch,
+    /// A whole number, both bounds included.
+    Number(i128, i128),
+    /// A text that the check accepts.
+    Text(Check),
+    /// A list of texts that the check accepts.
+    Texts(Check),
+    /// A word with a meaning, a text, or a list of texts.
+    WordOrTexts(&'static [&'static str], Check),
+    /// A NIP-01 filter, as a table.
+    Filter,
+}
+
+const fn key(name: &'static str, form: Form) -> Key {
+    Key { name, form, required: false }
+}
+
+const fn required(name: &'static str, form: Form) -> Key {
+    Key { name, form, required: true }
+}
+
+/// A hundred years: longer is a slip of the pen.
+const CENTURY_S: i128 = 3_153_600_000;
+
+pub(super) const SECTIONS: &[Section] = &[
+    Section {
+        name: "relay",
+        list: false,
+        keys: &[
+            key("listen", Form::Text(values::address)),
+            key("name", Form::Text(values::any)),
+            key("description", Form::Text(values::any)),
+            key("contact", Form::Text(values::any)),
+            key("max_connections", Form::Number(1, 100_000)),
+            key("max_subscriptions", Form::Number(1, 10_000)),
+            key("max_filters", Form::Number(1, 1_000)),
+            key("max_limit", Form::Number(1, 1_000_000)),
+            key("default_limit", Form::Number(1, 1_000_000)),
+            key("max_message_bytes", Form::Number(1_024, 67_108_864)),
+            key("idle_timeout_s", Form::Number(10, 3_600)),
+        ],
+    },
+    Section { name: "admin", list: false, keys: &[key("listen", Form::Text(values::address))] },
+    Section {
+        name: "endpoint",
+        list: false,
+        keys: &[
+            key("bind", Form::Text(values::address)),
+            key("external_addresses", Form::Texts(values::address_with_port)),
+            key("iroh_relays", Form::WordOrTexts(&["default", "disabled"], values::http_url)),
+            key("pkarr_relay", Form::Text(values::http_url_or_empty)),
+        ],
+    },
+    Section {
+        name: "discovery",
+        list: false,
+        keys: &[
+            key("dht", Form::Switch),
+            key("dht_bootstrap", Form::Texts(values::host_and_port)),
+            key("dht_private_addresses", Form::Switch),
+            key("mdns", Form::Switch),
+            key("mdns_service", Form::Text(values::mdns_service)),
+            key("peers", Form::Texts(values::peer)),
+            key("records_per_minute", Form::Number(1, 100)),
+            key("retries", Form::Number(0, 10)),
+            key("jitter_ms", Form::Number(0, 60_000)),
+            key("timeout_ms", Form::Number(1, 120_000)),
+            key("republish_s", Form::Number(1, 86_400)),
+        ],
+    },
+    Section {
+        name: "limits",
+        list: false,
+        keys: &[
+            key("max_event_bytes", Form::Number(256, 16_777_216)),
+            key("max_event_tags", Form::Number(1, 100_000)),
+            key("max_future_s", Form::Number(0, CENTURY_S)),
+            key("max_past_s", Form::Number(0, CENTURY_S)),
+        ],
+    },
+    Section {
+        name: "topics",
+        list: false,
+        keys: &[
+            key("join", Form::Texts(values::topic)),
+            key("default", Form::Texts(values::topic)),
+        ],
+    },
+    Section { name: "plugins", list: false, keys: &[key("dir", Form::Text(values::any))] },
+    Section {
+        name: "storage",
+        list: false,
+        keys: &[key("durability", Form::Text(values::durability))],
+    },
+    Section {
+        name: "route",
+        list: true,
+        keys: &[required("filter", Form::Filter), required("topics", Form::Texts(values::topic))],
+    },
+    Section {
+        name: "upstream",
+        list: true,
+        keys: &[
+            required("name", Form::Text(values::upstream_name)),
+            required("urls", Form::Texts(values::websocket_url)),
+            key("direction", Form::Text(values::direction)),
+            key("filter", Form::Filter),
+            key("topics", Form::Texts(values::topic)),
+        ],
+    },
+];
+
+pub(super) fn section(name: &str) -> Option<&'static Section> {
+    SECTIONS.iter().find(|section| section.name == name)
+}
+
+impl Section {
+    pub fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+
+    /// `[relay]` or `[[route]]`.
+    pub fn header(&self) -> String {
+        if self.list { format!("[[{}]]", self.name) } else { format!("[{}]", self.name) }
+    }
+}
+
+impl Form {
+    /// What is wrong with the value: the index in the list, where it is an element that is wrong,
+    /// and a sentence that continues after the key and a colon.
+    pub fn problems(&self, value: &Value) -> Vec<(Option<usize>, String)> {
+        match (self, value) {
+            (Self::Switch, Value::Bool(..)) => Vec::new(),
+            (Self::Switch, other) => one(other, "true or false"),
+            (Self::Number(min, max), Value::Num(..)) => match whole(value) {
+                Some(number) if (*min..=*max).contains(&number) => Vec::new(),
+                _ => one(value, &format!("a whole number from {min} to {max}")),
+            },
+            (Self::Number(min, max), other) => {
+                one(other, &format!("a whole number from {min} to {max}"))
+            }
+            (Self::Text(check), Value::String(_, text)) => {
+                check(text).err().map(|error| (None, error)).into_iter().collect()
+            }
+            (Self::Text(_), other) => one(other, "a text in quotation marks"),
+            (Self::WordOrTexts(words, _), Value::String(_, text))
+                if words.contains(&text.as_str()) =>
+            {
+                Vec::new()
+            }
+            (Self::WordOrTexts(words, check), Value::String(_, text)) => check(text)
+                .err()
+                .map(|error| {
+                    let words: Vec<String> =
+                        words.iter().map(|word| format!("\"{word}\"")).collect();
+                    (None, format!("{error}; or one of the words {}", words.join(" and ")))
+                })
+                .into_iter()
+                .collect(),
+            (Self::Texts(check) | Self::WordOrTexts(_, check), Value::Array(_, list)) => list
+                .iter()
+                .enumerate()
+                .filter_map(|(index, element)| {
+                    let error = match element {
+                        Value::String(_, text) => check(text).err()?,
+                        other => is_not(other, "a text in quotation marks"),
+                    };
+                    Some((Some(index), error))
+                })
+                .collect(),
+            (Self::Texts(_), other) => one(other, "a list of texts, like [\"one\", \"two\"]"),
+            (Self::WordOrTexts(..), other) => one(other, "a text or a list of texts"),
+            (Self::Filter, Value::Dict(..)) => {
+                match value.deserialize::<crate::protocol::Filter>() {
+                    Ok(_) => Vec::new(),
+                    Err(error) => vec![(None, format!("not a NIP-01 filter: {}", error.kind))],
+                }
+            }
+            (Self::Filter, other) => one(other, "a NIP-01 filter, like { kinds = [1] }"),
+        }
+    }
+}
+
+fn one(value: &Value, wanted: &str) -> Vec<(Option<usize>, String)> {
+    vec![(None, is_not(value, wanted))]
+}
+
+fn is_not(value: &Value, wanted: &str) -> String {
+    format!("{} is not {wanted}", shown(value))
+}
+
+/// The value as it would be written, or what it is where that would be long.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::Dict(..) => "a table".to_owned(),
+        Value::Array(..) => "a list".to_owned(),
+        Value::String(_, text) => format!("{text:?}"),
+        Value::Char(_, letter) => format!("{:?}", letter.to_string()),
+        Value::Bool(_, on) => on.to_string(),
+        Value::Num(..) => match (whole(value), value.to_f64()) {
+            (Some(number), _) => number.to_string(),
+            (None, Some(number)) => number.to_string(),
+            (None, None) => "the number".to_owned(),
+        },
+        Value::Empty(..) => "nothing".to_owned(),
+    }
+}
+
+/// The value as a whole number, signed or not.
+pub(super) fn whole(value: &Value) -> Option<i128> {
+    value.to_i128().or_else(|| i128::try_from(value.to_u128()?).ok())
+}

@@ -1,0 +1,110 @@
+//! Rules that hold between several keys.
+
+use std::collections::BTreeSet;
+
+use super::{Config, check, errors::Problem};
+use crate::protocol::TopicName;
+
+/// The most topics joined at start: each costs DHT lookups every minute.
+const MAX_TOPICS: usize = 100;
+
+impl Config {
+    /// Everything that is wrong with the values, whoever set them; [`load`](super::load) has
+    /// already asked. For configurations put together in code.
+    pub fn validate(&self) -> Vec<Problem> {
+        check::read(&check::tree_of(self)).1
+    }
+
+    /// What is allowed but deserves a line in the log.
+    pub fn warnings(&self) -> Vec<String> {
+        let listeners = [("relay.listen", self.relay.listen), ("admin.listen", self.admin.listen)];
+        let open = listeners.iter().filter(|(_, address)| !address.ip().is_loopback());
+        open.map(|(key, address)| {
+            format!("{key} is {address}: other machines may be able to connect")
+        })
+        .collect()
+    }
+}
+
+/// Checks what single keys cannot tell.
+pub(super) fn across(config: &Config) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    listeners(config, &mut problems);
+    sizes(config, &mut problems);
+    topics(config, &mut problems);
+    upstreams(config, &mut problems);
+    problems
+}
+
+fn listeners(config: &Config, problems: &mut Vec<Problem>) {
+    let (relay, admin) = (config.relay.listen, config.admin.listen);
+    let same_ip = relay.ip() == admin.ip()
+        || (relay.is_ipv4() == admin.is_ipv4()
+            && (relay.ip().is_unspecified() || admin.ip().is_unspecified()));
+    if relay.port() != 0 && relay.port() == admin.port() && same_ip {
+        let text = format!("{admin} is taken by relay.listen ({relay}); use another port");
+        problems.push(Problem::new("admin.listen", text).with("relay.listen"));
+    }
+}
+
+fn sizes(config: &Config, problems: &mut Vec<Problem>) {
+    let (message, event) = (config.relay.max_message_bytes, config.limits.max_event_bytes);
+    if message < event {
+        let text = format!(
+            "{message} is less than limits.max_event_bytes ({event}), so the largest events could not be sent"
+        );
+        problems.push(Problem::new("relay.max_message_bytes", text).with("limits.max_event_bytes"));
+    }
+    let (default, max) = (config.relay.default_limit, config.relay.max_limit);
+    if default > max {
+        let text = format!("{default} is more than relay.max_limit ({max})");
+        problems.push(Problem::new("relay.default_limit", text).with("relay.max_limit"));
+    }
+}
+
+fn topics(config: &Config, problems: &mut Vec<Problem>) {
+    let join = &config.topics.join;
+    if join.len() > MAX_TOPICS {
+        let text = format!("{} topics are too many; at most {MAX_TOPICS}", join.len());
+        problems.push(Problem::new("topics.join", text));
+    }
+    let mut seen = BTreeSet::new();
+    for (index, topic) in join.iter().enumerate() {
+        if !seen.insert(topic) {
+            let text = format!("{:?} is listed twice", topic.as_str());
+            problems.push(Problem::new(format!("topics.join[{index}]"), text));
+        }
+    }
+    let mut joined = |key: String, names: &[TopicName]| {
+        for (index, name) in names.iter().enumerate().filter(|(_, name)| !seen.contains(name)) {
+            let text = format!("{:?} is not in topics.join", name.as_str());
+            problems.push(Problem::new(format!("{key}[{index}]"), text).with("topics.join"));
+        }
+    };
+    joined("topics.default".to_owned(), &config.topics.default);
+    for (index, route) in config.route.iter().enumerate() {
+        joined(format!("route[{index}].topics"), &route.topics);
+    }
+    for (index, upstream) in config.upstream.iter().enumerate() {
+        joined(format!("upstream[{index}].topics"), &upstream.topics);
+    }
+    for (index, route) in config.route.iter().enumerate().filter(|(_, r)| r.topics.is_empty()) {
+        let _ = route;
+        let text = "empty; name at least one topic";
+        problems.push(Problem::new(format!("route[{index}].topics"), text));
+    }
+}
+
+fn upstreams(config: &Config, problems: &mut Vec<Problem>) {
+    let mut names = BTreeSet::new();
+    for (index, upstream) in config.upstream.iter().enumerate() {
+        if !names.insert(&upstream.name) {
+            let text = format!("{:?} is the name of another stream too", upstream.name);
+            problems.push(Problem::new(format!("upstream[{index}].name"), text));
+        }
+        if upstream.urls.is_empty() {
+            let text = "empty; name at least one relay";
+            problems.push(Problem::new(format!("upstream[{index}].urls"), text));
+        }
+    }
+}

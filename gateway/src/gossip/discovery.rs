@@ -1,0 +1,291 @@
+//! How the members of a topic find one another. The steps overlap; whichever answers first wins.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ed25519_dalek::SigningKey;
+use futures_util::StreamExt;
+use iroh::EndpointId;
+use mainline::async_dht::AsyncDht;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    config::DiscoveryConfig,
+    dht::SharedDht,
+    local::LocalPeers,
+    record::{RecordKeys, Sighting},
+    state::{FoundBy, Step, TopicState},
+};
+use crate::{
+    metrics::{CauseLabels, Metrics},
+    pipeline::ingest::unix_now,
+};
+
+/// With fewer neighbors than this a topic looks for more and publishes a record every minute.
+const FEW: usize = 4;
+
+/// Pauses between two looks: while alone, while alone for long, with few neighbors, with enough.
+const ALONE: Duration = Duration::from_millis(1_500);
+const LONG_ALONE: Duration = Duration::from_secs(5);
+const WITH_FEW: Duration = Duration::from_secs(15);
+const WITH_ENOUGH: Duration = Duration::from_secs(30);
+
+/// After this time alone we look less often: most topics that nobody is in stay so.
+const LONG: Duration = Duration::from_secs(300);
+
+/// Of records whose publisher is well connected, one in this many is followed although we have
+/// enough neighbors. It joins swarms that grew up apart, and hardly disturbs one that is whole.
+const STRANGERS: u32 = 16;
+
+/// How many of the neighbors that records name are tried after one look.
+const NAMED_PER_LOOK: usize = 4;
+
+/// How many distinct values of one minute are decrypted, as a multiple of `records_per_minute`:
+/// whoever knows the topic can fill its slots with rubbish.
+const TRIED_PER_KEPT: usize = 4;
+
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// One topic's search for neighbors.
+pub struct Discovery {
+    pub keys: RecordKeys,
+    pub me: SigningKey,
+    pub id: EndpointId,
+    pub config: Arc<DiscoveryConfig>,
+    pub dht: Option<SharedDht>,
+    pub configured: Arc<[EndpointId]>,
+    pub local: Option<LocalPeers>,
+    pub state: Arc<TopicState>,
+    /// To the topic, which joins whom we find. When it is full, we find them again.
+    pub join: mpsc::Sender<Vec<EndpointId>>,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Discovery {
+    /// Looks for neighbors until shutdown.
+    pub async fn run(self, token: CancellationToken) {
+        let steps = async {
+            tokio::join!(self.meet_configured(), self.meet_local(), self.use_dht(&token));
+        };
+        token.run_until_cancelled(steps).await;
+    }
+
+    /// The peers named in the configuration: at start, and again while there are few neighbors.
+    async fn meet_configured(&self) {
+        if self.configured.is_empty() {
+            return;
+        }
+        loop {
+            if self.has_few() {
+                let began = Instant::now();
+                let count = self.join(self.configured.iter().copied(), FoundBy::Configured);
+                self.state.step(Step::Configured, began, Ok(format!("asked {count}")));
+            }
+            self.rest().await;
+        }
+    }
+
+    /// The gateways on the local network: as they appear, and again while there are few neighbors.
+    async fn meet_local(&self) {
+        let Some(mut local) = self.local.clone() else { return };
+        loop {
+            let peers = local.borrow_and_update().clone();
+            if self.has_few() {
+                let began = Instant::now();
+                self.join(peers.iter().copied(), FoundBy::Mdns);
+                self.state.step(Step::Mdns, began, Ok(format!("sees {}", peers.len())));
+            }
+            tokio::select! {
+                changed = local.changed() => if changed.is_err() { return },
+                () = self.rest() => {}
+            }
+        }
+    }
+
+    async fn use_dht(&self, token: &CancellationToken) {
+        let Some(mut dht) = self.dht.clone() else { return };
+        let Some(dht) = dht.ready(token).await else { return };
+        // The slot of a minute is shared: look who is in it before writing over it.
+        let looked = Notify::new();
+        tokio::join!(self.look_on_and_on(&dht, &looked), self.publish_on_and_on(&dht, &looked));
+    }
+
+    async fn look_on_and_on(&self, dht: &AsyncDht, looked: &Notify) {
+        loop {
+            let began = Instant::now();
+            let minute = unix_minute();
+            let (now, before) =
+                tokio::join!(self.look(dht, minute), self.look(dht, minute.saturating_sub(1)));
+            self.follow_named(now.iter().chain(&before).flatten());
+            let result = match (&now, &before) {
+                (None, None) => Err("timed out".to_owned()),
+                _ => {
+                    let records = now.iter().chain(&before).map(Vec::len).sum::<usize>();
+                    Ok(format!("{records} records of others"))
+                }
+            };
+            self.state.step(Step::DhtLookup, began, result);
+            looked.notify_one();
+            self.rest().await;
+        }
+    }
+
+    /// Reads the records of one minute and joins their publishers as they come in. `None` when
+    /// nothing came in time.
+    async fn look(&self, dht: &AsyncDht, minute: u64) -> Option<Vec<Sighting>> {
+        self.metrics.lookups.inc();
+        let (key, salt) = self.keys.place(minute);
+        let mut items = dht.get_mutable(&key, Some(&salt), None);
+        let deadline = tokio::time::Instant::now() + self.timeout();
+        let (mut seen, mut sightings) = (HashSet::new(), Vec::new());
+        let most = self.config.records_per_minute;
+        while sightings.len() < most && seen.len() < most.saturating_mul(TRIED_PER_KEPT) {
+            let item = match tokio::time::timeout_at(deadline, items.next()).await {
+                Ok(Some(item)) => item,
+                Ok(None) => break,
+                Err(_) if seen.is_empty() => return None,
+                Err(_) => break,
+            };
+            // Every node of the DHT that holds the slot answers with the same value.
+            if !seen.insert(item.value().to_vec()) {
+                continue;
+            }
+            match self.keys.open(minute, item.value()) {
+                Ok(sighting) if sighting.publisher == self.id => {}
+                Ok(sighting) => {
+                    self.follow(&sighting);
+                    sightings.push(sighting);
+                }
+                Err(error) => {
+                    let cause = CauseLabels { cause: error.cause() };
+                    self.metrics.records_dropped.get_or_create(&cause).inc();
+                }
+            }
+        }
+        Some(sightings)
+    }
+
+    fn follow(&self, sighting: &Sighting) {
+        let looks_lonely = sighting.neighbors.len() < FEW;
+        if self.has_few() || looks_lonely || rand::random_ratio(1, STRANGERS) {
+            self.join([sighting.publisher], FoundBy::Dht);
+        }
+    }
+
+    /// A record may have been the last act of its publisher; those it names may still be there.
+    fn follow_named<'a>(&self, sightings: impl Iterator<Item = &'a Sighting>) {
+        if !self.has_few() {
+            return;
+        }
+        // A set in order of a random key: nobody's ids come first.
+        let named: BTreeSet<_> = sightings
+            .flat_map(|sighting| &sighting.neighbors)
+            .map(|peer| (rand::random::<u64>(), *peer))
+            .collect();
+        self.join(named.into_iter().map(|(_, peer)| peer).take(NAMED_PER_LOOK), FoundBy::Dht);
+    }
+
+    async fn publish_on_and_on(&self, dht: &AsyncDht, looked: &Notify) {
+        looked.notified().await;
+        let republish = Duration::from_secs(self.config.republish_s);
+        let mut last: Option<(u64, Instant)> = None;
+        loop {
+            let minute = unix_minute();
+            // Records live in the slot of one minute: while we need neighbors, be in each of them.
+            let due = match last {
+                None => true,
+                Some((slot, at)) => slot != minute && (self.has_few() || at.elapsed() >= republish),
+            };
+            if due && self.publish(dht, minute).await {
+                last = Some((minute, Instant::now()));
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn publish(&self, dht: &AsyncDht, minute: u64) -> bool {
+        let began = Instant::now();
+        let mut reason = String::new();
+        for attempt in 0..=self.config.retries {
+            if attempt > 0 {
+                tokio::time::sleep(RETRY_PAUSE + self.jitter()).await;
+            }
+            // Ours replaces the record of another member in this slot: name our neighbors, so that
+            // whoever reads it finds them too.
+            let neighbors = self.state.neighbors();
+            let item = match self.keys.seal(minute, &self.me, &neighbors) {
+                Ok(item) => item,
+                Err(error) => {
+                    reason = error.to_string();
+                    break;
+                }
+            };
+            let seq = item.seq();
+            match tokio::time::timeout(self.timeout(), dht.put_mutable(item, Some(seq))).await {
+                Ok(Ok(_)) => {
+                    self.metrics.records_published.inc();
+                    let text = format!("published with {} neighbors", neighbors.len());
+                    self.state.step(Step::DhtPublish, began, Ok(text));
+                    return true;
+                }
+                Ok(Err(error)) => reason = error.to_string(),
+                Err(_) => "timed out".clone_into(&mut reason),
+            }
+        }
+        self.state.step(Step::DhtPublish, began, Err(reason));
+        false
+    }
+
+    /// Asks the topic to join those that are not neighbors yet. Returns how many.
+    fn join(&self, peers: impl IntoIterator<Item = EndpointId>, by: FoundBy) -> usize {
+        let neighbors = self.state.neighbors();
+        let new: Vec<_> = peers
+            .into_iter()
+            .filter(|peer| *peer != self.id && !neighbors.contains(peer))
+            .inspect(|peer| self.state.found(*peer, by))
+            .collect();
+        let count = new.len();
+        if count > 0 {
+            let _ = self.join.try_send(new);
+        }
+        count
+    }
+
+    fn has_few(&self) -> bool {
+        *self.state.count().borrow() < FEW
+    }
+
+    /// Waits for the next look; shorter the fewer neighbors there are, and not at all once the last
+    /// one is gone.
+    async fn rest(&self) {
+        let mut count = self.state.count();
+        let now = *count.borrow();
+        let pause = match now {
+            0 if self.state.alone_for() > LONG => LONG_ALONE,
+            0 => ALONE,
+            _ if now < FEW => WITH_FEW,
+            _ => WITH_ENOUGH,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause + self.jitter()) => {}
+            _ = count.wait_for(|count| *count == 0), if now > 0 => {}
+        }
+    }
+
+    fn jitter(&self) -> Duration {
+        Duration::from_millis(rand::random_range(0..=self.config.jitter_ms))
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_millis(self.config.timeout_ms)
+    }
+}
+
+/// The slot of now: records are kept by the minute since the Unix epoch.
+fn unix_minute() -> u64 {
+    unix_now() / 60
+}

@@ -1,0 +1,22 @@
+//! Why the gossip part cannot start.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+/// What stops [`super::Gossip::start`]. Each text names the setting or the file to look at.
+#[derive(Debug, thiserror::Error)]
+pub enum GossipError {
+    #[error("{}: cannot {action} the endpoint's key: {source}", path.display())]
+    KeyFile { path: PathBuf, action: &'static str, source: io::Error },
+    #[error(
+        "{}: not an endpoint key (64 hexadecimal digits and a line feed). Restore the file from a \
+         backup, or remove it to take a new endpoint id",
+        path.display()
+    )]
+    KeyFormat { path: PathBuf },
+    #[error("endpoint.bind: cannot use UDP address {address}: {reason}")]
+    Bind { address: SocketAddr, reason: String },
+    #[error("{setting}: {reason}")]
+    Setting { setting: &'static str, reason: String },
+    #[error("the endpoint was closed while it started")]
+    Closed,
+}

@@ -1,0 +1,186 @@
+//! Carries what was committed into the topics: follows the store's log from a cursor of its own.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::sync::{broadcast, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::outbound::Outgoing;
+use crate::{
+    metrics::{CauseLabels, Metrics},
+    pipeline::{EventReader, LogEntry, Passing, Seq, ingest::unix_now, origin::swarm_name},
+    protocol::{Event, TopicName, frame::MAX_GOSSIP_BYTES, kinds},
+};
+
+/// Log entries read at a time.
+const PAGE: usize = 500;
+
+/// How often a topic that fell behind is tried again.
+const BEHIND: Duration = Duration::from_millis(100);
+
+/// Follows the log for all topics. One topic that is stuck does not hold up the others: it is left
+/// behind, and catches up from the log later.
+pub struct Publisher {
+    reader: Arc<dyn EventReader>,
+    passing: broadcast::Receiver<Passing>,
+    lanes: BTreeMap<TopicName, Lane>,
+    cursor: Seq,
+    metrics: Arc<Metrics>,
+}
+
+/// The way into one topic.
+struct Lane {
+    topic: TopicName,
+    /// The log's name for what the topic itself brought.
+    swarm: String,
+    queue: mpsc::Sender<Outgoing>,
+    /// The last position handed over, if the topic is behind the common cursor.
+    behind: Option<Seq>,
+}
+
+impl Publisher {
+    /// Starts at the log's head: what is older, the topics have had their chance to hear.
+    pub fn new(
+        reader: Arc<dyn EventReader>,
+        passing: broadcast::Receiver<Passing>,
+        topics: impl IntoIterator<Item = (TopicName, mpsc::Sender<Outgoing>)>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let lanes = topics
+            .into_iter()
+            .map(|(topic, queue)| {
+                let swarm = swarm_name(&topic);
+                (topic.clone(), Lane { topic, swarm, queue, behind: None })
+            })
+            .collect();
+        let cursor = *reader.head().borrow();
+        Self { reader, passing, lanes, cursor, metrics }
+    }
+
+    /// Follows the log until shutdown.
+    pub async fn run(mut self, token: CancellationToken) {
+        let mut head = self.reader.head();
+        let mut passing_ended = false;
+        loop {
+            let is_behind = self.lanes.values().any(|lane| lane.behind.is_some());
+            tokio::select! {
+                () = token.cancelled() => return,
+                changed = head.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let newest = *head.borrow_and_update();
+                    self.advance(newest).await;
+                }
+                event = self.passing.recv(), if !passing_ended => match event {
+                    Ok(event) => self.pass(&event),
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.dropped("ephemeral lagged"),
+                    Err(broadcast::error::RecvError::Closed) => passing_ended = true,
+                },
+                () = tokio::time::sleep(BEHIND), if is_behind => {}
+            }
+            self.catch_up().await;
+        }
+    }
+
+    /// Hands everything up to `newest` to the topics that keep up.
+    async fn advance(&mut self, newest: Seq) {
+        while self.cursor < newest {
+            let entries = match self.reader.recent_log_after(self.cursor) {
+                Some(entries) => entries,
+                None => match self.reader.log_after(self.cursor, PAGE).await {
+                    Ok(entries) => entries,
+                    Err(error) => {
+                        // The next commit tries again from the same place.
+                        tracing::warn!(%error, "cannot read the log for the topics");
+                        return;
+                    }
+                },
+            };
+            let now = unix_now();
+            for entry in &entries {
+                if let Some(lane) = entry.topic.as_ref().and_then(|t| self.lanes.get_mut(t))
+                    && lane.behind.is_none()
+                    && !lane.offer(entry, now)
+                {
+                    lane.behind = Some(entry.seq - 1);
+                }
+            }
+            // An empty answer means that all events up to the head are gone again.
+            self.cursor = entries.last().map_or(newest, |entry| entry.seq);
+        }
+    }
+
+    /// Reads on for the topics that were left behind and have room again.
+    async fn catch_up(&mut self) {
+        let now = unix_now();
+        for lane in self.lanes.values_mut() {
+            // A page for each topic and turn, so that one long way back does not hold up the rest.
+            let Some(at) = lane.behind else { continue };
+            if lane.queue.capacity() < lane.queue.max_capacity() / 2 {
+                continue;
+            }
+            let entries = match self.reader.log_after(at, PAGE).await {
+                Ok(entries) => entries,
+                Err(error) => {
+                    tracing::warn!(%error, topic = %lane.topic, "cannot read the log");
+                    continue;
+                }
+            };
+            // Beyond the common cursor the entries are handed over with those of the other topics.
+            let mut due = entries.iter().take_while(|entry| entry.seq <= self.cursor);
+            lane.behind = match due.find(|entry| !lane.offer(entry, now)) {
+                Some(full) => Some(full.seq - 1),
+                None => {
+                    let reached = entries.last().map_or(self.cursor, |entry| entry.seq);
+                    (reached < self.cursor).then_some(reached)
+                }
+            };
+        }
+    }
+
+    /// Ephemeral events are best effort: what does not fit at once is gone.
+    fn pass(&self, passing: &Passing) {
+        let now = unix_now();
+        for topic in passing.topics.iter() {
+            let Some(lane) = self.lanes.get(topic) else { continue };
+            if passing.origin.topic() == Some(topic) || is_barred(&passing.event, now) {
+                continue;
+            }
+            if passing.event.json().len() > MAX_GOSSIP_BYTES {
+                self.dropped("ephemeral too long");
+            } else if lane.queue.try_send(outgoing(&passing.event, true)).is_err() {
+                self.dropped("ephemeral, queue full");
+            }
+        }
+    }
+
+    fn dropped(&self, cause: &'static str) {
+        self.metrics.frames_dropped.get_or_create(&CauseLabels { cause }).inc();
+    }
+}
+
+impl Lane {
+    /// Hands an entry over if it is for this topic. False when there is no room.
+    fn offer(&self, entry: &LogEntry, now: u64) -> bool {
+        if entry.topic.as_ref() != Some(&self.topic)
+            || *entry.origin == *self.swarm
+            || is_barred(&entry.event, now)
+        {
+            return true;
+        }
+        // A closed queue is shutdown: nothing waits for it.
+        !matches!(
+            self.queue.try_send(outgoing(&entry.event, false)),
+            Err(mpsc::error::TrySendError::Full(_))
+        )
+    }
+}
+
+fn is_barred(event: &Event, now: u64) -> bool {
+    kinds::barred_from_public_topics(event, now).is_some()
+}
+
+fn outgoing(event: &Event, is_ephemeral: bool) -> Outgoing {
+    Outgoing { id: event.id, json: event.json().clone(), is_ephemeral }
+}

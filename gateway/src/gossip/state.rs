@@ -1,0 +1,279 @@
+//! What is known of one topic: its neighbors, who found them, and how each step of discovery went.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use iroh::EndpointId;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::{
+    metrics::{Metrics, TopicLabels},
+    pipeline::ingest::unix_now,
+    protocol::TopicName,
+};
+
+/// How many endpoints are remembered with the step that found them.
+const MAX_SOURCES: usize = 1_024;
+
+/// How we came to know a neighbor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FoundBy {
+    /// `discovery.peers`.
+    Configured,
+    Mdns,
+    Dht,
+    /// It came to us, or another neighbor introduced it.
+    Incoming,
+}
+
+/// A step of the discovery ladder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    DhtLookup,
+    DhtPublish,
+    Mdns,
+    Configured,
+}
+
+/// How a step went the last time.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepResult {
+    /// When it ended, in Unix seconds.
+    pub at: u64,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+    pub ok: bool,
+    /// What came of it, in a few words.
+    pub result: String,
+}
+
+/// Where a topic is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TopicPhase {
+    /// The gossip topic is not subscribed yet.
+    Starting,
+    /// Subscribed; no step of discovery has ended yet.
+    Discovering,
+    /// There is at least one neighbor.
+    Joined,
+    /// Nobody else was found so far, or all are gone. Looking on.
+    Alone,
+}
+
+/// One topic, for `status`.
+#[derive(Debug, Clone, Serialize)]
+pub struct TopicStatus {
+    pub name: TopicName,
+    pub state: TopicPhase,
+    pub neighbors: Vec<NeighborStatus>,
+    /// From joining to the first neighbor, in milliseconds.
+    pub first_neighbor_ms: Option<u64>,
+    pub steps: BTreeMap<Step, StepResult>,
+}
+
+/// One neighbor, for `status`.
+#[derive(Debug, Clone, Serialize)]
+pub struct NeighborStatus {
+    /// Its endpoint id, hexadecimal.
+    pub id: String,
+    pub found_by: FoundBy,
+}
+
+/// Shared by the tasks of one topic.
+pub struct TopicState {
+    name: TopicName,
+    joining_since: Instant,
+    known: Mutex<Known>,
+    /// How many neighbors there are; wakes whoever waits for the first or the loss of the last.
+    count: watch::Sender<usize>,
+    metrics: std::sync::Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct Known {
+    subscribed: bool,
+    neighbors: BTreeSet<EndpointId>,
+    sources: HashMap<EndpointId, FoundBy>,
+    first_neighbor: Option<Duration>,
+    /// When the last neighbor went.
+    left_alone: Option<Instant>,
+    steps: BTreeMap<Step, StepResult>,
+}
+
+impl TopicState {
+    pub fn new(name: TopicName, metrics: std::sync::Arc<Metrics>) -> Self {
+        Self {
+            name,
+            joining_since: Instant::now(),
+            known: Mutex::default(),
+            count: watch::Sender::new(0),
+            metrics,
+        }
+    }
+
+    pub fn name(&self) -> &TopicName {
+        &self.name
+    }
+
+    /// The number of neighbors, as it changes.
+    pub fn count(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
+    }
+
+    pub fn neighbors(&self) -> Vec<EndpointId> {
+        self.known().neighbors.iter().copied().collect()
+    }
+
+    /// How long there has been no neighbor; zero while there is one.
+    pub fn alone_for(&self) -> Duration {
+        let known = self.known();
+        match known.neighbors.is_empty() {
+            true => known.left_alone.unwrap_or(self.joining_since).elapsed(),
+            false => Duration::ZERO,
+        }
+    }
+
+    /// Takes note of who found an endpoint. The first finder counts.
+    pub fn found(&self, peer: EndpointId, by: FoundBy) {
+        let mut known = self.known();
+        if known.sources.len() < MAX_SOURCES || known.sources.contains_key(&peer) {
+            known.sources.entry(peer).or_insert(by);
+        }
+    }
+
+    pub fn up(&self, peer: EndpointId) {
+        let mut known = self.known();
+        if !known.neighbors.insert(peer) {
+            return;
+        }
+        let found_by = known.source(&peer);
+        if known.first_neighbor.is_none() {
+            let took = self.joining_since.elapsed();
+            known.first_neighbor = Some(took);
+            let took_ms = millis(took);
+            tracing::info!(peer = %peer.fmt_short(), ?found_by, took_ms, "first neighbor");
+        } else if known.neighbors.len() == 1 {
+            tracing::info!(peer = %peer.fmt_short(), ?found_by, "a neighbor again");
+        } else {
+            tracing::debug!(peer = %peer.fmt_short(), ?found_by, "neighbor up");
+        }
+        self.publish(known);
+    }
+
+    pub fn down(&self, peer: EndpointId) {
+        let mut known = self.known();
+        if !known.neighbors.remove(&peer) {
+            return;
+        }
+        if known.neighbors.is_empty() {
+            tracing::info!(peer = %peer.fmt_short(), "the last neighbor is gone; looking for others");
+        } else {
+            tracing::debug!(peer = %peer.fmt_short(), "neighbor down");
+        }
+        self.publish(known);
+    }
+
+    /// Replaces all neighbors, after a subscription was made anew.
+    pub fn reset(&self, neighbors: impl IntoIterator<Item = EndpointId>) {
+        let mut known = self.known();
+        known.neighbors = neighbors.into_iter().collect();
+        self.publish(known);
+    }
+
+    pub fn subscribed(&self, yes: bool) {
+        self.known().subscribed = yes;
+    }
+
+    pub fn step(&self, step: Step, began: Instant, result: Result<String, String>) {
+        let took_ms = millis(began.elapsed());
+        let (ok, result) = match result {
+            Ok(text) => (true, text),
+            Err(text) => (false, text),
+        };
+        tracing::debug!(?step, ok, took_ms, result, "discovery");
+        self.known().steps.insert(step, StepResult { at: unix_now(), took_ms, ok, result });
+    }
+
+    pub fn status(&self) -> TopicStatus {
+        let known = self.known();
+        let state = match (known.subscribed, known.neighbors.is_empty(), known.steps.is_empty()) {
+            (false, ..) => TopicPhase::Starting,
+            (_, false, _) => TopicPhase::Joined,
+            (_, true, true) => TopicPhase::Discovering,
+            (_, true, false) => TopicPhase::Alone,
+        };
+        let neighbors = known
+            .neighbors
+            .iter()
+            .map(|id| NeighborStatus { id: id.to_string(), found_by: known.source(id) })
+            .collect();
+        TopicStatus {
+            name: self.name.clone(),
+            state,
+            neighbors,
+            first_neighbor_ms: known.first_neighbor.map(millis),
+            steps: known.steps.clone(),
+        }
+    }
+
+    /// Tells the count to those who wait for it, while the lock still keeps its order.
+    fn publish(&self, mut known: MutexGuard<'_, Known>) {
+        if known.neighbors.is_empty() {
+            known.left_alone = Some(Instant::now());
+        }
+        let count = known.neighbors.len();
+        self.count.send_if_modified(|old| std::mem::replace(old, count) != count);
+        let labels = TopicLabels { topic: self.name.to_string() };
+        self.metrics.neighbors.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn source(&self, peer: &EndpointId) -> FoundBy {
+        self.sources.get(peer).copied().unwrap_or(FoundBy::Incoming)
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use iroh::SecretKey;
+
+    use super::*;
+
+    #[test]
+    fn a_topic_goes_from_starting_to_joined_to_alone() {
+        let state = TopicState::new(TopicName::new("t").unwrap(), Default::default());
+        let peer = SecretKey::from_bytes(&[1; 32]).public();
+        assert_eq!(state.status().state, TopicPhase::Starting);
+        state.subscribed(true);
+        assert_eq!(state.status().state, TopicPhase::Discovering);
+        state.found(peer, FoundBy::Mdns);
+        state.found(peer, FoundBy::Dht);
+        state.up(peer);
+        state.up(peer);
+        let status = state.status();
+        assert_eq!(status.state, TopicPhase::Joined);
+        assert_eq!(status.neighbors.len(), 1);
+        assert_eq!(status.neighbors[0].found_by, FoundBy::Mdns, "the first finder counts");
+        assert!(status.first_neighbor_ms.is_some());
+        state.down(peer);
+        state.step(Step::DhtLookup, Instant::now(), Ok("nobody".into()));
+        assert_eq!(state.status().state, TopicPhase::Alone);
+        assert!(serde_json::to_string(&state.status()).unwrap().contains("dht_lookup"));
+    }
+}

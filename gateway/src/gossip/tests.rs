@@ -1,0 +1,365 @@
+//! Whole gossip parts over loopback: real endpoints, gossip, pipeline and DHT; the store alone is a
+//! list in memory.
+
+use std::sync::{Mutex, MutexGuard};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use secp256k1::{Keypair, Message, SECP256K1};
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use super::{config::IrohRelays, *};
+use crate::{
+    pipeline::{
+        Candidate, Committed, Context, Decision, EventWriter, LogEntry, Origin, Outcome, Policy,
+        PolicyWorker, Presence, Routing, Scan, Scope, Seq, StoreError, Target, Write,
+        ports::Visibility,
+    },
+    protocol::{
+        Event, EventId, Filter, VerifiedEvent, event::compute_id, frame::MAX_GOSSIP_BYTES, hex,
+    },
+};
+
+/// A log in memory: enough of a store for the topics.
+struct MemoryLog {
+    entries: Mutex<Vec<LogEntry>>,
+    head: watch::Sender<Seq>,
+}
+
+impl MemoryLog {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { entries: Mutex::default(), head: watch::Sender::new(0) })
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Vec<LogEntry>> {
+        self.entries.lock().unwrap()
+    }
+
+    fn has(&self, id: &EventId, topic: &TopicName) -> bool {
+        self.entries().iter().any(|e| e.event.id == *id && e.topic.as_ref() == Some(topic))
+    }
+
+    async fn waits_for(&self, ids: &[EventId], topic: &TopicName) {
+        let mut head = self.head.subscribe();
+        let all = async {
+            while !ids.iter().all(|id| self.has(id, topic)) {
+                head.changed().await.unwrap();
+            }
+        };
+        timeout(Duration::from_secs(30), all).await.expect("the events arrive");
+    }
+
+    fn origin(&self, id: &EventId) -> String {
+        self.entries().iter().find(|e| e.event.id == *id).unwrap().origin.to_string()
+    }
+}
+
+impl EventWriter for MemoryLog {
+    fn presence(&self, id: &EventId, topics: &[TopicName]) -> Result<Presence, StoreError> {
+        let known = self.entries().iter().any(|entry| entry.event.id == *id);
+        Ok(match known {
+            false => Presence::Unknown,
+            true if topics.iter().all(|topic| self.has(id, topic)) => Presence::Known,
+            true => Presence::KnownElsewhere,
+        })
+    }
+
+    fn write(&self, write: Write) -> Result<(), StoreError> {
+        let mut seq = *self.head.borrow();
+        for topic in write.topics {
+            seq += 1;
+            self.entries().push(LogEntry {
+                seq,
+                event: write.event.shared().clone(),
+                topic: Some(topic),
+                first: true,
+                origin: write.origin.log_name().into(),
+            });
+        }
+        self.head.send_replace(seq);
+        (write.done)(Ok(Committed::New(seq)));
+        Ok(())
+    }
+}
+
+impl EventReader for MemoryLog {
+    fn head(&self) -> watch::Receiver<Seq> {
+        self.head.subscribe()
+    }
+
+    fn log_after(&self, seq: Seq, max: usize) -> BoxFuture<'_, Result<Vec<LogEntry>, StoreError>> {
+        let after = self.entries().iter().filter(|e| e.seq > seq).take(max).cloned().collect();
+        async { Ok(after) }.boxed()
+    }
+
+    fn recent_log_after(&self, _seq: Seq) -> Option<Vec<LogEntry>> {
+        None
+    }
+
+    fn scan(&self, _filters: Vec<Filter>, _scope: Scope, _visible: Visibility) -> Scan {
+        unreachable!("topics do not scan")
+    }
+
+    fn fetch(
+        &self,
+        topic: TopicName,
+        ids: Vec<EventId>,
+    ) -> BoxFuture<'_, Result<Vec<Arc<str>>, StoreError>> {
+        let found = self.entries();
+        let found = found
+            .iter()
+            .filter(|e| e.topic.as_ref() == Some(&topic) && ids.contains(&e.event.id))
+            .map(|e| e.event.json().clone())
+            .collect();
+        async { Ok(found) }.boxed()
+    }
+
+    fn missing(
+        &self,
+        topic: TopicName,
+        ids: Vec<EventId>,
+    ) -> BoxFuture<'_, Result<Vec<EventId>, StoreError>> {
+        let missing = ids.into_iter().filter(|id| !self.has(id, &topic)).collect();
+        async { Ok(missing) }.boxed()
+    }
+}
+
+/// Lets everything pass.
+struct Open;
+
+impl Policy for Open {
+    fn worker(&self) -> Box<dyn PolicyWorker> {
+        Box::new(Open)
+    }
+}
+
+impl PolicyWorker for Open {
+    fn evaluate(&mut self, _event: &VerifiedEvent, _context: &Context<'_>) -> Decision {
+        Decision::Accept
+    }
+}
+
+struct Gateway {
+    gossip: Gossip,
+    log: Arc<MemoryLog>,
+    ingest: Ingest,
+    metrics: Arc<Metrics>,
+    _data: TempDir,
+}
+
+impl Gateway {
+    async fn start(discovery: DiscoveryConfig, topics: &[TopicName]) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let log = MemoryLog::new();
+        let metrics = Arc::new(Metrics::default());
+        let joined = JoinedTopics::new(topics.iter().cloned());
+        let routing =
+            Routing { rules: Vec::new(), default: topics.to_vec(), joined: joined.clone() };
+        let limits = Limits::from(&crate::pipeline::config::LimitsConfig::default());
+        let ingest = Ingest::start(
+            limits.clone(),
+            Arc::new(routing),
+            log.clone(),
+            Arc::new(Open),
+            metrics.clone(),
+        )
+        .unwrap();
+        let endpoint = EndpointConfig {
+            bind: "127.0.0.1:0".parse().unwrap(),
+            iroh_relays: IrohRelays::Disabled,
+            ..EndpointConfig::default()
+        };
+        let gossip = Gossip::start(StartGossip {
+            endpoint: &endpoint,
+            discovery: &discovery,
+            data_dir: data.path(),
+            joined,
+            limits: &limits,
+            ingest: ingest.clone(),
+            reader: log.clone(),
+            metrics: metrics.clone(),
+            tasks: &Tasks::new(),
+        })
+        .await
+        .unwrap();
+        Self { gossip, log, ingest, metrics, _data: data }
+    }
+
+    /// For `discovery.peers` of others.
+    fn address(&self) -> String {
+        let address = self.gossip.endpoint.bound_sockets()[0];
+        format!("{}@{address}", self.gossip.endpoint.id())
+    }
+
+    async fn publish(&self, event: &Event) -> Outcome {
+        let origin = Origin::Client { connection: 1, address: [127, 0, 0, 1].into() };
+        let candidate = Candidate { event: event.clone(), origin, target: Target::Routed };
+        self.ingest.submit(candidate).await
+    }
+
+    async fn waits_for_neighbors(&self) {
+        let joined = async {
+            while !self.gossip.status().iter().all(|t| t.state == TopicPhase::Joined) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), joined).await.expect("the gateways find one another");
+    }
+
+    async fn stop(self) {
+        self.gossip.shutdown().await;
+        self.ingest.stop().await;
+    }
+}
+
+fn alone() -> DiscoveryConfig {
+    DiscoveryConfig { dht: false, mdns: false, jitter_ms: 10, ..DiscoveryConfig::default() }
+}
+
+fn name(text: &str) -> TopicName {
+    TopicName::new(text).unwrap()
+}
+
+fn event(kind: u16, content: &str) -> Event {
+    let key = Keypair::from_seckey_slice(SECP256K1, &[7; 32]).unwrap();
+    let author = hex::encode(&key.x_only_public_key().0.serialize());
+    let now = crate::pipeline::ingest::unix_now();
+    let json = |id: &str, sig: &str| {
+        format!(
+            r#"{{"id":"{id}","pubkey":"{author}","created_at":{now},"kind":{kind},"tags":[],"content":"{content}","sig":"{sig}"}}"#
+        )
+    };
+    let draft = Event::parse(&json(&"0".repeat(64), &"0".repeat(128))).unwrap();
+    let id = compute_id(&draft);
+    let sig = SECP256K1.sign_schnorr_no_aux_rand(&Message::from_digest(id.0), &key);
+    Event::parse(&json(&id.to_string(), &hex::encode(&sig.serialize()))).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_every_size_and_in_any_number_arrive() {
+    let topic = name("test");
+    let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    // Published before anybody is there: the log keeps it for the first neighbor.
+    let early = event(1, "early");
+    assert!(matches!(a.publish(&early).await, Outcome::Stored(_)));
+    let peers = vec![a.address()];
+    let b = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[topic.clone()]).await;
+    b.waits_for_neighbors().await;
+    b.log.waits_for(&[early.id], &topic).await;
+
+    let small = event(1, "small");
+    a.publish(&small).await;
+    b.log.waits_for(&[small.id], &topic).await;
+    assert_eq!(b.log.origin(&small.id), "topic/test");
+
+    let large = event(1, &"x".repeat(MAX_GOSSIP_BYTES));
+    a.publish(&large).await;
+    b.log.waits_for(&[large.id], &topic).await;
+
+    let back = event(1, "back");
+    b.publish(&back).await;
+    a.log.waits_for(&[back.id], &topic).await;
+
+    let many: Vec<_> = (0..600).map(|n| event(1, &format!("number {n}"))).collect();
+    futures_util::future::join_all(many.iter().map(|event| a.publish(event))).await;
+    let ids: Vec<_> = many.iter().map(|event| event.id).collect();
+    b.log.waits_for(&ids, &topic).await;
+
+    let mut passing = b.ingest.passing();
+    let ephemeral = event(20_001, "now");
+    assert_eq!(a.publish(&ephemeral).await, Outcome::Passed);
+    let passed = timeout(Duration::from_secs(10), passing.recv()).await.unwrap().unwrap();
+    assert_eq!(passed.event.id, ephemeral.id);
+
+    // Nothing that a topic brought goes back into it: B sent its own event and no other.
+    let sent = |gateway: &Gateway| {
+        let labels = crate::metrics::TopicLabels { topic: "test".to_owned() };
+        gateway.metrics.frames_sent.get_or_create(&labels).get()
+    };
+    assert_eq!(sent(&b), 1);
+    assert!(sent(&a) < 300, "under load ids go out, not events: {} frames", sent(&a));
+
+    let status = &b.gossip.status()[0];
+    assert_eq!(status.neighbors[0].found_by, FoundBy::Configured);
+    assert_eq!(status.neighbors[0].id, a.gossip.endpoint.id().to_string());
+    b.stop().await;
+    let gone = async {
+        while a.gossip.status()[0].state == TopicPhase::Joined {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(3), gone).await.expect("a neighbor that leaves says so");
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gateways_find_one_another_in_the_dht() {
+    let dht = mainline::Testnet::builder(5).build().unwrap();
+    let discovery = DiscoveryConfig {
+        dht: true,
+        dht_bootstrap: dht.bootstrap.clone(),
+        dht_private_addresses: true,
+        ..alone()
+    };
+    let topics = [name("one"), name("two")];
+    let a = Gateway::start(discovery.clone(), &topics).await;
+    let b = Gateway::start(discovery, &topics).await;
+    a.waits_for_neighbors().await;
+    b.waits_for_neighbors().await;
+    let found: Vec<_> = [&a, &b]
+        .into_iter()
+        .flat_map(|gateway| gateway.gossip.status())
+        .map(|topic| topic.neighbors[0].found_by)
+        .collect();
+    assert!(found.contains(&FoundBy::Dht), "{found:?}");
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_misbehaves_on_the_sync_alpn_gets_nothing() {
+    let topic = name("test");
+    let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let kept = event(1, "kept");
+    a.publish(&kept).await;
+    let endpoint = Endpoint::builder(iroh::endpoint::presets::Minimal)
+        .relay_mode(iroh::RelayMode::Disabled)
+        .bind()
+        .await
+        .unwrap();
+    let address = peers::parse(&a.address()).unwrap();
+    let connection = endpoint.connect(address.clone(), SYNC_ALPN).await.unwrap();
+    let ask = async |request: &[u8]| {
+        let (mut send, mut receive) = connection.open_bi().await.unwrap();
+        send.write_all(request).await.unwrap();
+        send.finish().unwrap();
+        receive.read_to_end(100_000).await
+    };
+    let request = |topic: &str, id: &EventId| {
+        let mut bytes = vec![1, 0, topic.len() as u8];
+        bytes.extend_from_slice(topic.as_bytes());
+        bytes.extend_from_slice(&[0, 1]);
+        bytes.extend_from_slice(&id.0);
+        bytes
+    };
+    let answer = ask(&request("test", &kept.id)).await.unwrap();
+    assert_eq!(answer[..4], (kept.json().len() as u32).to_be_bytes());
+    assert_eq!(&answer[4..answer.len() - 4], kept.json().as_bytes());
+    assert_eq!(answer[answer.len() - 4..], [0; 4]);
+    assert_eq!(ask(&request("other", &kept.id)).await.unwrap(), [0; 4], "an unknown topic");
+    assert_eq!(ask(&request("test", &EventId([9; 32]))).await.unwrap(), [0; 4], "an unknown id");
+    for bad in [&[][..], &[9], &[1, 255, 255], &[1, 0, 4, b't'], b"GET / HTTP/1.1\r\n\r\n"] {
+        assert!(ask(bad).await.is_err() || bad.len() < 9, "{bad:?}");
+    }
+    // Only so many connections of one peer; the ones in place go on working.
+    let mut more = Vec::new();
+    for _ in 0..6 {
+        more.push(endpoint.connect(address.clone(), SYNC_ALPN).await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let closed = more.iter().filter(|connection| connection.close_reason().is_some()).count();
+    assert_eq!(closed, 3);
+    assert!(ask(&request("test", &kept.id)).await.is_ok());
+    endpoint.close().await;
+    a.stop().await;
+}

@@ -1,0 +1,217 @@
+//! One joined topic: reads its gossip, sends into it, joins whom discovery finds.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use iroh::EndpointId;
+use iroh_gossip::{
+    TopicId,
+    api::{ApiError, Event as GossipEvent, GossipReceiver, GossipSender, Message},
+    net::Gossip,
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{fetch::Announcement, outbound::Outbound, peer_id, state::TopicState};
+use crate::{
+    metrics::{CauseLabels, Metrics, TopicLabels},
+    pipeline::{Candidate, Ingest, Origin, Target},
+    protocol::{
+        Event,
+        frame::{self, FrameError, GossipFrame},
+    },
+};
+
+/// How many events of one topic may be in the pipeline at once. Beyond that we stop reading, and
+/// gossip tells by `Lagged` that we missed something.
+const SUBMISSIONS: usize = 256;
+
+/// How long gossip may take to answer a call.
+const CALL: Duration = Duration::from_secs(5);
+
+/// Before a topic that broke is joined anew.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// After subscribing anew, the time in which gossip has told all neighbors.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// The actor of one topic.
+pub struct Topic {
+    pub id: TopicId,
+    pub gossip: Gossip,
+    pub state: Arc<TopicState>,
+    pub ingest: Ingest,
+    pub outbound: Outbound,
+    /// Endpoints that discovery found.
+    pub join: mpsc::Receiver<Vec<EndpointId>>,
+    /// To the task that fetches announced events.
+    pub announced: mpsc::Sender<Announcement>,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Topic {
+    /// Stays in the topic until shutdown, and leaves it then.
+    pub async fn run(mut self, token: CancellationToken) {
+        while !token.is_cancelled() {
+            match self.subscribe().await {
+                Ok((sender, receiver)) => {
+                    tracing::info!("joined; looking for others");
+                    self.state.subscribed(true);
+                    let reader = Reader {
+                        id: self.id,
+                        gossip: &self.gossip,
+                        state: &self.state,
+                        ingest: &self.ingest,
+                        announced: &self.announced,
+                        metrics: &self.metrics,
+                    };
+                    tokio::select! {
+                        () = token.cancelled() => return,
+                        () = reader.read(receiver) => {
+                            tracing::warn!("the gossip topic ended; joining anew");
+                        }
+                        _ = self.outbound.run(&sender) => {}
+                        () = join(&mut self.join, &sender) => return,
+                    }
+                    self.state.subscribed(false);
+                    self.state.reset([]);
+                }
+                Err(error) => tracing::warn!(error, "cannot join the gossip topic; trying again"),
+            }
+            token.run_until_cancelled(sleep(PAUSE)).await;
+        }
+    }
+
+    async fn subscribe(&self) -> Result<(GossipSender, GossipReceiver), String> {
+        subscribe(&self.gossip, self.id).await
+    }
+}
+
+async fn subscribe(gossip: &Gossip, id: TopicId) -> Result<(GossipSender, GossipReceiver), String> {
+    match timeout(CALL, gossip.subscribe(id, Vec::new())).await {
+        Ok(Ok(topic)) => Ok(topic.split()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("gossip did not answer for {CALL:?}")),
+    }
+}
+
+/// Ends with discovery, at shutdown.
+async fn join(found: &mut mpsc::Receiver<Vec<EndpointId>>, sender: &GossipSender) {
+    while let Some(peers) = found.recv().await {
+        // Discovery repeats itself; a call that failed is not worth more than a line.
+        if !matches!(timeout(CALL, sender.join_peers(peers)).await, Ok(Ok(()))) {
+            tracing::debug!("gossip did not take the endpoints to join");
+        }
+    }
+}
+
+/// The receiving side during one subscription.
+struct Reader<'a> {
+    id: TopicId,
+    gossip: &'a Gossip,
+    state: &'a TopicState,
+    ingest: &'a Ingest,
+    announced: &'a mpsc::Sender<Announcement>,
+    metrics: &'a Metrics,
+}
+
+impl Reader<'_> {
+    /// Reads until gossip closes the topic.
+    async fn read(&self, mut receiver: GossipReceiver) {
+        let labels = TopicLabels { topic: self.state.name().to_string() };
+        let received = self.metrics.frames_received.get_or_create_owned(&labels);
+        let mut submissions = FuturesUnordered::new();
+        let mut settled: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                Some(_) = submissions.next(), if !submissions.is_empty() => {}
+                event = receiver.next(), if submissions.len() < SUBMISSIONS => {
+                    match self.event(event) {
+                        Step::Nothing => {}
+                        Step::Frame(message) => {
+                            received.inc();
+                            if let Some(candidate) = self.candidate(&message) {
+                                submissions.push(self.ingest.submit(candidate));
+                            }
+                        }
+                        Step::Lagged => {
+                            self.dropped("lagged");
+                            // Changes of neighbors may be among what was missed. A second
+                            // subscription names them all, and the first keeps us in the topic.
+                            match subscribe(self.gossip, self.id).await {
+                                Ok((_, anew)) => receiver = anew,
+                                Err(error) => tracing::warn!(error, "cannot subscribe anew"),
+                            }
+                            settled = Some(Instant::now() + SETTLED);
+                        }
+                        Step::End => return,
+                    }
+                }
+                () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => {
+                    settled = None;
+                    self.state.reset(receiver.neighbors());
+                }
+            }
+        }
+    }
+
+    fn event(&self, event: Option<Result<GossipEvent, ApiError>>) -> Step {
+        match event {
+            Some(Ok(GossipEvent::Received(message))) => return Step::Frame(message),
+            Some(Ok(GossipEvent::NeighborUp(peer))) => self.state.up(peer),
+            Some(Ok(GossipEvent::NeighborDown(peer))) => self.state.down(peer),
+            Some(Ok(GossipEvent::Lagged)) => return Step::Lagged,
+            Some(Err(_)) | None => return Step::End,
+        }
+        Step::Nothing
+    }
+
+    /// Gossip forwards a message before anybody verified it: what is wrong with it is not the
+    /// neighbor's fault, and costs no more than being counted.
+    fn candidate(&self, message: &Message) -> Option<Candidate> {
+        let peer = message.delivered_from;
+        match GossipFrame::decode(&message.content) {
+            Ok(GossipFrame::Event(json)) => match Event::parse(json) {
+                Ok(event) => {
+                    let topic = self.state.name().clone();
+                    let target = Target::Topics(vec![topic.clone()]);
+                    let origin = Origin::Gossip { topic, peer: peer_id(&peer) };
+                    return Some(Candidate { event, origin, target });
+                }
+                Err(_) => self.dropped("no event"),
+            },
+            Ok(GossipFrame::Announce(ids)) => {
+                let announcement = Announcement { peer, ids: frame::ids(ids) };
+                if self.announced.try_send(announcement).is_err() {
+                    self.dropped("too many announcements");
+                }
+            }
+            Err(error) => self.dropped(cause(error)),
+        }
+        None
+    }
+
+    fn dropped(&self, cause: &'static str) {
+        self.metrics.frames_dropped.get_or_create(&CauseLabels { cause }).inc();
+    }
+}
+
+enum Step {
+    Nothing,
+    Frame(Message),
+    Lagged,
+    End,
+}
+
+const fn cause(error: FrameError) -> &'static str {
+    match error {
+        FrameError::Empty => "empty",
+        FrameError::TooLong => "too long",
+        FrameError::Type(_) => "unknown type",
+        FrameError::Utf8 => "not UTF-8",
+        FrameError::Announcement => "malformed announcement",
+    }
+}

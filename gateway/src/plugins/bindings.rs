@@ -1,0 +1,16 @@
+//! The Rust side of `wit/`, generated.
+
+#![allow(unsafe_code, reason = "generated: lifting and lowering")]
+
+wasmtime::component::bindgen!({
+    path: "../wit",
+    world: "event-filter",
+    // Events are handed over without being copied first.
+    ownership: Borrowing { duplicate_if_necessary: true },
+});
+
+/// The WIT package, as it stands in the names of imports.
+pub const PACKAGE: &str = "nostr-gateway:plugin";
+
+/// The package's version. Until 1.0 a plugin must be made for the same minor version.
+pub const VERSION: semver::Version = semver::Version::new(0, 1, 0);

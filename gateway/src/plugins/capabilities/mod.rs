@@ -1,0 +1,20 @@
+//! What the host can do for a plugin: one file per capability, and the state they share.
+
+mod clock;
+mod config;
+mod log;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use wasmtime::StoreLimits;
+
+pub use log::PluginLog;
+
+/// What belongs to one instance on the host's side.
+pub struct Host {
+    pub limits: StoreLimits,
+    /// Shared by all instances of the plugin, so that they share one budget of lines.
+    pub log: Arc<PluginLog>,
+    /// `[config]` as JSON texts.
+    pub config: Arc<BTreeMap<String, String>>,
+}

@@ -1,0 +1,127 @@
+//! One living instance of a plugin, and a call of it within its limits.
+
+use std::sync::Arc;
+
+use wasmtime::{Store, StoreLimitsBuilder, Trap};
+
+use super::{
+    bindings::{EventFilter, nostr_gateway::plugin::types},
+    capabilities::Host,
+    engine,
+    plugin::Plugin,
+    printable::one_line,
+    verdict::Verdict,
+};
+
+/// How long making an instance and its `init` may take, in milliseconds: it reads its
+/// configuration, which calls do not.
+const INIT_MS: u64 = 2_000;
+
+/// What interpreters compiled to WebAssembly need; the memory itself is bounded by the manifest.
+const MAX_CORE_INSTANCES: usize = 64;
+const MAX_TABLES: usize = 64;
+const MAX_TABLE_ELEMENTS: usize = 100_000;
+
+/// The longest cause that is logged, in bytes.
+const CAUSE_BYTES: usize = 512;
+
+/// Why a call did not end with a verdict. Only for the operator's eyes. After it the instance is
+/// dead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    #[error("it ran longer than {0} ms")]
+    Time(u64),
+    #[error("it wanted more memory than {0} MiB")]
+    Memory(u64),
+    #[error("its stack overflowed")]
+    Stack,
+    #[error("it handed over more than {0} bytes")]
+    Output(u64),
+    #[error("it trapped: {0}")]
+    Trap(String),
+    #[error("its init failed: {0}")]
+    Init(String),
+    #[error("{0}")]
+    Verdict(String),
+}
+
+/// An instance with its memory.
+pub struct Instance {
+    store: Store<Host>,
+    exports: EventFilter,
+    plugin: Arc<Plugin>,
+}
+
+impl Instance {
+    /// Makes an instance and calls its `init`. Runs guest code: never on an async worker.
+    ///
+    /// # Errors
+    /// When it breaks a limit, traps, or says that it cannot run.
+    pub fn new(plugin: &Arc<Plugin>) -> Result<Self, Failure> {
+        let limits = &plugin.manifest.limits;
+        let bytes = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+        let host = Host {
+            limits: StoreLimitsBuilder::new()
+                .memory_size(bytes(limits.memory_mib.saturating_mul(1024 * 1024)))
+                // The size is a bound for each memory.
+                .memories(1)
+                .instances(MAX_CORE_INSTANCES)
+                .tables(MAX_TABLES)
+                .table_elements(MAX_TABLE_ELEMENTS)
+                .trap_on_grow_failure(true)
+                .build(),
+            log: Arc::clone(&plugin.log),
+            config: Arc::clone(&plugin.config),
+        };
+        let mut store = Store::new(plugin.component.engine(), host);
+        store.limiter(|host| &mut host.limits);
+        store.set_hostcall_fuel(bytes(limits.output_bytes));
+
+        // Making an instance runs guest code too.
+        store.set_epoch_deadline(engine::epochs(INIT_MS));
+        let failed = |error: wasmtime::Error| plugin.failure(&error, INIT_MS);
+        let exports = plugin.component.instantiate(&mut store).map_err(failed)?;
+        match exports.nostr_gateway_plugin_filter().call_init(&mut store).map_err(failed)? {
+            Ok(()) => Ok(Self { store, exports, plugin: Arc::clone(plugin) }),
+            Err(text) => Err(Failure::Init(one_line(&text, CAUSE_BYTES))),
+        }
+    }
+
+    /// Asks about one event. Runs guest code: never on an async worker.
+    ///
+    /// # Errors
+    /// When it breaks a limit, traps, or answers with nonsense. The instance must not be used again.
+    pub fn evaluate(
+        &mut self,
+        event: types::Event<'_>,
+        context: types::Context<'_>,
+    ) -> Result<Verdict, Failure> {
+        let time_ms = self.plugin.manifest.limits.time_ms;
+        self.store.set_epoch_deadline(engine::epochs(time_ms));
+        let filter = self.exports.nostr_gateway_plugin_filter();
+        let verdict = filter
+            .call_evaluate(&mut self.store, event, context)
+            .map_err(|error| self.plugin.failure(&error, time_ms))?;
+        Verdict::check(verdict).map_err(Failure::Verdict)
+    }
+}
+
+impl Plugin {
+    fn failure(&self, error: &wasmtime::Error, time_ms: u64) -> Failure {
+        let limits = &self.manifest.limits;
+        match error.downcast_ref::<Trap>() {
+            Some(Trap::Interrupt) => return Failure::Time(time_ms),
+            Some(Trap::StackOverflow) => return Failure::Stack,
+            _ => {}
+        }
+        // These two are plain messages in wasmtime. The words only choose a clearer line.
+        let root = error.root_cause().to_string();
+        if root.contains("when growing memory") || root.contains("exceeds memory limits") {
+            return Failure::Memory(limits.memory_mib);
+        }
+        if root.contains("too much data") || root.contains("fuel") {
+            return Failure::Output(limits.output_bytes);
+        }
+        Failure::Trap(one_line(&root, CAUSE_BYTES))
+    }
+}

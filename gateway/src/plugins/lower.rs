@@ -1,0 +1,71 @@
+//! From the pipeline's event and context to the records that a plugin sees.
+
+use super::bindings::nostr_gateway::plugin::types;
+use crate::{
+    pipeline::{Context, Origin},
+    protocol::{Event, TopicName, hex},
+};
+
+/// The parts of an event that need another form; made once for all plugins.
+pub struct LoweredEvent<'a> {
+    event: &'a Event,
+    id: String,
+    pubkey: String,
+    sig: String,
+    /// All values of all tags in one row.
+    values: Vec<&'a str>,
+}
+
+impl<'a> LoweredEvent<'a> {
+    pub fn new(event: &'a Event) -> Self {
+        Self {
+            event,
+            id: event.id.to_string(),
+            pubkey: event.pubkey.to_string(),
+            sig: hex::encode(&event.sig),
+            values: event.tags.iter().flatten().map(String::as_str).collect(),
+        }
+    }
+
+    /// The tags, for [`Self::record`] to borrow.
+    pub fn tags(&self) -> Vec<&[&'a str]> {
+        let mut rest = self.values.as_slice();
+        let cut = |tag: &Vec<String>| {
+            let (values, after) = rest.split_at(tag.len());
+            rest = after;
+            values
+        };
+        self.event.tags.iter().map(cut).collect()
+    }
+
+    pub fn record<'b>(&'b self, tags: &'b [&'b [&'b str]]) -> types::Event<'b> {
+        types::Event {
+            id: &self.id,
+            pubkey: &self.pubkey,
+            created_at: self.event.created_at,
+            kind: self.event.kind,
+            tags,
+            content: &self.event.content,
+            sig: &self.sig,
+        }
+    }
+}
+
+/// The topics, for [`context`] to borrow.
+pub fn names(topics: &[TopicName]) -> Vec<&str> {
+    topics.iter().map(TopicName::as_str).collect()
+}
+
+pub fn context<'a>(context: &'a Context<'_>, topics: &'a [&'a str]) -> types::Context<'a> {
+    let (kind, detail) = match context.origin {
+        Origin::Client { .. } => (types::OriginKind::Client, ""),
+        Origin::Gossip { topic, .. } => (types::OriginKind::Gossip, topic.as_str()),
+        Origin::Fetch { topic, .. } => (types::OriginKind::Fetch, topic.as_str()),
+        Origin::Upstream { stream, .. } => (types::OriginKind::Upstream, stream.as_ref()),
+    };
+    types::Context {
+        origin: types::Origin { kind, detail },
+        topics,
+        received_at: context.received_at,
+    }
+}

@@ -1,0 +1,86 @@
+//! A plugin read from its folder: manifest, compiled component, and what its instances share.
+
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
+
+use wasmtime::{Engine, component::Component};
+
+use super::{
+    bindings::EventFilterPre,
+    capabilities::{Host, PluginLog},
+    grants::{self, GrantError},
+    instance::{Failure, Instance},
+    manifest::{self, Manifest},
+    printable::one_line,
+};
+
+/// The largest component, in bytes. Interpreters are the largest ones: Python takes 18 MB.
+const MAX_COMPONENT_BYTES: u64 = 64 * 1024 * 1024;
+
+/// How a core module begins, as against a component.
+const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
+
+/// Why a plugin does not run. Texts stand after the name of the component's file.
+#[derive(Debug, thiserror::Error)]
+pub enum PluginError {
+    #[error("it cannot be read: {0}")]
+    Read(#[from] io::Error),
+    #[error("it is larger than {MAX_COMPONENT_BYTES} bytes")]
+    TooLarge,
+    #[error("it is a core module, not a component: docs/plugins.md tells how to make one")]
+    CoreModule,
+    #[error("it is no component that compiles: {0}")]
+    Compile(String),
+    #[error(transparent)]
+    Grant(#[from] GrantError),
+    #[error("it does not fit the world event-filter: {0}")]
+    World(String),
+    #[error("it did not start: {0}")]
+    Start(#[from] Failure),
+}
+
+/// A plugin that can be instantiated.
+pub struct Plugin {
+    pub manifest: Manifest,
+    pub component: EventFilterPre<Host>,
+    pub log: Arc<PluginLog>,
+    pub config: Arc<BTreeMap<String, String>>,
+}
+
+impl Plugin {
+    /// Reads and compiles the component that the manifest names, and tries it: an instance is made
+    /// and its `init` called. Takes as long as the compiler needs and runs guest code.
+    ///
+    /// # Errors
+    /// When any of these steps fails.
+    pub fn load(
+        engine: &Engine,
+        folder: &Path,
+        manifest: Manifest,
+    ) -> Result<Arc<Self>, PluginError> {
+        let file = folder.join(&manifest.file);
+        let bytes =
+            manifest::read_bounded(&file, MAX_COMPONENT_BYTES)?.ok_or(PluginError::TooLarge)?;
+        if bytes.starts_with(CORE_MODULE) {
+            return Err(PluginError::CoreModule);
+        }
+        let component =
+            Component::from_binary(engine, &bytes).map_err(|e| PluginError::Compile(brief(&e)))?;
+        let linker = grants::linker(engine, &component, &manifest.capabilities)?;
+        let component = linker
+            .instantiate_pre(&component)
+            .and_then(EventFilterPre::new)
+            .map_err(|error| PluginError::World(brief(&error)))?;
+        let plugin = Arc::new(Self {
+            log: Arc::new(PluginLog::new(manifest.id.clone())),
+            config: Arc::new(manifest.config_json()),
+            component,
+            manifest,
+        });
+        Instance::new(&plugin)?;
+        Ok(plugin)
+    }
+}
+
+fn brief(error: &wasmtime::Error) -> String {
+    one_line(&format!("{error:#}"), 400)
+}

@@ -1,0 +1,93 @@
+//! Hostile guests.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// The fixture does something bad: it is stopped, the log says why, the client is told nothing of
+/// it, and the next event is judged by a fresh instance.
+#[track_caller]
+fn is_stopped(more: &str, content: &str, cause: &str) {
+    let mut plugins = Plugins::new().fixture("bad", more).load();
+    assert_eq!(plugins.answer("calls"), "blocked: 1");
+    assert_eq!(plugins.answer("calls"), "blocked: 2");
+    let started = Instant::now();
+    let log = logged(|| {
+        assert_eq!(plugins.answer(content), "error: plugin bad failed");
+    });
+    // Generous: the machine that runs the tests may be busy.
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(log.contains(&format!("the plugin failed: {cause}")), "{log}");
+    assert_eq!(plugins.answer("calls"), "blocked: 1");
+    assert_eq!(plugins.metrics.plugin_traps.get(), 1);
+    assert_eq!(plugins.chain.summary()[0].state, PluginState::Ready { failures: 1 });
+}
+
+#[test]
+fn an_endless_loop_ends() {
+    is_stopped("limits.time_ms = 20", "loop", "it ran longer than 20 ms");
+}
+
+#[test]
+fn a_memory_bomb_stays_small() {
+    is_stopped("", "bomb", "it wanted more memory than 64 MiB");
+}
+
+#[test]
+fn memory_is_what_the_manifest_says() {
+    let slow = "limits.time_ms = 2000\n";
+    is_stopped(&format!("{slow}limits.memory_mib = 8"), "hold:9", "it wanted more memory than 8");
+    let mut plugins = Plugins::new().fixture("big", slow).load();
+    assert_eq!(plugins.answer("hold:40"), "blocked: held 40");
+}
+
+#[test]
+fn a_panic_ends_the_call_and_its_message_is_logged() {
+    is_stopped("", "panic", "it trapped: ");
+    let log = logged(|| {
+        Plugins::new().fixture("p", "").load().ask("panic");
+    });
+    assert!(log.contains("told to panic"), "{log}");
+}
+
+#[test]
+fn endless_recursion_ends() {
+    is_stopped("", "recurse", "it");
+}
+
+#[test]
+fn a_giant_answer_is_not_copied() {
+    is_stopped("", "giant", "it handed over more than 262144 bytes");
+}
+
+#[test]
+fn a_giant_log_line_is_not_copied() {
+    is_stopped("", &format!("flood:{}", "x".repeat(300_000)), "it handed over more than");
+}
+
+#[test]
+fn a_route_to_a_thousand_topics_is_a_failure() {
+    is_stopped("", "many", "it routed to 1000 topics, more than 64");
+}
+
+#[test]
+fn a_flood_of_log_lines_is_cut() {
+    let mut plugins = Plugins::new().fixture("loud", "limits.time_ms = 3000").load();
+    let log = logged(|| {
+        assert_eq!(plugins.ask("flood:hello\nworld\u{1b}[31m"), Decision::Accept);
+    });
+    let lines = log.lines().filter(|line| line.contains("hello world[31m")).count();
+    // 20 a second, and the call may see several seconds begin.
+    assert!((1..=80).contains(&lines), "{lines} lines");
+    assert!(log.contains("plugin=\"loud\""), "{log}");
+}
+
+#[test]
+fn two_thousand_panics_in_a_row_rest_in_between() {
+    let mut plugins = Plugins::new().fixture("bad", "").load();
+    for _ in 0..2_000 {
+        assert_eq!(plugins.answer("panic"), "error: plugin bad failed");
+    }
+    // Most were refused without a call: the pause doubles.
+    assert!(plugins.metrics.plugin_traps.get() < 20, "{}", plugins.metrics.plugin_traps.get());
+}

@@ -1,0 +1,210 @@
+//! What the relay's port answers over HTTP: the upgrade, the NIP-11 document, health.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{
+        ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+        ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue,
+        SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+    },
+};
+use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tracing::Instrument;
+
+use super::{Relay, nip11, session};
+use crate::{pipeline::Scope, protocol::TopicName, tasks::Tasks};
+
+type Answer = Response<Full<Bytes>>;
+
+/// Answers one request. An upgraded connection goes on as a session of its own.
+/// It holds the permit as long as it lives.
+pub(super) fn answer(
+    mut request: Request<Incoming>,
+    remote: SocketAddr,
+    connection: u64,
+    relay: Arc<Relay>,
+    permit: Arc<OwnedSemaphorePermit>,
+    tasks: &Tasks,
+) -> Answer {
+    let Some(place) = place(request.uri().path(), &relay) else {
+        return text(StatusCode::NOT_FOUND, "there is no relay at this path\n");
+    };
+    let scope = match place {
+        Place::Health => return health(&relay),
+        Place::UnknownTopic => {
+            return text(
+                StatusCode::NOT_FOUND,
+                "this gateway is not in that topic (topics.join)\n",
+            );
+        }
+        Place::Relay(scope) => scope,
+    };
+    match *request.method() {
+        Method::OPTIONS => return with_cors(status(StatusCode::NO_CONTENT)),
+        Method::GET | Method::HEAD => {}
+        _ => {
+            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
+            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
+            return answer;
+        }
+    }
+    let headers = request.headers();
+    if !wants_upgrade(headers) {
+        return if accepts_nostr_json(headers) {
+            document(&relay, &scope)
+        } else {
+            text(StatusCode::OK, greeting(&scope))
+        };
+    }
+    let key = match upgrade_key(headers) {
+        Ok(key) => key,
+        Err(why) => {
+            let mut answer = text(StatusCode::BAD_REQUEST, why);
+            answer.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            return answer;
+        }
+    };
+    let accept = derive_accept_key(key.as_bytes());
+    let upgrade = hyper::upgrade::on(&mut request);
+    let span = tracing::debug_span!("conn", id = connection);
+    let token = tasks.token().clone();
+    tasks.spawn(
+        "session",
+        async move {
+            match upgrade.await {
+                Ok(stream) => {
+                    session::run(
+                        TokioIo::new(stream),
+                        remote,
+                        connection,
+                        scope,
+                        relay,
+                        token,
+                        permit,
+                    )
+                    .await;
+                }
+                Err(error) => tracing::debug!(%error, "the upgrade failed"),
+            }
+        }
+        .instrument(span),
+    );
+    let mut answer = status(StatusCode::SWITCHING_PROTOCOLS);
+    let headers = answer.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    if let Ok(accept) = HeaderValue::from_str(&accept) {
+        headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    answer
+}
+
+enum Place {
+    Relay(Scope),
+    UnknownTopic,
+    Health,
+}
+
+/// What a path stands for. NIP-01: a path may only exist where it changes behaviour.
+fn place(path: &str, relay: &Relay) -> Option<Place> {
+    match path {
+        "/" | "" => Some(Place::Relay(Scope::All)),
+        "/health" => Some(Place::Health),
+        _ => {
+            let name = path.strip_prefix("/topic/")?;
+            if name.is_empty() || name.contains('/') {
+                return None;
+            }
+            let name = percent_decode_str(name).decode_utf8().ok()?;
+            match TopicName::new(&name) {
+                Ok(name) if relay.topics.contains(name.as_str()) => {
+                    Some(Place::Relay(Scope::Topic(name)))
+                }
+                _ => Some(Place::UnknownTopic),
+            }
+        }
+    }
+}
+
+fn wants_upgrade(headers: &HeaderMap) -> bool {
+    has_token(headers, UPGRADE, "websocket")
+}
+
+/// RFC 6455 §4.2.1.
+fn upgrade_key(headers: &HeaderMap) -> Result<&HeaderValue, &'static str> {
+    if !has_token(headers, CONNECTION, "upgrade") {
+        return Err("the Connection header does not say Upgrade\n");
+    }
+    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err("this relay speaks version 13 of the websocket protocol\n");
+    }
+    headers.get(SEC_WEBSOCKET_KEY).ok_or("the Sec-WebSocket-Key header is missing\n")
+}
+
+fn has_token(headers: &HeaderMap, name: hyper::header::HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|part| part.trim().eq_ignore_ascii_case(token))
+}
+
+fn accepts_nostr_json(headers: &HeaderMap) -> bool {
+    has_token(headers, ACCEPT, "application/nostr+json")
+}
+
+fn document(relay: &Relay, scope: &Scope) -> Answer {
+    let document = nip11::document(&relay.config, &relay.limits, scope);
+    let mut answer = Response::new(Full::new(Bytes::from(document)));
+    let content_type = HeaderValue::from_static("application/nostr+json");
+    answer.headers_mut().insert(CONTENT_TYPE, content_type);
+    with_cors(answer)
+}
+
+/// NIP-11: the document is for web pages too.
+fn with_cors(mut answer: Answer) -> Answer {
+    let headers = answer.headers_mut();
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*"));
+    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, OPTIONS"));
+    answer
+}
+
+fn health(relay: &Relay) -> Answer {
+    match (relay.trouble)() {
+        None => text(StatusCode::OK, "ok\n"),
+        Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+    }
+}
+
+fn greeting(scope: &Scope) -> &'static str {
+    match scope {
+        Scope::All => "This is a Nostr relay. Point a Nostr client at this address, with ws://.\n",
+        Scope::Topic(_) => {
+            "This is one topic of a Nostr relay. Point a Nostr client at this address, with ws://.\n"
+        }
+    }
+}
+
+fn status(status: StatusCode) -> Answer {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = status;
+    answer
+}
+
+fn text(code: StatusCode, body: &'static str) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *answer.status_mut() = code;
+    let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, content_type);
+    answer
+}

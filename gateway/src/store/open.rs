@@ -1,0 +1,127 @@
+//! Opening the database file: migrations, connections, pragmas.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags};
+use sqlx::{
+    ConnectOptions, Connection as _,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode},
+};
+
+use super::config::Durability;
+use crate::pipeline::Seq;
+
+/// Why the store cannot be opened. The text names the file.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the database {}: {why}", path.display())]
+pub struct OpenError {
+    path: PathBuf,
+    why: String,
+}
+
+impl OpenError {
+    fn new(path: &Path, why: impl ToString) -> Self {
+        Self { path: path.to_owned(), why: why.to_string() }
+    }
+
+    pub(super) fn sqlite(path: &Path, error: &rusqlite::Error) -> Self {
+        Self::new(path, error)
+    }
+
+    pub(super) fn thread(path: &Path, error: &io::Error) -> Self {
+        Self::new(path, error)
+    }
+}
+
+/// Reader threads, beside one connection for each worker of the pipeline.
+const READERS: usize = 2;
+
+/// Applies the migrations and counts the events.
+pub(super) async fn migrate(path: &Path) -> Result<u64, OpenError> {
+    let failed = |error: sqlx::Error| OpenError::new(path, describe(&error));
+    let mut connection = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .busy_timeout(Duration::from_secs(5))
+        .disable_statement_logging()
+        .connect()
+        .await
+        .map_err(failed)?;
+    sqlx::migrate!("../migrations").run(&mut connection).await.map_err(|error| {
+        use sqlx::migrate::MigrateError::{VersionMismatch, VersionMissing};
+        match error {
+            VersionMissing(_) | VersionMismatch(_) => OpenError::new(
+                path,
+                format!("{error}; it was written by another version of nostr-gateway"),
+            ),
+            error => OpenError::new(path, error),
+        }
+    })?;
+    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM events")
+        .fetch_one(&mut connection)
+        .await
+        .map_err(failed)?;
+    connection.close().await.map_err(failed)?;
+    Ok(count.unsigned_abs())
+}
+
+fn describe(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(error) if error.message().contains("unable to open") => {
+            format!("{}; is the data directory writable?", error.message())
+        }
+        sqlx::Error::Database(error) => error.message().to_owned(),
+        error => error.to_string(),
+    }
+}
+
+/// The writer's connection and those of the readers.
+pub(super) fn connections(
+    path: &Path,
+    durability: Durability,
+) -> Result<(Connection, Vec<Connection>), OpenError> {
+    let failed = |error: rusqlite::Error| OpenError::new(path, error);
+    let write = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )
+    .map_err(failed)?;
+    let synchronous = match durability {
+        Durability::Full => "FULL",
+        Durability::Normal => "NORMAL",
+    };
+    write.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
+    write.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+    write.pragma_update(None, "synchronous", synchronous).map_err(failed)?;
+    write.pragma_update(None, "cache_size", -16_000).map_err(failed)?;
+    write.pragma_update(None, "journal_size_limit", 64 << 20).map_err(failed)?;
+    write.set_prepared_statement_cache_capacity(64);
+    let read = (0..READERS).map(|_| reader(path)).collect::<Result<_, _>>().map_err(failed)?;
+    Ok((write, read))
+}
+
+/// A connection that cannot write.
+pub(super) fn reader(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let read = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    read.busy_timeout(Duration::from_secs(5))?;
+    read.pragma_update(None, "query_only", true)?;
+    read.pragma_update(None, "cache_size", -8_000)?;
+    read.set_prepared_statement_cache_capacity(64);
+    Ok(read)
+}
+
+/// The log's newest position.
+pub(super) fn head(connection: &Connection) -> Result<Seq, rusqlite::Error> {
+    connection
+        .prepare_cached("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'log'")?
+        .query_row([], |row| row.get::<_, i64>(0))
+        .map(i64::cast_unsigned)
+}

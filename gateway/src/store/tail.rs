@@ -1,0 +1,67 @@
+//! The newest part of the log, in memory: what live subscriptions and topics read.
+
+use std::{
+    collections::VecDeque,
+    sync::{PoisonError, RwLock},
+};
+
+use tokio::sync::watch;
+
+use crate::pipeline::{LogEntry, Seq};
+
+/// Entries kept at most.
+const MAX_ENTRIES: usize = 8_192;
+/// Bytes of JSON kept at most. The parsed event takes about as much again.
+const MAX_BYTES: usize = 16 << 20;
+
+/// The end of the log. Reading copies cheap handles; whoever is behind reads SQLite instead.
+pub(super) struct Tail {
+    entries: RwLock<Entries>,
+    head: watch::Sender<Seq>,
+}
+
+struct Entries {
+    list: VecDeque<LogEntry>,
+    bytes: usize,
+    /// Every entry after this position is in the list.
+    complete_after: Seq,
+}
+
+impl Tail {
+    pub fn new(head: Seq) -> Self {
+        let entries = Entries { list: VecDeque::new(), bytes: 0, complete_after: head };
+        Self { entries: RwLock::new(entries), head: watch::Sender::new(head) }
+    }
+
+    pub fn head(&self) -> watch::Receiver<Seq> {
+        self.head.subscribe()
+    }
+
+    /// Appends what was just committed and wakes the consumers.
+    pub fn append(&self, committed: Vec<LogEntry>) {
+        let Some(newest) = committed.last().map(|entry| entry.seq) else { return };
+        {
+            let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+            for entry in committed {
+                entries.bytes += entry.event.json().len();
+                entries.list.push_back(entry);
+            }
+            while entries.list.len() > MAX_ENTRIES || entries.bytes > MAX_BYTES {
+                let Some(oldest) = entries.list.pop_front() else { break };
+                entries.bytes -= oldest.event.json().len();
+                entries.complete_after = oldest.seq;
+            }
+        }
+        self.head.send_replace(newest);
+    }
+
+    /// The entries after `seq`, or `None` when some of them are no longer here.
+    pub fn after(&self, seq: Seq) -> Option<Vec<LogEntry>> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        if seq < entries.complete_after {
+            return None;
+        }
+        let start = entries.list.partition_point(|entry| entry.seq <= seq);
+        Some(entries.list.range(start..).cloned().collect())
+    }
+}

@@ -1,0 +1,260 @@
+//! The store through its own interface, on real files.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::{
+    pipeline::{Committed, Origin, ScanItem},
+    protocol::{Event, VerifiedEvent, signing::Author},
+};
+
+async fn open(dir: &tempfile::TempDir) -> Arc<Store> {
+    let metrics = Arc::new(Metrics::default());
+    Arc::new(Store::open(dir.path(), &StorageConfig::default(), metrics).await.unwrap())
+}
+
+fn topic(name: &str) -> TopicName {
+    TopicName::new(name).unwrap()
+}
+
+async fn write_routed(
+    store: &Arc<Store>,
+    event: &VerifiedEvent,
+    topics: &[&str],
+    inherit_topics: bool,
+) -> Committed {
+    let (done, outcome) = oneshot::channel();
+    let write = Write {
+        event: event.clone(),
+        topics: topics.iter().map(|name| topic(name)).collect(),
+        inherit_topics,
+        origin: Origin::Client { connection: 1, address: [127, 0, 0, 1].into() },
+        done: Box::new(move |result| drop(done.send(result))),
+    };
+    let store = store.clone();
+    tasks::blocking(move || store.write(write)).await.unwrap().unwrap();
+    outcome.await.unwrap().unwrap()
+}
+
+async fn write(store: &Arc<Store>, event: &VerifiedEvent, topics: &[&str]) -> Committed {
+    write_routed(store, event, topics, false).await
+}
+
+async fn query(store: &Store, filters: &[&str], scope: Scope) -> (Vec<Event>, Seq) {
+    let filters = filters.iter().map(|filter| Filter::parse(filter).unwrap()).collect();
+    let mut scan = store.scan(filters, scope, Arc::new(|_| true));
+    let mut events = Vec::new();
+    loop {
+        match scan.next().await.unwrap() {
+            ScanItem::Event(json) => events.push(Event::parse(&json).unwrap()),
+            ScanItem::End(at) => return (events, at),
+            ScanItem::Failed(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_newest_version_is_kept_and_ties_go_to_the_lowest_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let author = Author::new(1);
+    let mut tied = [author.verified(20, 0, &[], "a"), author.verified(20, 0, &[], "b")];
+    tied.sort_by_key(|event| event.id);
+    let [low, high] = tied;
+    let (old, new) = (author.verified(10, 0, &[], "old"), author.verified(30, 0, &[], "new"));
+
+    assert!(matches!(write(&store, &old, &["x"]).await, Committed::New(_)));
+    assert!(matches!(write_routed(&store, &high, &["y"], true).await, Committed::New(_)));
+    assert_eq!(write(&store, &old, &[]).await, Committed::Superseded);
+    assert!(matches!(write(&store, &low, &["y"]).await, Committed::New(_)));
+    assert_eq!(write(&store, &high, &[]).await, Committed::Superseded);
+    assert_eq!(query(&store, &["{}"], Scope::All).await.0, [(*low).clone()]);
+    assert!(query(&store, &["{}"], Scope::Topic(topic("x"))).await.0.is_empty());
+    assert!(matches!(write_routed(&store, &new, &[], true).await, Committed::New(_)));
+    assert_eq!(query(&store, &["{}"], Scope::Topic(topic("y"))).await.0, [(*new).clone()]);
+
+    // Addressable: one for each `d` tag, and a missing one is the empty one.
+    let address = |at, d: &[&[&str]]| author.verified(at, 30_000, d, "");
+    for event in [address(1, &[]), address(2, &[&["d"]]), address(3, &[&["d", ""]])] {
+        assert!(matches!(write(&store, &event, &[]).await, Committed::New(_)));
+    }
+    assert!(matches!(write(&store, &address(1, &[&["d", "a"]]), &[]).await, Committed::New(_)));
+    let (found, _) = query(&store, &[r#"{"kinds":[30000]}"#], Scope::All).await;
+    assert_eq!(found.iter().map(|event| event.created_at).collect::<Vec<_>>(), [3, 1]);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_second_topic_is_a_log_entry_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let event = Author::new(1).verified(1, 1, &[], "");
+    let Committed::New(first) = write(&store, &event, &["a", "b"]).await else { panic!() };
+    assert_eq!(write(&store, &event, &["b"]).await, Committed::Duplicate);
+    let Committed::Joined(third) = write(&store, &event, &["c"]).await else { panic!() };
+    assert_eq!(third, first + 2);
+    for entries in [store.recent_log_after(0).unwrap(), store.log_after(0, 10).await.unwrap()] {
+        let seen: Vec<_> = entries
+            .iter()
+            .map(|entry| (entry.seq, entry.topic.clone().unwrap(), entry.first, &*entry.origin))
+            .collect();
+        let expected = [
+            (first, topic("a"), true, "client"),
+            (first + 1, topic("b"), false, "client"),
+            (third, topic("c"), false, "client"),
+        ];
+        assert_eq!(seen, expected);
+    }
+    let ids = vec![event.id];
+    assert_eq!(store.fetch(topic("c"), ids.clone()).await.unwrap(), [event.json().clone()]);
+    assert!(store.fetch(topic("d"), ids.clone()).await.unwrap().is_empty());
+    assert!(store.missing(topic("a"), ids.clone()).await.unwrap().is_empty());
+    assert_eq!(store.missing(topic("d"), ids.clone()).await.unwrap(), ids);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn positions_are_never_reused_even_after_the_newest_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let author = Author::new(1);
+    let mut last = 0;
+    for at in 1..4 {
+        let store = open(&dir).await;
+        assert_eq!(store.stored_at_start(), u64::from(at > 1));
+        assert_eq!(*store.head().borrow(), last);
+        let Committed::New(seq) = write(&store, &author.verified(at, 0, &[], ""), &[]).await else {
+            panic!()
+        };
+        assert!(seq > last);
+        last = seq;
+        // The replaced event's entry is skipped.
+        let entries = store.log_after(0, 10).await.unwrap();
+        assert_eq!(entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [seq]);
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn expired_events_are_not_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let author = Author::new(1);
+    write(&store, &author.verified(1, 1, &[&["expiration", "2"]], "gone"), &[]).await;
+    let huge = author.verified(1, 1, &[&["expiration", &u64::MAX.to_string()]], "stays");
+    write(&store, &huge, &[]).await;
+    assert_eq!(query(&store, &["{}"], Scope::All).await.0, [(*huge).clone()]);
+    store.close().await;
+}
+
+/// A small generator, so that a failure can be repeated from its seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+
+    fn pick<'a, T>(&mut self, list: &'a [T]) -> &'a T {
+        let n = self.roll(list.len() as u64);
+        &list[usize::try_from(n).unwrap()]
+    }
+
+    fn some<T: Clone>(&mut self, list: &[T], most: u64) -> Vec<T> {
+        (0..=self.roll(most)).map(|_| self.pick(list).clone()).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_planner_finds_what_a_naive_filter_finds_in_the_same_order() {
+    const SEED: u64 = 20_240_325;
+    let mut dice = Dice(SEED);
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let authors: Vec<_> = (1..=6).map(Author::new).collect();
+    let long = "long ".repeat(40);
+    let values = ["a", "b", "", &"ab".repeat(32), &format!("{long}1"), &format!("{long}2")];
+    let letters = ["e", "p", "t", "T", "client"];
+    let kinds = [1, 1, 1, 4, 6, 7, 1_000];
+    let mut model: Vec<(VerifiedEvent, bool)> = Vec::new();
+    for n in 0..600 {
+        let tags: Vec<[&str; 2]> =
+            (0..dice.roll(4)).map(|_| [*dice.pick(&letters), *dice.pick(&values)]).collect();
+        let tags: Vec<&[&str]> = tags.iter().map(<[&str; 2]>::as_slice).collect();
+        // Few different seconds, so that ties are common.
+        let at = 1_000 + dice.roll(60);
+        let kind = *dice.pick(&kinds);
+        let event = dice.pick(&authors).verified(at, kind, &tags, &n.to_string());
+        let in_topic = dice.roll(3) == 0;
+        write(&store, &event, if in_topic { &["x"] } else { &[] }).await;
+        model.push((event, in_topic));
+    }
+    model.sort_by_key(|(event, _)| (std::cmp::Reverse(event.created_at), event.id));
+
+    for case in 0..3_000 {
+        let mut filter = serde_json::Map::new();
+        if dice.roll(8) == 0 {
+            let ids: Vec<_> = dice.some(&model, 9).iter().map(|(e, _)| e.id.to_string()).collect();
+            filter.insert("ids".into(), ids.into());
+        }
+        if dice.roll(3) == 0 {
+            let some = (0..=dice.roll(4)).map(|_| dice.pick(&authors).pubkey().to_string());
+            filter.insert("authors".into(), some.collect::<Vec<_>>().into());
+        }
+        if dice.roll(3) == 0 {
+            filter.insert("kinds".into(), dice.some(&kinds, 3).into());
+        }
+        for letter in ["e", "p", "t", "T"] {
+            if dice.roll(6) == 0 {
+                filter.insert(format!("#{letter}"), dice.some(&values, 2).into());
+            }
+        }
+        if dice.roll(4) == 0 {
+            filter.insert("since".into(), (1_000 + dice.roll(60)).into());
+        }
+        if dice.roll(4) == 0 {
+            filter.insert("until".into(), (1_000 + dice.roll(60)).into());
+        }
+        let limit = if dice.roll(4) == 0 { 10_000 } else { dice.roll(40) };
+        filter.insert("limit".into(), limit.into());
+        let text = serde_json::Value::Object(filter).to_string();
+        let scoped = dice.roll(4) == 0;
+        let parsed = Filter::parse(&text).unwrap();
+        let expected: Vec<_> = model
+            .iter()
+            .filter(|(event, in_topic)| parsed.matches(event) && (*in_topic || !scoped))
+            .take(usize::try_from(limit).unwrap())
+            .map(|(event, _)| event.id)
+            .collect();
+        let scope = if scoped { Scope::Topic(topic("x")) } else { Scope::All };
+        let (found, _) = query(&store, &[&text], scope).await;
+        let found: Vec<_> = found.iter().map(|event| event.id).collect();
+        assert_eq!(found, expected, "seed {SEED}, case {case}, scoped {scoped}: {text}");
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_does_not_hold_a_reader() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let author = Author::new(1);
+    let long = "x".repeat(500_000);
+    for at in 0..60 {
+        write(&store, &author.verified(at, 1, &[], &long), &[]).await;
+    }
+    let all = || vec![Filter::parse("{}").unwrap()];
+    let mut stuck: Vec<_> =
+        (0..4).map(|_| store.scan(all(), Scope::All, Arc::new(|_| true))).collect();
+    let (found, _) = query(&store, &[r#"{"limit":3}"#], Scope::All).await;
+    assert_eq!(found.len(), 3);
+    let mut end = None;
+    while let Some(item) = stuck[0].next().await {
+        end = Some(item);
+    }
+    assert!(matches!(end, Some(ScanItem::Failed(_))), "{end:?}");
+    store.close().await;
+}

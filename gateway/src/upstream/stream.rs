@@ -1,0 +1,230 @@
+//! One `[[upstream]]`: connects, subscribes, feeds the pipeline, reconnects.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use nostr_sdk::{
+    Client, ClientOptions, JsonUtil, RelayOptions, RelayUrl, SubscriptionId,
+    pool::RelayLimits,
+    prelude::{Monitor, MonitorNotification, RelayStatus},
+};
+use serde::Serialize;
+use tokio::sync::{broadcast, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    UpstreamConfig,
+    intake::{Intake, Received},
+};
+use crate::{
+    metrics::Metrics,
+    pipeline::{Candidate, Ingest, Origin, Outcome, Target},
+};
+
+/// Events taken from the relays and not yet in the pipeline.
+const QUEUE: usize = 256;
+/// Events of one stream on their way through the pipeline.
+const MAX_UNDER_WAY: usize = 512;
+/// First pause before a new attempt; it grows with each failure, with jitter, to about ten minutes.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// A running stream. Shared between its task and whoever asks for its state.
+pub struct Stream {
+    config: UpstreamConfig,
+    ingest: Ingest,
+    metrics: Arc<Metrics>,
+    relays: Mutex<HashMap<String, RelayState>>,
+    received: AtomicU64,
+    new: AtomicU64,
+    known: AtomicU64,
+    refused: AtomicU64,
+}
+
+struct RelayState {
+    label: &'static str,
+    /// The log already says that it is away.
+    away: bool,
+}
+
+/// A stream's figures, for `/status`.
+#[derive(Debug, Serialize)]
+pub struct StreamStatus {
+    pub name: String,
+    /// Each relay's URL and whether it is connected.
+    pub relays: Vec<(String, &'static str)>,
+    pub received: u64,
+    pub new: u64,
+    pub known: u64,
+    pub refused: u64,
+}
+
+impl Stream {
+    pub fn new(config: UpstreamConfig, ingest: Ingest, metrics: Arc<Metrics>) -> Arc<Self> {
+        let relays = config
+            .urls
+            .iter()
+            .map(|url| (normal(url), RelayState { label: "connecting", away: false }))
+            .collect();
+        Arc::new(Self {
+            config,
+            ingest,
+            metrics,
+            relays: Mutex::new(relays),
+            received: AtomicU64::new(0),
+            new: AtomicU64::new(0),
+            known: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        })
+    }
+
+    pub fn status(&self) -> StreamStatus {
+        let relays = self.relays.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut relays: Vec<_> =
+            relays.iter().map(|(url, state)| (url.clone(), state.label)).collect();
+        relays.sort_unstable();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        StreamStatus {
+            name: self.config.name.clone(),
+            relays,
+            received: count(&self.received),
+            new: count(&self.new),
+            known: count(&self.known),
+            refused: count(&self.refused),
+        }
+    }
+
+    /// Streams until the token is cancelled.
+    pub async fn run(self: Arc<Self>, token: CancellationToken) {
+        let name = self.config.name.clone();
+        let (queue, received) = mpsc::channel(QUEUE);
+        let monitor = Monitor::new(64);
+        let changes = monitor.subscribe();
+        let options = ClientOptions::new()
+            // The pipeline has limits of its own, and says which of them an event breaks.
+            .relay_limits(RelayLimits::disable())
+            // A relay that sends other events than we asked for must not fill our topics.
+            .verify_subscriptions(true)
+            .automatic_authentication(false);
+        let client =
+            Client::builder().admit_policy(Intake { queue }).monitor(monitor).opts(options).build();
+        if let Err(error) = self.connect(&client).await {
+            tracing::error!(stream = name, %error, "the upstream cannot be started");
+            return;
+        }
+        tracing::info!(stream = name, relays = self.config.urls.len(), "streaming from upstream");
+        tokio::select! {
+            () = token.cancelled() => {}
+            () = self.feed(received) => {}
+            () = self.watch(changes) => {}
+        }
+        client.shutdown().await;
+    }
+
+    async fn connect(&self, client: &Client) -> Result<(), String> {
+        for url in &self.config.urls {
+            let url = RelayUrl::parse(url).map_err(|error| format!("{url}: {error}"))?;
+            let options = RelayOptions::new()
+                .limits(RelayLimits::disable())
+                .verify_subscriptions(true)
+                .retry_interval(FIRST_RETRY)
+                .adjust_retry_interval(true)
+                .reconnect(true);
+            client.pool().add_relay(url, options).await.map_err(|error| error.to_string())?;
+        }
+        client.connect().await;
+        let json = serde_json::to_string(&self.config.filter).map_err(|error| error.to_string())?;
+        let filter = nostr_sdk::Filter::from_json(json).map_err(|error| error.to_string())?;
+        let id = SubscriptionId::new("nostr-gateway");
+        // It is sent again after every reconnection.
+        client.subscribe_with_id(id, filter, None).await.map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    async fn feed(&self, mut received: mpsc::Receiver<Received>) {
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                Some(outcome) = under_way.next() => self.count(&outcome),
+                event = received.recv(), if under_way.len() < MAX_UNDER_WAY => {
+                    let Some(Received { url, event }) = event else { return };
+                    self.received.fetch_add(1, Ordering::Relaxed);
+                    self.metrics.upstream_events.inc();
+                    match event {
+                        Ok(event) => {
+                            let origin =
+                                Origin::Upstream { stream: self.config.name.as_str().into(), url };
+                            let target = Target::Topics(self.config.topics.clone());
+                            let candidate = Candidate { event, origin, target };
+                            let ingest = self.ingest.clone();
+                            under_way.push(async move { ingest.submit(candidate).await });
+                        }
+                        Err(error) => {
+                            tracing::debug!(url = &*url, %error, "upstream sent a malformed event");
+                            self.refused.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn count(&self, outcome: &Outcome) {
+        let counter = match outcome {
+            Outcome::Stored(_) | Outcome::Passed => &self.new,
+            Outcome::Joined(_) | Outcome::Duplicate => &self.known,
+            Outcome::Shadowed => &self.refused,
+            Outcome::Refused(reason) => {
+                tracing::debug!(stream = self.config.name, %reason, "an upstream event was refused");
+                &self.refused
+            }
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells the log how the relays come and go.
+    async fn watch(&self, mut changes: broadcast::Receiver<MonitorNotification>) {
+        loop {
+            match changes.recv().await {
+                Ok(MonitorNotification::StatusChanged { relay_url, status }) => {
+                    self.changed(&normal(relay_url.as_str()), status);
+                }
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return std::future::pending().await,
+            }
+        }
+    }
+
+    fn changed(&self, url: &str, status: RelayStatus) {
+        let label = match status {
+            RelayStatus::Connected => "connected",
+            RelayStatus::Terminated | RelayStatus::Banned => "ended",
+            RelayStatus::Disconnected => "unreachable",
+            _ => "connecting",
+        };
+        let stream = &self.config.name;
+        let mut relays = self.relays.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(relay) = relays.get_mut(url) else { return };
+        let before = std::mem::replace(&mut relay.label, label);
+        if label == "connected" {
+            relay.away = false;
+            self.metrics.upstream_connects.inc();
+            tracing::info!(stream, url, "connected to upstream");
+        } else if !relay.away && (before == "connected" || label == "unreachable") {
+            // Further attempts are no news until one succeeds.
+            relay.away = true;
+            let what = if before == "connected" { "lost" } else { "cannot reach" };
+            tracing::warn!(stream, url, "{what} upstream; trying again with growing pauses");
+        }
+    }
+}
+
+fn normal(url: &str) -> String {
+    url.trim_end_matches('/').to_owned()
+}

@@ -119,12 +119,18 @@ impl Child {
         assert!(status.success(), "{} cannot be sent SIG{signal}", self.name);
     }
 
-    /// Waits until it has ended.
+    /// Waits until it has ended and all that it wrote is here.
     pub async fn exit(&mut self, deadline: Duration) -> ExitStatus {
-        match tokio::time::timeout(deadline, self.process.wait()).await {
-            Ok(status) => status.expect("a child can be waited for"),
-            Err(_) => panic!("{} did not end within {deadline:?}", self.name),
-        }
+        let mut open = self.output.open.subscribe();
+        let end = async {
+            let status = self.process.wait().await.expect("a child can be waited for");
+            open.wait_for(|open| *open == 0).await.expect("the sender lives in self.output");
+            status
+        };
+        let Ok(status) = tokio::time::timeout(deadline, end).await else {
+            panic!("{} did not end within {deadline:?}", self.name);
+        };
+        status
     }
 
     /// Whether it has not ended yet.

@@ -13,6 +13,7 @@ async fn gateway() -> Gateway {
     GatewayBuilder::new(GATEWAY, "bad input")
         .topics(&["town"])
         .set("relay", "max_message_bytes", "100000")
+        .set("limits", "max_event_bytes", "90000")
         .start()
         .await
 }
@@ -214,9 +215,9 @@ async fn an_over_long_message_ends_only_its_connection() {
     let gateway = gateway().await;
     let mut other = RawClient::connect(&gateway.url()).await;
     let mut client = RawClient::connect(&gateway.url()).await;
-    // Just within the limit.
-    let long = events::note(&Keys::generate(), &"x".repeat(99_000));
-    client.accept(&long).await;
+    // Just within the limits, and between them.
+    client.accept(&events::note(&Keys::generate(), &"x".repeat(89_000))).await;
+    client.refuse(&events::note(&Keys::generate(), &"x".repeat(95_000)), "invalid").await;
     client.send_text(&format!(r#"["REQ","{}",{{}}]"#, "x".repeat(200_000))).await;
     // RFC 6455 §7.4.1: message too big.
     assert_eq!(client.closed().await, Some(1009));

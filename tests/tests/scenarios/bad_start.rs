@@ -31,7 +31,8 @@ async fn only_the_relay_cannot_go_on_without_its_port() {
     refuses_to_start(&relay, 1, &[&address, "in use", "relay.listen"]).await;
 
     // Without metrics it is still a relay.
-    let admin = builder().set("admin", "listen", &format!("{address:?}")).spawn();
+    let builder = builder().set("admin", "listen", &format!("{address:?}"));
+    let admin = builder.spawn();
     admin.stdout_line(Duration::from_secs(60), |line| line == "ready").await;
     let is_clear =
         |line: &str| [&address, "in use", "admin.listen"].iter().all(|word| line.contains(*word));

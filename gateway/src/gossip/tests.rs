@@ -105,9 +105,9 @@ impl EventReader for MemoryLog {
         topic: TopicName,
         ids: Vec<EventId>,
     ) -> BoxFuture<'_, Result<Vec<Arc<str>>, StoreError>> {
-        let found = self.entries();
-        let found = found
-            .iter()
+        let entries = self.entries().clone();
+        let found = entries
+            .into_iter()
             .filter(|e| e.topic.as_ref() == Some(&topic) && ids.contains(&e.event.id))
             .map(|e| e.event.json().clone())
             .collect();
@@ -362,4 +362,50 @@ async fn a_peer_that_misbehaves_on_the_sync_alpn_gets_nothing() {
     assert!(ask(&request("test", &kept.id)).await.is_ok());
     endpoint.close().await;
     a.stop().await;
+}
+
+#[tokio::test]
+async fn a_stuck_topic_holds_up_nobody_and_loses_nothing() {
+    let (slow, fast) = (name("slow"), name("fast"));
+    let log = MemoryLog::new();
+    let (slow_queue, mut slow_end) = mpsc::channel(64);
+    let (fast_queue, mut fast_end) = mpsc::channel(1_000);
+    let (_passing, passing) = tokio::sync::broadcast::channel(1);
+    let lanes = [(slow.clone(), slow_queue), (fast.clone(), fast_queue)];
+    let publisher = Publisher::new(log.clone(), passing, lanes, Default::default());
+    let tasks = Tasks::new();
+    tasks.spawn("publisher", publisher.run(tasks.token().clone()));
+
+    let commit = |event: &Event, origin: Origin| {
+        let event = VerifiedEvent::from_store(event.json()).unwrap();
+        let topics = vec![slow.clone(), fast.clone()];
+        let done = Box::new(|_: Result<Committed, StoreError>| {});
+        log.write(Write { event, topics, inherit_topics: false, origin, done }).unwrap();
+    };
+    let client = || Origin::Client { connection: 1, address: [127, 0, 0, 1].into() };
+    commit(&event(4, "private"), client());
+    commit(
+        &event(1, "from the swarm"),
+        Origin::Gossip { topic: fast.clone(), peer: PeerId([1; 32]) },
+    );
+    let many: Vec<_> = (0..1_200).map(|n| event(1, &format!("number {n}"))).collect();
+    many.iter().take(600).for_each(|event| commit(event, client()));
+
+    let next = async |end: &mut mpsc::Receiver<Outgoing>| {
+        timeout(Duration::from_secs(10), end.recv()).await.unwrap().unwrap().id
+    };
+    for event in &many[..600] {
+        assert_eq!(next(&mut fast_end).await, event.id, "barred and own events are left out");
+    }
+    many.iter().skip(600).for_each(|event| commit(event, client()));
+    // What one topic's swarm brought goes into the other topics.
+    let _ = next(&mut slow_end).await;
+    for event in &many {
+        assert_eq!(next(&mut slow_end).await, event.id);
+    }
+    for event in &many[600..] {
+        assert_eq!(next(&mut fast_end).await, event.id);
+    }
+    assert!(slow_end.try_recv().is_err() && fast_end.try_recv().is_err(), "each went once");
+    tasks.stop(Duration::from_secs(1)).await;
 }

@@ -243,7 +243,8 @@ async fn events_of_every_size_and_in_any_number_arrive() {
     let early = event(1, "early");
     assert!(matches!(a.publish(&early).await, Outcome::Stored(_)));
     let peers = vec![a.address()];
-    let b = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[topic.clone()]).await;
+    let b =
+        Gateway::start(DiscoveryConfig { peers, ..alone() }, std::slice::from_ref(&topic)).await;
     b.waits_for_neighbors().await;
     b.log.waits_for(&[early.id], &topic).await;
 
@@ -408,4 +409,22 @@ async fn a_stuck_topic_holds_up_nobody_and_loses_nothing() {
     }
     assert!(slow_end.try_recv().is_err() && fast_end.try_recv().is_err(), "each went once");
     tasks.stop(Duration::from_secs(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_starts_without_a_network() {
+    let discovery = DiscoveryConfig {
+        dht: true,
+        dht_bootstrap: vec!["nowhere.invalid:6881".to_owned()],
+        mdns: true,
+        mdns_service: "nostr-gateway-test".to_owned(),
+        ..alone()
+    };
+    let topic = name("test");
+    let starting = Gateway::start(discovery, std::slice::from_ref(&topic));
+    let a = timeout(Duration::from_secs(5), starting).await.expect("nothing is waited for");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_ne!(a.gossip.status()[0].state, TopicPhase::Starting);
+    assert!(!a.gossip.addresses().is_empty());
+    timeout(Duration::from_secs(8), a.stop()).await.expect("shutdown has a deadline");
 }

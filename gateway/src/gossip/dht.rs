@@ -45,8 +45,7 @@ impl SharedDht {
     /// Waits for the client. `None` at shutdown.
     pub async fn ready(&mut self, token: &CancellationToken) -> Option<AsyncDht> {
         let waiting = self.0.wait_for(Option::is_some);
-        let found = token.run_until_cancelled(waiting).await?.ok()?.clone();
-        found
+        token.run_until_cancelled(waiting).await?.ok().and_then(|found| found.clone())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::outbound::Outgoing;
@@ -22,6 +22,7 @@ const BEHIND: Duration = Duration::from_millis(100);
 /// behind, and catches up from the log later.
 pub struct Publisher {
     reader: Arc<dyn EventReader>,
+    head: watch::Receiver<Seq>,
     passing: broadcast::Receiver<Passing>,
     lanes: BTreeMap<TopicName, Lane>,
     cursor: Seq,
@@ -53,23 +54,24 @@ impl Publisher {
                 (topic.clone(), Lane { topic, swarm, queue, behind: None })
             })
             .collect();
-        let cursor = *reader.head().borrow();
-        Self { reader, passing, lanes, cursor, metrics }
+        // This very receiver is waited on later: a commit in between must wake us.
+        let mut head = reader.head();
+        let cursor = *head.borrow_and_update();
+        Self { reader, head, passing, lanes, cursor, metrics }
     }
 
     /// Follows the log until shutdown.
     pub async fn run(mut self, token: CancellationToken) {
-        let mut head = self.reader.head();
         let mut passing_ended = false;
         loop {
             let is_behind = self.lanes.values().any(|lane| lane.behind.is_some());
             tokio::select! {
                 () = token.cancelled() => return,
-                changed = head.changed() => {
+                changed = self.head.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    let newest = *head.borrow_and_update();
+                    let newest = *self.head.borrow_and_update();
                     self.advance(newest).await;
                 }
                 event = self.passing.recv(), if !passing_ended => match event {

@@ -105,9 +105,9 @@ impl EventReader for MemoryLog {
         topic: TopicName,
         ids: Vec<EventId>,
     ) -> BoxFuture<'_, Result<Vec<Arc<str>>, StoreError>> {
-        let found = self.entries();
-        let found = found
-            .iter()
+        let entries = self.entries().clone();
+        let found = entries
+            .into_iter()
             .filter(|e| e.topic.as_ref() == Some(&topic) && ids.contains(&e.event.id))
             .map(|e| e.event.json().clone())
             .collect();
@@ -243,7 +243,8 @@ async fn events_of_every_size_and_in_any_number_arrive() {
     let early = event(1, "early");
     assert!(matches!(a.publish(&early).await, Outcome::Stored(_)));
     let peers = vec![a.address()];
-    let b = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[topic.clone()]).await;
+    let b =
+        Gateway::start(DiscoveryConfig { peers, ..alone() }, std::slice::from_ref(&topic)).await;
     b.waits_for_neighbors().await;
     b.log.waits_for(&[early.id], &topic).await;
 
@@ -362,4 +363,68 @@ async fn a_peer_that_misbehaves_on_the_sync_alpn_gets_nothing() {
     assert!(ask(&request("test", &kept.id)).await.is_ok());
     endpoint.close().await;
     a.stop().await;
+}
+
+#[tokio::test]
+async fn a_stuck_topic_holds_up_nobody_and_loses_nothing() {
+    let (slow, fast) = (name("slow"), name("fast"));
+    let log = MemoryLog::new();
+    let (slow_queue, mut slow_end) = mpsc::channel(64);
+    let (fast_queue, mut fast_end) = mpsc::channel(1_000);
+    let (_passing, passing) = tokio::sync::broadcast::channel(1);
+    let lanes = [(slow.clone(), slow_queue), (fast.clone(), fast_queue)];
+    let publisher = Publisher::new(log.clone(), passing, lanes, Default::default());
+    let tasks = Tasks::new();
+    tasks.spawn("publisher", publisher.run(tasks.token().clone()));
+
+    let commit = |event: &Event, origin: Origin| {
+        let event = VerifiedEvent::from_store(event.json()).unwrap();
+        let topics = vec![slow.clone(), fast.clone()];
+        let done = Box::new(|_: Result<Committed, StoreError>| {});
+        log.write(Write { event, topics, inherit_topics: false, origin, done }).unwrap();
+    };
+    let client = || Origin::Client { connection: 1, address: [127, 0, 0, 1].into() };
+    commit(&event(4, "private"), client());
+    commit(
+        &event(1, "from the swarm"),
+        Origin::Gossip { topic: fast.clone(), peer: PeerId([1; 32]) },
+    );
+    let many: Vec<_> = (0..1_200).map(|n| event(1, &format!("number {n}"))).collect();
+    many.iter().take(600).for_each(|event| commit(event, client()));
+
+    let next = async |end: &mut mpsc::Receiver<Outgoing>| {
+        timeout(Duration::from_secs(10), end.recv()).await.unwrap().unwrap().id
+    };
+    for event in &many[..600] {
+        assert_eq!(next(&mut fast_end).await, event.id, "barred and own events are left out");
+    }
+    many.iter().skip(600).for_each(|event| commit(event, client()));
+    // What one topic's swarm brought goes into the other topics.
+    let _ = next(&mut slow_end).await;
+    for event in &many {
+        assert_eq!(next(&mut slow_end).await, event.id);
+    }
+    for event in &many[600..] {
+        assert_eq!(next(&mut fast_end).await, event.id);
+    }
+    assert!(slow_end.try_recv().is_err() && fast_end.try_recv().is_err(), "each went once");
+    tasks.stop(Duration::from_secs(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_starts_without_a_network() {
+    let discovery = DiscoveryConfig {
+        dht: true,
+        dht_bootstrap: vec!["nowhere.invalid:6881".to_owned()],
+        mdns: true,
+        mdns_service: "nostr-gateway-test".to_owned(),
+        ..alone()
+    };
+    let topic = name("test");
+    let starting = Gateway::start(discovery, std::slice::from_ref(&topic));
+    let a = timeout(Duration::from_secs(5), starting).await.expect("nothing is waited for");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_ne!(a.gossip.status()[0].state, TopicPhase::Starting);
+    assert!(!a.gossip.addresses().is_empty());
+    timeout(Duration::from_secs(8), a.stop()).await.expect("shutdown has a deadline");
 }

@@ -1,6 +1,6 @@
 //! One joined topic: reads its gossip, sends into it, joins whom discovery finds.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use iroh::EndpointId;
@@ -74,7 +74,7 @@ impl Topic {
                             tracing::warn!("the gossip topic ended; joining anew");
                         }
                         _ = self.outbound.run(&sender) => {}
-                        () = join(&mut self.join, &sender) => return,
+                        never = join(&mut self.join, &sender) => match never {},
                     }
                     self.state.subscribed(false);
                     self.state.reset([]);
@@ -98,14 +98,16 @@ async fn subscribe(gossip: &Gossip, id: TopicId) -> Result<(GossipSender, Gossip
     }
 }
 
-/// Ends with discovery, at shutdown.
-async fn join(found: &mut mpsc::Receiver<Vec<EndpointId>>, sender: &GossipSender) {
+/// Joins whom discovery finds. Never ends, even when discovery does: without any of its steps we
+/// still wait for others to come to us.
+async fn join(found: &mut mpsc::Receiver<Vec<EndpointId>>, sender: &GossipSender) -> Infallible {
     while let Some(peers) = found.recv().await {
         // Discovery repeats itself; a call that failed is not worth more than a line.
         if !matches!(timeout(CALL, sender.join_peers(peers)).await, Ok(Ok(()))) {
             tracing::debug!("gossip did not take the endpoints to join");
         }
     }
+    std::future::pending().await
 }
 
 /// The receiving side during one subscription.

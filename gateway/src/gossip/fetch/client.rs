@@ -127,12 +127,12 @@ pub struct Puller {
 impl Puller {
     /// Fetches until shutdown or the topic ends.
     pub async fn run(self, mut queue: mpsc::Receiver<Announcement>, token: CancellationToken) {
-        let mut under_way = HashSet::new();
-        let mut refused = Remembered::default();
         let requests = Requests {
             first: Semaphore::new(FIRST_REQUESTS),
             later: Semaphore::new(LATER_REQUESTS),
         };
+        let mut under_way = HashSet::new();
+        let mut refused = Remembered::default();
         let mut fetches = FuturesUnordered::new();
         loop {
             tokio::select! {

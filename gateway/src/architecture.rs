@@ -42,7 +42,9 @@ fn named(text: &str, marker: &str) -> BTreeSet<String> {
             text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
         };
         match rest.strip_prefix('{') {
-            None => drop(found.insert(word(rest))),
+            None => {
+                found.insert(word(rest));
+            }
             Some(group) => {
                 let (mut depth, mut item) = (0, String::new());
                 for c in group.chars() {
@@ -51,7 +53,7 @@ fn named(text: &str, marker: &str) -> BTreeSet<String> {
                         '}' if depth == 0 => break,
                         '}' => depth -= 1,
                         ',' if depth == 0 => {
-                            drop(found.insert(word(std::mem::take(&mut item).trim())))
+                            found.insert(word(std::mem::take(&mut item).trim()));
                         }
                         _ if depth == 0 => item.push(c),
                         _ => {}

@@ -44,12 +44,12 @@ impl File {
             let (line, column) = position(text, error.span().map_or(0, |span| span.start));
             // The parser says what it found and what it expected on lines of their own.
             let message = error.message().trim().lines().collect::<Vec<_>>().join("; ");
-            ConfigError::new(format!("{}:{line}:{column}", place()), message)
+            ConfigError::new(format!("{}:{line}:{column}", place()), format!("not TOML: {message}"))
         })?;
         let mut lines = BTreeMap::new();
         walk_table(document.as_table(), "", text, &mut lines);
         let tree = Toml::from_str::<Dict>(text)
-            .map_err(|error| ConfigError::new(place(), error.message().to_owned()))?;
+            .map_err(|error| ConfigError::new(place(), format!("not TOML: {}", error.message())))?;
         Ok(Self { path: path.to_owned(), tree, lines })
     }
 

@@ -128,8 +128,10 @@ fn with_upstreams(mut figment: Figment, urls: &[String]) -> Figment {
     }
     // A topic of topics.default that is not joined is complained about there, once.
     let joined = texts(&figment, "topics.join");
-    let topics = texts(&figment, "topics.default");
-    let topics: Vec<&str> = topics.intersection(&joined).map(String::as_str).collect();
+    let default = figment.find_value("topics.default");
+    let default = default.as_ref().ok().and_then(Value::as_array).unwrap_or_default();
+    let topics = default.iter().filter_map(Value::as_str);
+    let topics: Vec<&str> = topics.filter(|topic| joined.contains(*topic)).collect();
     for url in urls {
         let name = free_name(url, &names);
         names.insert(name.clone());

@@ -63,7 +63,7 @@ impl Provenance {
         for (name, value) in tree {
             match value {
                 // A section is not set by anyone, its keys are.
-                Value::Dict(_, table) if keys::section(name).is_some() => {
+                Value::Dict(_, table) if keys::section(name).is_some_and(|s| !s.list) => {
                     for (key, value) in table {
                         all.walk(format!("{name}.{key}"), value, figment, file);
                     }

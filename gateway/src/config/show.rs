@@ -7,7 +7,7 @@ use figment::value::{Dict, Value};
 use super::{Loaded, check, keys};
 
 /// Comments stand one below the other up to this column; a longer line has its own behind it.
-const WIDEST: usize = 72;
+const WIDEST: usize = 56;
 
 /// Prints the configuration so that it reads back as the same.
 pub fn show(loaded: &Loaded) -> String {

@@ -209,18 +209,28 @@ fn what_is_shown_reads_back_as_the_same() {
     let shown = show(&loaded);
     let again = User::with_file(&shown).load();
     assert_eq!(again.config, loaded.config, "{shown}");
-    let shown = user.relative(&shown);
+    // The comments stand one below the other, save behind the one long line.
+    let before = |line: &str| line.rfind("  # ").map(|end| line[..end].chars().count());
+    let lines = shown.lines().filter(|line| !line.starts_with("description"));
+    let columns: std::collections::BTreeSet<usize> = lines.filter_map(before).collect();
+    assert_eq!(columns.len(), 1, "{shown}");
+    let lines = user.relative(&shown);
+    let lines = lines.lines().map(|line| match line.rsplit_once("  # ") {
+        Some((value, set_by)) => format!("{}  # {set_by}", value.trim_end()),
+        None => line.to_owned(),
+    });
+    let shown: Vec<String> = lines.collect();
     for line in [
         "# file: config.toml",
         "# data directory: data (default)",
-        "listen = \"127.0.0.1:0\"                                           # flag --admin",
-        "max_filters = 50                                                 # default",
-        "topics = [\"b\"]                                                   # config.toml:7",
-        "name = \"relay.example.org\"                                       # flag --upstream",
-        "default = [\"ä\", \"b\"]                                            # follows topics.join",
-        "direction = \"down\"                                               # default",
+        "listen = \"127.0.0.1:0\"  # flag --admin",
+        "max_filters = 50  # default",
+        "topics = [\"b\"]  # config.toml:7",
+        "name = \"relay.example.org\"  # flag --upstream",
+        "default = [\"ä\", \"b\"]  # follows topics.join",
+        "direction = \"down\"  # default",
     ] {
-        assert!(shown.lines().any(|shown| shown == line), "{line}\n---\n{shown}");
+        assert!(shown.iter().any(|shown| shown == line), "{line}: {shown:#?}");
     }
 }
 
@@ -386,7 +396,32 @@ fn variables_and_flags_are_named_in_errors() {
 
 #[test]
 fn what_is_no_toml_is_told_with_line_and_column() {
-    refused("[relay]\nlisten = 127.0.0.1:4869\n", "?");
-    refused("[relay]\nname = \"a\"\nname = \"b\"\n", "?");
-    refused("[relay\n", "?");
+    refused(
+        "[relay]\nlisten = 127.0.0.1:4869\n",
+        "config.toml:2:15: not TOML: expected newline, `#`",
+    );
+    refused(
+        "[relay]\nname = \"a\"\nname = \"b\"\n",
+        "config.toml:3:1: not TOML: duplicate key `name` in table `relay`",
+    );
+    refused("[relay\n", "config.toml:1:7: not TOML: invalid table header; expected `.`, `]`");
+    refused(
+        "[relay]\nmax_limit = 99999999999999999999\n",
+        "config.toml:2:13: not TOML: number too large to fit in target type",
+    );
+}
+
+#[test]
+fn tables_in_the_wrong_place_are_refused() {
+    refused(
+        "[[upstream]]\n",
+        "config.toml:1: upstream[0].name: missing; every [[upstream]] has one\n\
+         config.toml:1: upstream[0].urls: missing; every [[upstream]] has one",
+    );
+    refused("upstream = [3]", "config.toml:1: upstream[0]: 3 stands here; write [[upstream]]");
+    refused("[[relay]]\n", "config.toml:1: relay: a list stands here; write [relay]");
+    refused(
+        "[topics]\ndefault = []\n[topics.sub]\nx = 1\n",
+        "config.toml:3: topics.sub: unknown key; allowed: join, default",
+    );
 }

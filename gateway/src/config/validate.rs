@@ -32,6 +32,7 @@ pub(super) fn across(config: &Config) -> Vec<Problem> {
     listeners(config, &mut problems);
     sizes(config, &mut problems);
     topics(config, &mut problems);
+    routes(config, &mut problems);
     upstreams(config, &mut problems);
     problems
 }
@@ -88,10 +89,14 @@ fn topics(config: &Config, problems: &mut Vec<Problem>) {
     for (index, upstream) in config.upstream.iter().enumerate() {
         joined(format!("upstream[{index}].topics"), &upstream.topics);
     }
-    for (index, route) in config.route.iter().enumerate().filter(|(_, r)| r.topics.is_empty()) {
-        let _ = route;
-        let text = "empty; name at least one topic";
-        problems.push(Problem::new(format!("route[{index}].topics"), text));
+}
+
+fn routes(config: &Config, problems: &mut Vec<Problem>) {
+    for (index, route) in config.route.iter().enumerate() {
+        if route.topics.is_empty() {
+            let text = "empty; name at least one topic";
+            problems.push(Problem::new(format!("route[{index}].topics"), text));
+        }
     }
 }
 

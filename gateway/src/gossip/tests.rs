@@ -358,7 +358,7 @@ async fn a_peer_that_misbehaves_on_the_sync_alpn_gets_nothing() {
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     let closed = more.iter().filter(|connection| connection.close_reason().is_some()).count();
-    assert_eq!(closed, 3);
+    assert_eq!(closed, 5);
     assert!(ask(&request("test", &kept.id)).await.is_ok());
     endpoint.close().await;
     a.stop().await;

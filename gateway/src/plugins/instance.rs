@@ -119,7 +119,7 @@ impl Plugin {
         if root.contains("when growing memory") || root.contains("exceeds memory limits") {
             return Failure::Memory(limits.memory_mib);
         }
-        if root.contains("too much data") || root.contains("fuel") {
+        if root.contains("too much data") {
             return Failure::Output(limits.output_bytes);
         }
         Failure::Trap(one_line(&root, CAUSE_BYTES))

@@ -8,6 +8,12 @@
 #[macro_export]
 macro_rules! export_event_filter {
     ($filter:ty) => {
+        // Other linkers do not take the names of a component's exports. Elsewhere, in tests, it is
+        // enough that the type fits.
+        #[cfg(not(target_family = "wasm"))]
+        const _: fn() -> Result<$filter, String> = <$filter as $crate::EventFilter>::init;
+
+        #[cfg(target_family = "wasm")]
         const _: () = {
             use $crate::__private::{Context, Event, Exported, Guest, Verdict};
 

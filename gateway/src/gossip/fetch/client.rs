@@ -14,11 +14,11 @@ use futures_util::{
 };
 use iroh::{
     Endpoint, EndpointId,
-    endpoint::{Connection, RecvStream, VarInt},
+    endpoint::{Connection, RecvStream},
 };
 use tokio::{
     io::AsyncRead,
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -36,8 +36,12 @@ const KEPT: usize = 64;
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long one fetch may go without progress.
 const STALLED: Duration = Duration::from_secs(10);
-/// Fetches of one topic at once.
-const FETCHES: usize = 4;
+/// Announcements of one topic that are being worked off at once.
+const PULLS: usize = 256;
+/// Requests of one topic at once: first attempts, and those after a pause. Ids that nobody has cannot
+/// hold up the others for long.
+const FIRST_REQUESTS: usize = 8;
+const LATER_REQUESTS: usize = 4;
 /// Fetched events of one fetch in the pipeline at once.
 const SUBMISSIONS: usize = 16;
 /// Ids of one topic that are being fetched; announcements beyond that are dropped.
@@ -66,7 +70,13 @@ pub struct Announcement {
 /// Connections for fetches, kept between them. Shared by all topics.
 pub struct Connections {
     endpoint: Endpoint,
-    kept: Mutex<HashMap<EndpointId, (Connection, Instant)>>,
+    kept: Mutex<HashMap<EndpointId, Kept>>,
+}
+
+struct Kept {
+    /// Locked while connecting: fetches from one peer share one connection.
+    connection: Arc<tokio::sync::Mutex<Option<Connection>>>,
+    used: Instant,
 }
 
 impl Connections {
@@ -77,29 +87,29 @@ impl Connections {
     /// # Errors
     /// When the peer cannot be reached in time; the text is for a debug log.
     async fn to(&self, peer: EndpointId) -> Result<Connection, String> {
-        let now = Instant::now();
-        {
-            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.retain(|_, (connection, _)| connection.close_reason().is_none());
-            if let Some((connection, used)) = kept.get_mut(&peer) {
-                *used = now;
-                return Ok(connection.clone());
-            }
+        let slot = self.slot(peer);
+        let mut slot = slot.lock().await;
+        if let Some(connection) = slot.as_ref().filter(|known| known.close_reason().is_none()) {
+            return Ok(connection.clone());
         }
-        let connection = match timeout(CONNECT, self.endpoint.connect(peer, SYNC_ALPN)).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return Err(error.to_string()),
-            Err(_) => return Err("timed out".to_owned()),
-        };
+        match timeout(CONNECT, self.endpoint.connect(peer, SYNC_ALPN)).await {
+            Ok(Ok(connection)) => Ok(slot.insert(connection).clone()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("timed out".to_owned()),
+        }
+    }
+
+    fn slot(&self, peer: EndpointId) -> Arc<tokio::sync::Mutex<Option<Connection>>> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= KEPT {
-            let oldest = kept.iter().min_by_key(|(_, (_, used))| *used).map(|(peer, _)| *peer);
-            if let Some((connection, _)) = oldest.and_then(|peer| kept.remove(&peer)) {
-                connection.close(VarInt::from_u32(0), b"done");
-            }
+        if kept.len() >= KEPT && !kept.contains_key(&peer) {
+            // A connection closes when its last user drops it.
+            let oldest = kept.iter().min_by_key(|(_, kept)| kept.used).map(|(peer, _)| *peer);
+            oldest.and_then(|peer| kept.remove(&peer));
         }
-        kept.insert(peer, (connection.clone(), now));
-        Ok(connection)
+        let used = Instant::now();
+        let kept = kept.entry(peer).or_insert_with(|| Kept { connection: Arc::default(), used });
+        kept.used = used;
+        kept.connection.clone()
     }
 }
 
@@ -119,6 +129,10 @@ impl Puller {
     pub async fn run(self, mut queue: mpsc::Receiver<Announcement>, token: CancellationToken) {
         let mut under_way = HashSet::new();
         let mut refused = Remembered::default();
+        let requests = Requests {
+            first: Semaphore::new(FIRST_REQUESTS),
+            later: Semaphore::new(LATER_REQUESTS),
+        };
         let mut fetches = FuturesUnordered::new();
         loop {
             tokio::select! {
@@ -128,7 +142,7 @@ impl Puller {
                     ids.iter().for_each(|id| { under_way.remove(id); });
                     no.into_iter().for_each(|id| refused.insert(id));
                 }
-                announcement = queue.recv(), if fetches.len() < FETCHES => {
+                announcement = queue.recv(), if fetches.len() < PULLS => {
                     let Some(Announcement { peer, mut ids }) = announcement else { return };
                     ids.retain(|id| !refused.contains(id) && !under_way.contains(id));
                     if under_way.len() + ids.len() > UNDER_WAY {
@@ -136,7 +150,7 @@ impl Puller {
                     } else if !ids.is_empty() {
                         ids.truncate(MAX_IDS);
                         under_way.extend(ids.iter().copied());
-                        fetches.push(self.pull(peer, ids));
+                        fetches.push(self.pull(&requests, peer, ids));
                     }
                 }
             }
@@ -145,13 +159,17 @@ impl Puller {
 
     /// Asks the last hop and then other neighbors until nothing is missing, or gives up: a later
     /// sync brings what nobody had.
-    async fn pull(&self, last_hop: EndpointId, ids: Vec<EventId>) -> Fetched {
+    async fn pull(&self, requests: &Requests, last_hop: EndpointId, ids: Vec<EventId>) -> Fetched {
         let mut verdicts = Verdicts::default();
         let mut asked = BTreeMap::from([(last_hop, 0)]);
         for attempt in 0..=PAUSES.len() {
             if let Some(pause) = attempt.checked_sub(1).and_then(|n| PAUSES.get(n)) {
                 tokio::time::sleep(*pause).await;
             }
+            let _permit = match attempt {
+                0 => requests.first.acquire().await,
+                _ => requests.later.acquire().await,
+            };
             // Asked again each time: events also come by gossip and from others.
             let topic = self.state.name().clone();
             let mut wanted = match self.reader.missing(topic, ids.clone()).await {
@@ -308,6 +326,12 @@ impl Verdicts {
             self.refused.insert(id);
         }
     }
+}
+
+/// How many requests may be under way.
+struct Requests {
+    first: Semaphore,
+    later: Semaphore,
 }
 
 /// How a pull ended: its ids, and those of them that were refused.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt,
+    fmt, io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,18 +22,21 @@ use super::wire::{self, Request, WireError};
 use crate::{
     metrics::{CauseLabels, Metrics},
     pipeline::{EventReader, JoinedTopics, ingest::unix_now},
-    protocol::{Event, EventId, kinds},
+    protocol::{Event, EventId, TopicName, kinds},
 };
 
 const CONNECTIONS: usize = 256;
-const CONNECTIONS_PER_PEER: usize = 4;
+/// One to use, and one that a peer left behind when it crashed.
+const CONNECTIONS_PER_PEER: usize = 2;
 const STREAMS_PER_CONNECTION: usize = 8;
 /// Requests answered at once, over all peers. Each holds a few events in memory.
-const REQUESTS: usize = 32;
+const REQUESTS: usize = 64;
 /// A connection that asks for nothing this long is closed.
 const IDLE: Duration = Duration::from_secs(60);
 /// How long a request and its answer may take together.
 const REQUEST: Duration = Duration::from_secs(30);
+/// How long a peer may take to read one event.
+const STALLED: Duration = Duration::from_secs(5);
 /// An answer ends after this many bytes; the rest can be asked for again.
 const ANSWER_BYTES: usize = 8 << 20;
 /// How many events are read from the store at a time.
@@ -145,7 +148,6 @@ impl Shared {
         let Request { topic, ids } = wire::read_request(receive).await?;
         if self.joined.contains(topic.as_str()) {
             let mut answer = Answer { send, sent: HashSet::new(), room: ANSWER_BYTES };
-            let _permit = self.requests.acquire().await;
             self.send_known(&mut answer, &topic, &ids).await?;
             self.send_late(&mut answer, &topic, &ids).await?;
         }
@@ -159,9 +161,10 @@ impl Shared {
     async fn send_known(
         &self,
         answer: &mut Answer<'_>,
-        topic: &crate::protocol::TopicName,
+        topic: &TopicName,
         ids: &[EventId],
     ) -> Result<(), WireError> {
+        let _permit = self.requests.acquire().await;
         for ids in ids.chunks(CHUNK) {
             let found = match self.reader.fetch(topic.clone(), ids.to_vec()).await {
                 Ok(found) => found,
@@ -185,7 +188,7 @@ impl Shared {
     async fn send_late(
         &self,
         answer: &mut Answer<'_>,
-        topic: &crate::protocol::TopicName,
+        topic: &TopicName,
         ids: &[EventId],
     ) -> Result<(), WireError> {
         let deadline = Instant::now() + WAIT;
@@ -257,7 +260,10 @@ impl Answer<'_> {
             self.room = 0;
         } else if self.sent.insert(id) {
             self.room -= json.len();
-            wire::write_event(self.send, json).await?;
+            // A peer that does not read must not keep its place for long.
+            timeout(STALLED, wire::write_event(self.send, json))
+                .await
+                .map_err(io::Error::from)??;
         }
         Ok(())
     }

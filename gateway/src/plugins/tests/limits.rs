@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
+/// Where time is not what is tested: the machine that runs the tests may be busy.
+const SLOW: &str = "limits.time_ms = 5000\n";
+
 /// The fixture does something bad: it is stopped, the log says why, the client is told nothing of
 /// it, and the next event is judged by a fresh instance.
 #[track_caller]
@@ -15,8 +18,7 @@ fn is_stopped(more: &str, content: &str, cause: &str) {
     let log = logged(|| {
         assert_eq!(plugins.answer(content), "error: plugin bad failed");
     });
-    // Generous: the machine that runs the tests may be busy.
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     assert!(log.contains(&format!("the plugin failed: {cause}")), "{log}");
     assert_eq!(plugins.answer("calls"), "blocked: 1");
     assert_eq!(plugins.metrics.plugin_traps.get(), 1);
@@ -30,20 +32,19 @@ fn an_endless_loop_ends() {
 
 #[test]
 fn a_memory_bomb_stays_small() {
-    is_stopped("", "bomb", "it wanted more memory than 64 MiB");
+    is_stopped(SLOW, "bomb", "it wanted more memory than 64 MiB");
 }
 
 #[test]
 fn memory_is_what_the_manifest_says() {
-    let slow = "limits.time_ms = 2000\n";
-    is_stopped(&format!("{slow}limits.memory_mib = 8"), "hold:9", "it wanted more memory than 8");
-    let mut plugins = Plugins::new().fixture("big", slow).load();
+    is_stopped(&format!("{SLOW}limits.memory_mib = 8"), "hold:9", "it wanted more memory than 8");
+    let mut plugins = Plugins::new().fixture("big", SLOW).load();
     assert_eq!(plugins.answer("hold:40"), "blocked: held 40");
 }
 
 #[test]
 fn a_panic_ends_the_call_and_its_message_is_logged() {
-    is_stopped("", "panic", "it trapped: ");
+    is_stopped(SLOW, "panic", "it trapped: ");
     let log = logged(|| {
         Plugins::new().fixture("p", "").load().ask("panic");
     });
@@ -52,27 +53,27 @@ fn a_panic_ends_the_call_and_its_message_is_logged() {
 
 #[test]
 fn endless_recursion_ends() {
-    is_stopped("", "recurse", "it");
+    is_stopped(SLOW, "recurse", "its stack overflowed");
 }
 
 #[test]
 fn a_giant_answer_is_not_copied() {
-    is_stopped("", "giant", "it handed over more than 262144 bytes");
+    is_stopped(SLOW, "giant", "it handed over more than 262144 bytes");
 }
 
 #[test]
 fn a_giant_log_line_is_not_copied() {
-    is_stopped("", &format!("flood:{}", "x".repeat(300_000)), "it handed over more than");
+    is_stopped(SLOW, &format!("flood:{}", "x".repeat(300_000)), "it handed over more than");
 }
 
 #[test]
 fn a_route_to_a_thousand_topics_is_a_failure() {
-    is_stopped("", "many", "it routed to 1000 topics, more than 64");
+    is_stopped(SLOW, "many", "it routed to 1000 topics, more than 64");
 }
 
 #[test]
 fn a_flood_of_log_lines_is_cut() {
-    let mut plugins = Plugins::new().fixture("loud", "limits.time_ms = 3000").load();
+    let mut plugins = Plugins::new().fixture("loud", SLOW).load();
     let log = logged(|| {
         assert_eq!(plugins.ask("flood:hello\nworld\u{1b}[31m"), Decision::Accept);
     });

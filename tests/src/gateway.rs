@@ -173,7 +173,12 @@ impl GatewayBuilder {
                 command.env_remove(name);
             }
         }
-        command.env("RUST_LOG", std::env::var("TEST_LOG").unwrap_or_else(|_| "info,nostr_gateway=debug".to_owned())).env("RUST_BACKTRACE", "1");
+        command
+            .env(
+                "RUST_LOG",
+                std::env::var("TEST_LOG").unwrap_or_else(|_| "info,nostr_gateway=debug".to_owned()),
+            )
+            .env("RUST_BACKTRACE", "1");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         Child::spawn(format!("gateway {}", self.name), command)
     }

@@ -11,6 +11,7 @@ mod endpoint;
 mod error;
 mod fetch;
 mod identity;
+mod joiner;
 mod local;
 mod outbound;
 mod peers;
@@ -36,6 +37,7 @@ use self::{
     dht::SharedDht,
     discovery::Discovery,
     fetch::{Connections, FetchServer, Puller},
+    joiner::{Knocker, TopicEntrance},
     local::LocalPeers,
     outbound::{Outbound, Outgoing},
     publisher::Publisher,
@@ -123,6 +125,7 @@ impl Gossip {
             .map(|mdns| local::follow(mdns, &tasks));
         let dht = (start.discovery.dht)
             .then(|| SharedDht::start(start.discovery, endpoint.clone(), &tasks));
+        let (knock, knocks) = mpsc::channel(joiner::QUEUE);
         let shared = Shared {
             gossip: gossip.clone(),
             connections: Arc::new(Connections::new(endpoint.clone())),
@@ -136,14 +139,18 @@ impl Gossip {
             ingest: start.ingest.clone(),
             reader: start.reader.clone(),
             metrics: start.metrics.clone(),
+            knock,
             tasks: tasks.clone(),
         };
-        let (mut topics, mut lanes) = (Vec::new(), Vec::new());
+        let (mut entrances, mut lanes) = (Vec::new(), Vec::new());
         for name in start.joined.all().iter() {
-            let (state, queue) = shared.join(name);
-            topics.push(state);
+            let (entrance, queue) = shared.join(name);
+            entrances.push(entrance);
             lanes.push((name.clone(), queue));
         }
+        let topics = entrances.iter().map(|(state, _)| state.clone()).collect();
+        let knocker = Knocker { endpoint: endpoint.clone(), topics: entrances };
+        tasks.spawn("knocker", knocker.run(knocks, tasks.token().clone()));
         let publisher = Publisher::new(start.reader, start.ingest.passing(), lanes, start.metrics);
         tasks.spawn("publisher", publisher.run(tasks.token().clone()));
         Ok(Self { endpoint, gossip, router, topics, tasks })
@@ -196,12 +203,13 @@ struct Shared {
     ingest: Ingest,
     reader: Arc<dyn EventReader>,
     metrics: Arc<Metrics>,
+    knock: mpsc::Sender<EndpointId>,
     tasks: Tasks,
 }
 
 impl Shared {
     /// Starts the tasks of one topic.
-    fn join(&self, name: &TopicName) -> (Arc<TopicState>, mpsc::Sender<Outgoing>) {
+    fn join(&self, name: &TopicName) -> (TopicEntrance, mpsc::Sender<Outgoing>) {
         let keys = RecordKeys::public(name);
         let state = Arc::new(TopicState::new(name.clone(), self.metrics.clone()));
         let (queue, outgoing) = mpsc::channel(outbound::QUEUE);
@@ -214,6 +222,7 @@ impl Shared {
             ingest: self.ingest.clone(),
             outbound: Outbound::new(outgoing, state.clone(), self.metrics.clone()),
             join: found,
+            knock: self.knock.clone(),
             announced,
             metrics: self.metrics.clone(),
         };
@@ -234,7 +243,7 @@ impl Shared {
             configured: self.configured.clone(),
             local: self.local.clone(),
             state: state.clone(),
-            join,
+            join: join.clone(),
             metrics: self.metrics.clone(),
         };
         let token = || self.tasks.token().clone();
@@ -242,7 +251,7 @@ impl Shared {
         self.tasks.spawn("topic", topic.run(token()).instrument(span.clone()));
         self.tasks.spawn("fetch", puller.run(announcements, token()).instrument(span.clone()));
         self.tasks.spawn("discovery", discovery.run(token()).instrument(span));
-        (state, queue)
+        ((state, join), queue)
     }
 }
 

@@ -1,6 +1,6 @@
 //! One joined topic: reads its gossip, sends into it, joins whom discovery finds.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use iroh::EndpointId;
@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{fetch::Announcement, outbound::Outbound, peer_id, state::TopicState};
+use super::{fetch::Announcement, joiner::join, outbound::Outbound, peer_id, state::TopicState};
 use crate::{
     metrics::{CauseLabels, Metrics, TopicLabels},
     pipeline::{Candidate, Ingest, Origin, Target},
@@ -47,6 +47,8 @@ pub struct Topic {
     pub outbound: Outbound,
     /// Endpoints that discovery found.
     pub join: mpsc::Receiver<Vec<EndpointId>>,
+    /// To the task that makes endpoints answer our joins.
+    pub knock: mpsc::Sender<EndpointId>,
     /// To the task that fetches announced events.
     pub announced: mpsc::Sender<Announcement>,
     pub metrics: Arc<Metrics>,
@@ -74,7 +76,7 @@ impl Topic {
                             tracing::warn!("the gossip topic ended; joining anew");
                         }
                         _ = self.outbound.run(&sender) => {}
-                        never = join(&mut self.join, &sender) => match never {},
+                        never = join(&mut self.join, &sender, &self.state, &self.knock) => match never {},
                     }
                     self.state.subscribed(false);
                     self.state.reset([]);
@@ -96,18 +98,6 @@ async fn subscribe(gossip: &Gossip, id: TopicId) -> Result<(GossipSender, Gossip
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("gossip did not answer for {CALL:?}")),
     }
-}
-
-/// Joins whom discovery finds. Never ends, even when discovery does: without any of its steps we
-/// still wait for others to come to us.
-async fn join(found: &mut mpsc::Receiver<Vec<EndpointId>>, sender: &GossipSender) -> Infallible {
-    while let Some(peers) = found.recv().await {
-        // Discovery repeats itself; a call that failed is not worth more than a line.
-        if !matches!(timeout(CALL, sender.join_peers(peers)).await, Ok(Ok(()))) {
-            tracing::debug!("gossip did not take the endpoints to join");
-        }
-    }
-    std::future::pending().await
 }
 
 /// The receiving side during one subscription.

@@ -65,10 +65,11 @@ impl EventWriter for MemoryLog {
     }
 
     fn write(&self, write: Write) -> Result<(), StoreError> {
-        let mut seq = *self.head.borrow();
+        // One writer at a time, as in the store: positions rise, and the head never runs ahead.
+        let mut entries = self.entries();
         for topic in write.topics {
-            seq += 1;
-            self.entries().push(LogEntry {
+            let seq = entries.len() as Seq + 1;
+            entries.push(LogEntry {
                 seq,
                 event: write.event.shared().clone(),
                 topic: Some(topic),
@@ -76,7 +77,9 @@ impl EventWriter for MemoryLog {
                 origin: write.origin.log_name().into(),
             });
         }
+        let seq = entries.len() as Seq;
         self.head.send_replace(seq);
+        drop(entries);
         (write.done)(Ok(Committed::New(seq)));
         Ok(())
     }

@@ -124,8 +124,6 @@ impl GatewayBuilder {
             .map(|line| match line.split('=').next().map(str::trim) {
                 Some("authors") => format!("authors = {}", list(authors)),
                 Some("words") => format!("words = {}", list(words)),
-                // The limit is wall time, and a busy machine suspends a call for longer than that.
-                Some("time_ms") => "time_ms = 1000".to_owned(),
                 _ => line.to_owned(),
             })
             .collect();

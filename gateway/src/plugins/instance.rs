@@ -7,7 +7,7 @@ use wasmtime::{Store, StoreLimitsBuilder, Trap};
 use super::{
     bindings::{EventFilter, nostr_gateway::plugin::types},
     capabilities::Host,
-    engine,
+    deadline::Deadline,
     plugin::Plugin,
     printable::one_line,
     verdict::Verdict,
@@ -70,6 +70,7 @@ impl Instance {
                 .table_elements(MAX_TABLE_ELEMENTS)
                 .trap_on_grow_failure(true)
                 .build(),
+            deadline: Deadline::new(INIT_MS),
             log: Arc::clone(&plugin.log),
             config: Arc::clone(&plugin.config),
         };
@@ -78,7 +79,8 @@ impl Instance {
         store.set_hostcall_fuel(bytes(limits.output_bytes));
 
         // Making an instance runs guest code too.
-        store.set_epoch_deadline(engine::epochs(INIT_MS));
+        store.epoch_deadline_callback(Deadline::reached);
+        store.set_epoch_deadline(store.data().deadline.first_epochs());
         let failed = |error: wasmtime::Error| plugin.failure(&error, INIT_MS);
         let exports = plugin.component.instantiate(&mut store).map_err(failed)?;
         match exports.nostr_gateway_plugin_filter().call_init(&mut store).map_err(failed)? {
@@ -97,7 +99,9 @@ impl Instance {
         context: types::Context<'_>,
     ) -> Result<Verdict, Failure> {
         let time_ms = self.plugin.manifest.limits.time_ms;
-        self.store.set_epoch_deadline(engine::epochs(time_ms));
+        let deadline = Deadline::new(time_ms);
+        self.store.set_epoch_deadline(deadline.first_epochs());
+        self.store.data_mut().deadline = deadline;
         let filter = self.exports.nostr_gateway_plugin_filter();
         let verdict = filter
             .call_evaluate(&mut self.store, event, context)

@@ -131,7 +131,7 @@ impl AppliesTo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsOfCall {
-    /// The longest call, in milliseconds of wall time.
+    /// The longest call, in milliseconds that its thread runs.
     pub time_ms: u64,
     /// The linear memory, in MiB.
     pub memory_mib: u64,

@@ -9,6 +9,7 @@ mod bindings;
 mod capabilities;
 pub mod chain;
 pub mod config;
+mod deadline;
 mod engine;
 mod grants;
 mod instance;

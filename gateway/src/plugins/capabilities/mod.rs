@@ -10,9 +10,13 @@ use wasmtime::StoreLimits;
 
 pub use log::PluginLog;
 
+use super::deadline::Deadline;
+
 /// What belongs to one instance on the host's side.
 pub struct Host {
     pub limits: StoreLimits,
+    /// Of the call being made.
+    pub deadline: Deadline,
     /// Shared by all instances of the plugin, so that they share one budget of lines.
     pub log: Arc<PluginLog>,
     /// `[config]` as JSON texts.

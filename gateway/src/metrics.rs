@@ -43,7 +43,6 @@ pub struct Metrics {
     pub store_failures: Counter,
     pub store_commits: Counter,
     pub connections: Gauge,
-    pub connections_refused: Counter,
     pub subscriptions: Gauge,
     pub client_messages_malformed: Family<CauseLabels, Counter>,
     pub neighbors: Family<TopicLabels, Gauge>,
@@ -84,11 +83,6 @@ impl Default for Metrics {
             ),
             store_commits: register(&mut registry, "store_commits", "Group commits"),
             connections: register(&mut registry, "connections", "Open client connections"),
-            connections_refused: register(
-                &mut registry,
-                "connections_refused",
-                "Client connections refused at the limit",
-            ),
             subscriptions: register(&mut registry, "subscriptions", "Open subscriptions"),
             client_messages_malformed: register(
                 &mut registry,

@@ -10,16 +10,17 @@ use std::{
 const ALLOWED: &[(&str, &[&str])] = &[
     ("protocol", &[]),
     ("tasks", &[]),
-    ("metrics", &["pipeline"]),
-    ("pipeline", &["protocol", "metrics", "tasks"]),
-    ("store", &["pipeline", "protocol", "metrics", "tasks"]),
-    ("subscriptions", &["pipeline", "protocol", "metrics", "tasks"]),
+    ("clock", &[]),
+    ("metrics", &["clock"]),
+    ("pipeline", &["protocol", "metrics", "tasks", "clock"]),
+    ("store", &["pipeline", "protocol", "metrics", "tasks", "clock"]),
+    ("subscriptions", &["pipeline", "protocol", "metrics", "tasks", "clock"]),
     // The one edge between siblings: a session is the only user of the live subscriptions.
-    ("relay", &["pipeline", "protocol", "metrics", "tasks", "subscriptions"]),
-    ("gossip", &["pipeline", "protocol", "metrics", "tasks"]),
-    ("upstream", &["pipeline", "protocol", "metrics", "tasks"]),
-    ("plugins", &["pipeline", "protocol", "metrics", "tasks"]),
-    ("admin", &["pipeline", "protocol", "metrics", "tasks"]),
+    ("relay", &["pipeline", "protocol", "metrics", "tasks", "clock", "subscriptions"]),
+    ("gossip", &["pipeline", "protocol", "metrics", "tasks", "clock"]),
+    ("upstream", &["pipeline", "protocol", "metrics", "tasks", "clock"]),
+    ("plugins", &["pipeline", "protocol", "metrics", "tasks", "clock"]),
+    ("admin", &["pipeline", "protocol", "metrics", "tasks", "clock"]),
 ];
 
 /// Crates that the pure core must not know.

@@ -7,6 +7,7 @@ pub mod app;
 #[cfg(test)]
 mod architecture;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod data_dir;
 pub mod gossip;

@@ -6,8 +6,6 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::pipeline::Outcome;
-
 /// Labels of [`Metrics::events`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct EventLabels {
@@ -63,7 +61,7 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("nostr_gateway");
         let started = Gauge::<i64>::default();
-        started.set(i64::try_from(crate::pipeline::ingest::unix_now()).unwrap_or(0));
+        started.set(i64::try_from(crate::clock::unix_now()).unwrap_or(0));
         registry.register_with_unit(
             "started",
             "When this process started, since the Unix epoch",
@@ -144,15 +142,6 @@ where
 }
 
 impl Metrics {
-    /// Counts one event's way through the pipeline.
-    pub fn ingested(&self, origin: &'static str, outcome: &Outcome) {
-        let reason = match outcome {
-            Outcome::Refused(reason) => reason.prefix.as_str(),
-            _ => "",
-        };
-        self.events.get_or_create(&EventLabels { origin, outcome: outcome.label(), reason }).inc();
-    }
-
     /// The text that Prometheus scrapes (OpenMetrics).
     pub fn render(&self) -> String {
         let mut text = String::new();

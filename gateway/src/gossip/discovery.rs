@@ -21,8 +21,8 @@ use super::{
     state::{FoundBy, Step, TopicState},
 };
 use crate::{
+    clock::unix_now,
     metrics::{CauseLabels, Metrics},
-    pipeline::ingest::unix_now,
 };
 
 /// With fewer neighbors than this a topic looks for more and publishes a record every minute.

@@ -7,8 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::outbound::Outgoing;
 use crate::{
+    clock::unix_now,
     metrics::{CauseLabels, Metrics},
-    pipeline::{EventReader, LogEntry, Passing, Seq, ingest::unix_now, origin::swarm_name},
+    pipeline::{EventReader, LogEntry, Passing, Seq, origin::swarm_name},
     protocol::{Event, TopicName, frame::MAX_GOSSIP_BYTES, kinds},
 };
 

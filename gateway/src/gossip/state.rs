@@ -11,8 +11,8 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::{
+    clock::unix_now,
     metrics::{Metrics, TopicLabels},
-    pipeline::ingest::unix_now,
     protocol::TopicName,
 };
 

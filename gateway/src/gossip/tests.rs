@@ -226,7 +226,7 @@ fn name(text: &str) -> TopicName {
 fn event(kind: u16, content: &str) -> Event {
     let key = Keypair::from_seckey_slice(SECP256K1, &[7; 32]).unwrap();
     let author = hex::encode(&key.x_only_public_key().0.serialize());
-    let now = crate::pipeline::ingest::unix_now();
+    let now = crate::clock::unix_now();
     let json = |id: &str, sig: &str| {
         format!(
             r#"{{"id":"{id}","pubkey":"{author}","created_at":{now},"kind":{kind},"tags":[],"content":"{content}","sig":"{sig}"}}"#

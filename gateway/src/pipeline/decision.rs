@@ -44,6 +44,14 @@ impl Outcome {
         }
     }
 
+    /// The refusal's prefix, or nothing: a label for metrics.
+    pub fn reason_label(&self) -> &'static str {
+        match self {
+            Self::Refused(reason) => reason.prefix.as_str(),
+            _ => "",
+        }
+    }
+
     /// A label for metrics and logs.
     pub const fn label(&self) -> &'static str {
         match self {

@@ -4,7 +4,6 @@ use std::{
     num::NonZeroUsize,
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot};
@@ -16,7 +15,8 @@ use super::{
     worker::{self, Recent, Shared},
 };
 use crate::{
-    metrics::Metrics,
+    clock::unix_now,
+    metrics::{EventLabels, Metrics},
     protocol::{Event, Reason, TopicName, kinds, limits::Limits},
     tasks,
 };
@@ -124,7 +124,9 @@ impl Ingest {
     pub async fn submit(&self, candidate: Candidate) -> Outcome {
         let kind = candidate.origin.kind();
         let outcome = self.process(candidate).await;
-        self.metrics.ingested(kind, &outcome);
+        let labels =
+            EventLabels { origin: kind, outcome: outcome.label(), reason: outcome.reason_label() };
+        self.metrics.events.get_or_create(&labels).inc();
         outcome
     }
 
@@ -184,9 +186,4 @@ impl Ingest {
 
 fn stopping() -> Reason {
     Reason::error("the gateway is shutting down")
-}
-
-/// Seconds since the Unix epoch; 0 for a clock before it.
-pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

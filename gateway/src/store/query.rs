@@ -9,9 +9,8 @@ use super::{
     ranges::{Merge, Place, keys},
 };
 use crate::{
-    pipeline::{
-        LogEntry, Presence, ScanSender, Scope, Seq, StoreError, ingest::unix_now, scan::ScanStopped,
-    },
+    clock::unix_now,
+    pipeline::{LogEntry, Presence, ScanSender, Scope, Seq, StoreError, scan::ScanStopped},
     protocol::{Event, EventId, Filter, TopicName, VerifiedEvent, kinds},
 };
 

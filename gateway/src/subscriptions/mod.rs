@@ -16,7 +16,8 @@ use tokio::sync::{Notify, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    pipeline::{EventReader, LogEntry, Passing, Scope, Seq, Visibility, ingest::unix_now},
+    clock::unix_now,
+    pipeline::{EventReader, LogEntry, Passing, Scope, Seq, Visibility},
     protocol::{Event, Filter, TopicName},
 };
 use index::Index;

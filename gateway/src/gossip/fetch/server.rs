@@ -20,8 +20,9 @@ use tokio::{
 
 use super::wire::{self, Request, WireError};
 use crate::{
+    clock::unix_now,
     metrics::{CauseLabels, Metrics},
-    pipeline::{EventReader, JoinedTopics, ingest::unix_now},
+    pipeline::{EventReader, JoinedTopics},
     protocol::{Event, EventId, TopicName, kinds},
 };
 

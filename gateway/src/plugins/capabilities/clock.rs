@@ -1,7 +1,7 @@
 //! Capability `clock`.
 
 use super::Host;
-use crate::{pipeline::ingest::unix_now, plugins::bindings::nostr_gateway::plugin::clock};
+use crate::{clock::unix_now, plugins::bindings::nostr_gateway::plugin::clock};
 
 impl clock::Host for Host {
     fn now(&mut self) -> u64 {

@@ -56,7 +56,7 @@ fn a_plugin_sees_the_rest_and_where_it_came_from() {
 #[test]
 fn the_clock_is_ours() {
     let mut plugins = Plugins::new().fixture("a", "").load();
-    let before = crate::pipeline::ingest::unix_now();
+    let before = crate::clock::unix_now();
     let said: u64 = plugins.answer("now").trim_start_matches("blocked: ").parse().unwrap();
     assert!((before..=before + 60).contains(&said));
 }

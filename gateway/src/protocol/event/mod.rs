@@ -1,15 +1,14 @@
 //! The event of NIP-01, its one canonical form and its verification.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+mod parse;
+
+use std::{fmt, sync::Arc};
 
 use secp256k1::{Message, SECP256K1, XOnlyPublicKey, schnorr};
-use serde::{
-    Deserialize,
-    de::{Error as _, IgnoredAny, MapAccess, Visitor},
-};
 use sha2::{Digest, Sha256};
 
 use super::{hex, kinds};
+use parse::Fields;
 
 macro_rules! bytes32 {
     ($(#[$doc:meta])* $name:ident) => {
@@ -78,8 +77,7 @@ impl Event {
     /// Reads an event from JSON. Duplicate keys, missing fields, upper-case hexadecimal and numbers
     /// out of range are errors; nothing is verified.
     pub fn parse(json: &str) -> Result<Self, EventError> {
-        let fields: Fields = serde_json::from_str(json).map_err(|e| EventError(describe(&e)))?;
-        Ok(Self::from_fields(fields))
+        parse::fields(json).map(Self::from_fields).map_err(EventError)
     }
 
     /// The canonical JSON.
@@ -235,129 +233,6 @@ fn canonical_json(
 fn append_json<T: serde::Serialize + ?Sized>(value: &T, out: &mut String) {
     let text = serde_json::to_string(value).expect("strings and lists of strings always serialise");
     out.push_str(&text);
-}
-
-/// The largest timestamp that SQLite's signed integers and JavaScript's numbers both hold.
-pub const MAX_TIMESTAMP: u64 = (1 << 53) - 1;
-
-struct Fields {
-    id: EventId,
-    pubkey: PublicKey,
-    created_at: u64,
-    kind: u16,
-    tags: Vec<Tag>,
-    content: String,
-    sig: [u8; 64],
-}
-
-/// Unknown top-level keys are remembered to refuse their duplicates too; nobody needs more.
-const MAX_UNKNOWN_KEYS: usize = 16;
-
-impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct FieldsVisitor;
-
-        impl<'de> Visitor<'de> for FieldsVisitor {
-            type Value = Fields;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an event object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-                let (mut id, mut pubkey, mut created_at, mut kind) = (None, None, None, None);
-                let (mut tags, mut content, mut sig) = (None, None, None);
-                let mut unknown: Vec<String> = Vec::new();
-                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-                    match key.as_ref() {
-                        "id" => set(&mut id, "id", read_hex(&mut map, "id")?)?,
-                        "pubkey" => set(&mut pubkey, "pubkey", read_hex(&mut map, "pubkey")?)?,
-                        "created_at" => {
-                            let at: u64 = map.next_value().map_err(|e| named("created_at", e))?;
-                            if at > MAX_TIMESTAMP {
-                                return Err(A::Error::custom("created_at: out of range"));
-                            }
-                            set(&mut created_at, "created_at", at)?;
-                        }
-                        "kind" => {
-                            let value = map.next_value::<u16>().map_err(|e| named("kind", e))?;
-                            set(&mut kind, "kind", value)?;
-                        }
-                        "tags" => {
-                            let value =
-                                map.next_value::<Vec<Tag>>().map_err(|e| named("tags", e))?;
-                            set(&mut tags, "tags", value)?;
-                        }
-                        "content" => {
-                            let value =
-                                map.next_value::<String>().map_err(|e| named("content", e))?;
-                            set(&mut content, "content", value)?;
-                        }
-                        "sig" => set(&mut sig, "sig", read_hex(&mut map, "sig")?)?,
-                        other => {
-                            if unknown.iter().any(|seen| seen == other) {
-                                return Err(A::Error::custom("a key occurs twice"));
-                            }
-                            if unknown.len() == MAX_UNKNOWN_KEYS {
-                                return Err(A::Error::custom("too many unknown keys"));
-                            }
-                            unknown.push(other.to_owned());
-                            map.next_value::<IgnoredAny>()?;
-                        }
-                    }
-                }
-                Ok(Fields {
-                    id: EventId(need(id, "id")?),
-                    pubkey: PublicKey(need(pubkey, "pubkey")?),
-                    created_at: need(created_at, "created_at")?,
-                    kind: need(kind, "kind")?,
-                    tags: need(tags, "tags")?,
-                    content: need(content, "content")?,
-                    sig: need(sig, "sig")?,
-                })
-            }
-        }
-
-        fn named<E: serde::de::Error>(name: &str, error: E) -> E {
-            E::custom(format_args!("{name}: {error}"))
-        }
-
-        fn set<T, E: serde::de::Error>(
-            slot: &mut Option<T>,
-            name: &str,
-            value: T,
-        ) -> Result<(), E> {
-            match slot.replace(value) {
-                None => Ok(()),
-                Some(_) => Err(E::custom(format_args!("the key \"{name}\" occurs twice"))),
-            }
-        }
-
-        fn need<T, E: serde::de::Error>(slot: Option<T>, name: &str) -> Result<T, E> {
-            slot.ok_or_else(|| E::custom(format_args!("the field \"{name}\" is missing")))
-        }
-
-        fn read_hex<'de, const N: usize, A: MapAccess<'de>>(
-            map: &mut A,
-            name: &str,
-        ) -> Result<[u8; N], A::Error> {
-            let text: Cow<'de, str> = map.next_value().map_err(|e| named(name, e))?;
-            hex::decode(&text).ok_or_else(|| {
-                A::Error::custom(format_args!("{name}: want {} lowercase hex digits", 2 * N))
-            })
-        }
-
-        deserializer.deserialize_map(FieldsVisitor)
-    }
-}
-
-/// serde_json's message without its position: positions inside a nested value mislead.
-fn describe(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    match text.find(" at line ") {
-        Some(end) => text[..end].to_owned(),
-        None => text,
-    }
 }
 
 #[cfg(test)]

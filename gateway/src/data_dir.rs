@@ -16,8 +16,8 @@ pub struct DataDir {
 /// Why the data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    #[error("cannot use the data directory {}: {source}; choose another one with --data-dir", path.display())]
-    Unusable { path: PathBuf, source: io::Error },
+    #[error("cannot use the data directory {}: {error}; choose another one with --data-dir", path.display())]
+    Unusable { path: PathBuf, error: io::Error },
     #[error(
         "the data directory {} is in use by another gateway; stop it or choose another one with \
          --data-dir",
@@ -32,7 +32,7 @@ impl DataDir {
     /// # Errors
     /// When it cannot be made or written, or another gateway is running in it.
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
-        let unusable = |source| DataDirError::Unusable { path: path.to_owned(), source };
+        let unusable = |error| DataDirError::Unusable { path: path.to_owned(), error };
         make(path).map_err(unusable)?;
         let lock = File::options()
             .create(true)
@@ -43,7 +43,7 @@ impl DataDir {
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(DataDirError::InUse(path.to_owned())),
-            Err(TryLockError::Error(source)) => Err(unusable(source)),
+            Err(TryLockError::Error(error)) => Err(unusable(error)),
         }
     }
 

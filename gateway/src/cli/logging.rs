@@ -8,7 +8,7 @@ const VARIABLE: &str = "RUST_LOG";
 
 /// Without `RUST_LOG`: our own news, and of the libraries only what an operator can act upon. Peers
 /// that come and go make the network libraries warn all day.
-const DEFAULT: &str = "info,iroh=warn,iroh_gossip=warn,iroh_relay=warn,iroh_dns=error,\
+const DEFAULT: &str = "info,iroh=warn,iroh::socket::transports::relay=off,iroh_gossip=error,iroh_relay=warn,iroh_dns=error,\
     iroh_mainline_address_lookup=warn,iroh_mdns_address_lookup=warn,net_report=error,\
     netwatch=error,portmapper=error,swarm_discovery=error,noq=warn,noq_proto=warn,noq_udp=error,\
     mainline=warn,n0_mainline=warn,pkarr=error,hickory_proto=error,hickory_resolver=error,\

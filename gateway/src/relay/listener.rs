@@ -17,8 +17,8 @@ use crate::tasks::Tasks;
 /// # Errors
 /// One that names the setting, the address and, for a port in use, what to do.
 pub async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address).await.map_err(|source| {
-        let hint = match source.kind() {
+    TcpListener::bind(address).await.map_err(|error| {
+        let hint = match error.kind() {
             std::io::ErrorKind::AddrInUse => {
                 "; another program, perhaps another gateway, has this port: stop it or choose \
                  another one"
@@ -27,7 +27,7 @@ pub async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListe
             std::io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
             _ => "",
         };
-        ListenError { setting, address, source, hint }
+        ListenError { setting, address, error, hint }
     })
 }
 

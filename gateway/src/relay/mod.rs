@@ -34,10 +34,10 @@ pub struct Relay {
 
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} ({setting}): {source}{hint}")]
+#[error("cannot listen on {address} ({setting}): {error}{hint}")]
 pub struct ListenError {
     pub setting: &'static str,
     pub address: SocketAddr,
-    pub source: std::io::Error,
+    pub error: std::io::Error,
     pub hint: &'static str,
 }

@@ -1,7 +1,7 @@
 # `just` lists the recipes. What CI checks, it checks with the same commands: .ci/run STEP.
 
 # Artefacts in the clone, shared with plain cargo commands. CI keeps its own outside.
-export NOSTR_GATEWAY_CI_TARGET := env_var_or_default("CARGO_TARGET_DIR", justfile_directory() / "target")
+export CI_TARGET := env_var_or_default("CARGO_TARGET_DIR", justfile_directory() / "target")
 
 _list:
     @just --list

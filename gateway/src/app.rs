@@ -98,7 +98,7 @@ impl App {
 
         let trouble = {
             let store = store.clone();
-            move || (!store.is_open()).then_some("no events can be stored\n")
+            move || store.trouble()
         };
         let banner = Banner {
             relay: relay_socket.local_addr()?,
@@ -183,7 +183,9 @@ impl App {
         if !self.background.stop(STEP).await {
             late("background tasks");
         }
-        self.store.close().await;
+        if tokio::time::timeout(STEP, self.store.close()).await.is_err() {
+            late("a query");
+        }
     }
 }
 

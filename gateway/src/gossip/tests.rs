@@ -64,6 +64,10 @@ impl EventWriter for MemoryLog {
         })
     }
 
+    fn topics_replaced(&self, _event: &Event) -> Result<Vec<TopicName>, StoreError> {
+        Ok(Vec::new())
+    }
+
     fn write(&self, write: Write) -> Result<(), StoreError> {
         // One writer at a time, as in the store: positions rise, and the head never runs ahead.
         let mut entries = self.entries();
@@ -384,7 +388,7 @@ async fn a_stuck_topic_holds_up_nobody_and_loses_nothing() {
         let event = VerifiedEvent::from_store(event.json()).unwrap();
         let topics = vec![slow.clone(), fast.clone()];
         let done = Box::new(|_: Result<Committed, StoreError>| {});
-        log.write(Write { event, topics, inherit_topics: false, origin, done }).unwrap();
+        log.write(Write { event, topics, origin, done }).unwrap();
     };
     let client = || Origin::Client { connection: 1, address: [127, 0, 0, 1].into() };
     commit(&event(4, "private"), client());

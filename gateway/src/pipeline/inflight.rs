@@ -1,7 +1,7 @@
 //! Events on their way: a second copy of one waits for the first to end.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -13,45 +13,98 @@ use crate::protocol::{Event, EventId};
 /// the real event.
 type Key = (EventId, [u8; 64]);
 
-type Waiting = HashMap<Key, Vec<oneshot::Sender<()>>>;
+type Waiting = HashMap<Key, VecDeque<oneshot::Sender<Turn>>>;
 
 /// The events being processed. Holds as many keys as there are submissions under way.
 #[derive(Clone, Default)]
 pub struct Inflight(Arc<Mutex<Waiting>>);
 
-/// Ends the turn when dropped.
+/// The right to process one event. When dropped it goes to the copy that waited longest.
 pub struct Turn {
     key: Key,
-    inflight: Inflight,
+    /// Taken away when the turn is handed on.
+    inflight: Option<Inflight>,
 }
 
 impl Inflight {
     /// Waits until no other copy of this event is being processed.
     pub async fn enter(&self, event: &Event) -> Turn {
         let key = (event.id, event.sig);
-        loop {
-            let other = {
-                let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-                match waiting.get_mut(&key) {
-                    None => {
-                        waiting.insert(key, Vec::new());
-                        return Turn { key, inflight: self.clone() };
-                    }
-                    Some(queue) => {
-                        let (done, wait) = oneshot::channel();
-                        queue.push(done);
-                        wait
-                    }
+        let wait = {
+            let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match waiting.get_mut(&key) {
+                None => {
+                    waiting.insert(key, VecDeque::new());
+                    None
                 }
-            };
-            // The sender is dropped without a message when the other's turn ends.
-            let _ = other.await;
+                Some(queue) => {
+                    let (turn, wait) = oneshot::channel();
+                    queue.push_back(turn);
+                    Some(wait)
+                }
+            }
+        };
+        match wait {
+            Some(wait) => wait.await.unwrap_or_else(|_| self.turn(key)),
+            None => self.turn(key),
         }
+    }
+
+    fn turn(&self, key: Key) -> Turn {
+        Turn { key, inflight: Some(self.clone()) }
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.inflight.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        let Some(inflight) = self.inflight.take() else { return };
+        loop {
+            let next = {
+                let mut waiting = inflight.0.lock().unwrap_or_else(PoisonError::into_inner);
+                match waiting.get_mut(&self.key).and_then(VecDeque::pop_front) {
+                    Some(next) => next,
+                    None => {
+                        waiting.remove(&self.key);
+                        return;
+                    }
+                }
+            };
+            match next.send(inflight.turn(self.key)) {
+                Ok(()) => return,
+                // That one went away. Its turn must not be handed on by its own end.
+                Err(mut turn) => turn.inflight = None,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::protocol::signing::Author;
+
+    #[tokio::test]
+    async fn copies_wait_and_forgeries_do_not() {
+        let inflight = Inflight::default();
+        let event = Author::new(1).sign(1, 1, &[], "");
+        let mut forged = event.clone();
+        forged.sig = [1; 64];
+        let first = inflight.enter(&event).await;
+        assert!(inflight.enter(&forged).now_or_never().is_some());
+        let mut second = Box::pin(inflight.enter(&event));
+        let mut gone = Box::pin(inflight.enter(&event));
+        let mut third = Box::pin(inflight.enter(&event));
+        for waiting in [&mut second, &mut gone, &mut third] {
+            assert!(waiting.now_or_never().is_none());
+        }
+        drop(gone);
+        drop(first);
+        let turn = second.now_or_never().unwrap();
+        assert!((&mut third).now_or_never().is_none());
+        drop(turn);
+        drop(third.now_or_never().unwrap());
+        assert!(inflight.0.lock().unwrap().is_empty());
     }
 }

@@ -38,8 +38,10 @@ pub enum Target {
     Topics(Vec<TopicName>),
 }
 
-/// How many events may be on their way at once. Each holds its text, so this bounds memory too.
+/// How many events may be on their way at once.
 const MAX_UNDER_WAY: usize = 4_096;
+/// How much text they may have, in KiB. The parsed event takes about as much again.
+const MAX_KIB_UNDER_WAY: u32 = 64 * 1024;
 
 /// How many ephemeral events may wait for a slow consumer before it loses the oldest.
 const EPHEMERAL_QUEUE: usize = 1_024;
@@ -51,6 +53,7 @@ pub struct Ingest {
     routing: Arc<Routing>,
     inflight: Inflight,
     permits: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
     queue: crossbeam_channel::Sender<Job>,
     passing: broadcast::Sender<Passing>,
     metrics: Arc<Metrics>,
@@ -67,11 +70,10 @@ pub(super) struct Evaluation {
     pub event: Event,
     pub origin: Origin,
     pub topics: Vec<TopicName>,
-    pub routed: bool,
     pub received_at: u64,
     pub reply: oneshot::Sender<Outcome>,
     /// Held until the outcome is known.
-    pub _permit: OwnedSemaphorePermit,
+    pub _permits: [OwnedSemaphorePermit; 2],
 }
 
 impl Ingest {
@@ -108,6 +110,7 @@ impl Ingest {
             routing,
             inflight: Inflight::default(),
             permits: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
+            memory: Arc::new(Semaphore::new(MAX_KIB_UNDER_WAY as usize)),
             queue,
             passing,
             metrics,
@@ -136,28 +139,31 @@ impl Ingest {
         if let Some(reason) = self.limits.refusal(&event, now) {
             return Outcome::Refused(reason);
         }
-        if event.is_protected() {
+        if event.is_protected() || event.embeds_protected() {
             // NIP-70: only its authenticated author may publish it, and nobody can authenticate yet.
             return Outcome::Refused(Reason::restricted(
                 "protected events are not accepted (NIP-70)",
             ));
         }
-        let (topics, routed) = match target {
-            Target::Routed => (self.routing.route(&event, now), true),
+        let topics = match target {
+            Target::Routed => self.routing.route(&event, now),
             Target::Topics(topics) => {
                 if let Some(why) = kinds::barred_from_public_topics(&event, now) {
                     return Outcome::Refused(Reason::restricted(why));
                 }
-                (topics, false)
+                topics
             }
         };
         let _turn = self.inflight.enter(&event).await;
-        let Ok(permit) = self.permits.clone().acquire_owned().await else {
+        let kib = u32::try_from(event.json().len() / 1_024 + 1).unwrap_or(u32::MAX);
+        let memory = self.memory.clone().acquire_many_owned(kib.min(MAX_KIB_UNDER_WAY)).await;
+        let permit = self.permits.clone().acquire_owned().await;
+        let (Ok(memory), Ok(permit)) = (memory, permit) else {
             return Outcome::Refused(stopping());
         };
         let (reply, outcome) = oneshot::channel();
-        let job =
-            Evaluation { event, origin, topics, routed, received_at: now, reply, _permit: permit };
+        let _permits = [memory, permit];
+        let job = Evaluation { event, origin, topics, received_at: now, reply, _permits };
         if self.queue.send(Job::Evaluate(Box::new(job))).is_err() {
             return Outcome::Refused(stopping());
         }

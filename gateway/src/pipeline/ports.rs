@@ -30,8 +30,6 @@ pub enum Presence {
 pub struct Write {
     pub event: VerifiedEvent,
     pub topics: Vec<TopicName>,
-    /// A new version of a replaceable event also goes to every topic that holds the old one.
-    pub inherit_topics: bool,
     pub origin: Origin,
     /// Called once, after the commit or with the failure.
     pub done: Box<dyn FnOnce(Result<Committed, StoreError>) + Send>,
@@ -48,10 +46,13 @@ pub enum Committed {
     Superseded,
 }
 
-/// The writing side of the store. Both methods block and are called from worker threads only.
+/// The writing side of the store. All methods block and are called from worker threads only.
 pub trait EventWriter: Send + Sync + 'static {
     /// Looks an id up among the committed ones.
     fn presence(&self, id: &EventId, topics: &[TopicName]) -> Result<Presence, StoreError>;
+
+    /// The topics of the version that this replaceable or addressable event would replace.
+    fn topics_replaced(&self, event: &Event) -> Result<Vec<TopicName>, StoreError>;
 
     /// Queues an event for the next group commit; waits while the queue is full.
     fn write(&self, write: Write) -> Result<(), StoreError>;
@@ -150,6 +151,9 @@ pub trait PolicyWorker {
 #[derive(Debug, Clone)]
 pub struct Passing {
     pub event: VerifiedEvent,
+    /// Whether it passes for the first time: what subscriptions on `/` see.
+    pub first: bool,
+    /// The topics that it is new to.
     pub topics: Arc<[TopicName]>,
     pub origin: Origin,
 }

@@ -2,6 +2,7 @@
 //! does not read cannot hold a reader thread.
 
 use std::{
+    cell::Cell,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -28,8 +29,10 @@ pub enum ScanItem {
 const MAX_WAITING: usize = 8_192;
 /// Bytes that may wait for the client.
 const MAX_WAITING_BYTES: usize = 16 << 20;
-/// How long a reader thread waits for the client before it gives the scan up.
+/// How long a reader thread waits for the client, over the whole scan, before it gives it up.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a scan may take without that.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// The receiving end of a scan; dropping it ends the scan.
 #[derive(Debug)]
@@ -39,10 +42,12 @@ pub struct Scan {
 }
 
 /// The sending end, on a reader thread.
-#[derive(Clone)]
 pub struct ScanSender {
     items: mpsc::Sender<ScanItem>,
     waiting: Arc<AtomicUsize>,
+    started: Instant,
+    /// Spent on waiting for the client so far.
+    waited: Cell<Duration>,
 }
 
 /// The scan is over: nobody listens any more, or not fast enough.
@@ -54,7 +59,13 @@ impl Scan {
     pub fn new() -> (ScanSender, Self) {
         let (sender, items) = mpsc::channel(MAX_WAITING);
         let waiting = Arc::new(AtomicUsize::new(0));
-        (ScanSender { items: sender, waiting: waiting.clone() }, Self { items, waiting })
+        let sender = ScanSender {
+            items: sender,
+            waiting: waiting.clone(),
+            started: Instant::now(),
+            waited: Cell::default(),
+        };
+        (sender, Self { items, waiting })
     }
 
     /// The next item; `None` after the last one.
@@ -74,9 +85,8 @@ impl ScanSender {
     /// When the receiver is gone or too slow; it has been told.
     pub fn event(&self, json: Arc<str>) -> Result<(), ScanStopped> {
         let bytes = json.len();
-        let started = Instant::now();
         while self.waiting.load(Ordering::Relaxed) > MAX_WAITING_BYTES {
-            self.wait(started)?;
+            self.wait()?;
         }
         self.waiting.fetch_add(bytes, Ordering::Relaxed);
         let mut item = ScanItem::Event(json);
@@ -86,7 +96,7 @@ impl ScanSender {
                 Err(TrySendError::Closed(_)) => return Err(ScanStopped),
                 Err(TrySendError::Full(back)) => {
                     item = back;
-                    self.wait(started)?;
+                    self.wait()?;
                 }
             }
         }
@@ -95,9 +105,8 @@ impl ScanSender {
     /// Everything was sent; `at` is the log position of the snapshot.
     pub fn end(&self, at: Seq) {
         // Not a blocking send: the receiver may never read.
-        let started = Instant::now();
         while self.items.try_send(ScanItem::End(at)).is_err() {
-            if self.wait(started).is_err() {
+            if self.wait().is_err() {
                 return;
             }
         }
@@ -109,15 +118,38 @@ impl ScanSender {
         let _ = self.items.try_send(ScanItem::Failed(error));
     }
 
-    fn wait(&self, since: Instant) -> Result<(), ScanStopped> {
+    /// Whether the scan should go on. To be asked for each row, also when rows do not match.
+    ///
+    /// # Errors
+    /// When the receiver is gone, or the scan takes too long; the receiver has been told.
+    pub fn check(&self) -> Result<(), ScanStopped> {
         if self.items.is_closed() {
             return Err(ScanStopped);
         }
-        if since.elapsed() > PATIENCE {
+        if self.started.elapsed().saturating_sub(self.waited.get()) > LONGEST {
+            self.fail(StoreError("the query took too long".to_owned()));
+            return Err(ScanStopped);
+        }
+        Ok(())
+    }
+
+    /// The scan begins now: it was waiting for a reader.
+    pub fn begin(&mut self) {
+        self.started = Instant::now();
+    }
+
+    fn wait(&self) -> Result<(), ScanStopped> {
+        const NAP: Duration = Duration::from_millis(2);
+        if self.items.is_closed() {
+            return Err(ScanStopped);
+        }
+        if self.waited.get() > PATIENCE {
             self.fail(StoreError("the query was given up: its results were not read".to_owned()));
             return Err(ScanStopped);
         }
-        thread::sleep(Duration::from_millis(2));
+        let since = Instant::now();
+        thread::sleep(NAP);
+        self.waited.set(self.waited.get() + since.elapsed());
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
+    panic,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -28,14 +29,19 @@ pub(super) struct Shared {
 
 /// Runs until it is told to stop.
 pub(super) fn run(jobs: &crossbeam_channel::Receiver<Job>, shared: &Shared, policy: &dyn Policy) {
-    let mut policy = policy.worker();
+    let mut worker = policy.worker();
     while let Ok(Job::Evaluate(job)) = jobs.recv() {
-        evaluate(*job, shared, &mut *policy);
+        // The event that makes us panic loses its answer; the thread and all others go on.
+        let run = panic::AssertUnwindSafe(|| evaluate(*job, shared, &mut *worker));
+        if panic::catch_unwind(run).is_err() {
+            tracing::error!("processing an event panicked; this is a defect, please report it");
+            worker = policy.worker();
+        }
     }
 }
 
 fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
-    let Evaluation { event, origin, mut topics, routed, received_at, reply, _permit } = job;
+    let Evaluation { event, origin, mut topics, received_at, reply, _permits } = job;
     let is_ephemeral = event.class() == kinds::Class::Ephemeral;
 
     // A known id is answered without verifying again: most gossip traffic ends here.
@@ -55,6 +61,18 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         Err(error) => return answer(reply, Outcome::Refused(Reason::invalid(error.to_string()))),
     };
 
+    // A new version goes to every topic that holds the old one, and the policy sees that it does.
+    match shared.writer.topics_replaced(&event) {
+        Ok(replaced) => {
+            for topic in shared.routing.joined_only(&replaced) {
+                if !topics.contains(&topic) {
+                    topics.push(topic);
+                }
+            }
+        }
+        Err(error) => return answer(reply, store_failure(&error)),
+    }
+
     let context = Context { origin: &origin, topics: &topics, received_at };
     match policy.evaluate(&event, &context) {
         Decision::Accept => {}
@@ -73,9 +91,12 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
     }
 
     if is_ephemeral {
-        shared.recent.remember(&event.id, &topics);
+        let (first, news) = shared.recent.remember(&event.id, topics);
+        if !first && news.is_empty() {
+            return answer(reply, Outcome::Duplicate);
+        }
         // No receiver is no failure: nobody listens at the moment.
-        let _ = shared.passing.send(Passing { event, topics: topics.into(), origin });
+        let _ = shared.passing.send(Passing { event, first, topics: news.into(), origin });
         return answer(reply, Outcome::Passed);
     }
 
@@ -91,9 +112,9 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
             Err(error) => store_failure(&error),
         };
         answer(reply, outcome);
-        drop(_permit);
+        drop(_permits);
     });
-    let write = Write { event, topics, inherit_topics: routed, origin, done };
+    let write = Write { event, topics, origin, done };
     if let Err(error) = shared.writer.write(write) {
         // The write took the reply with it: the submitter learns of it by the closed channel.
         tracing::error!(%error, "the store takes no more events");
@@ -125,6 +146,16 @@ struct RecentSet {
     order: VecDeque<(EventId, Option<TopicName>)>,
 }
 
+impl RecentSet {
+    fn insert(&mut self, key: (EventId, Option<TopicName>)) -> bool {
+        let new = self.known.insert(key.clone());
+        if new {
+            self.order.push_back(key);
+        }
+        new
+    }
+}
+
 impl Recent {
     fn presence(&self, id: &EventId, topics: &[TopicName]) -> Presence {
         let set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,18 +167,36 @@ impl Recent {
         }
     }
 
-    fn remember(&self, id: &EventId, topics: &[TopicName]) {
+    /// Takes note of an event. Returns whether it is new, and the topics that it is new to.
+    fn remember(&self, id: &EventId, topics: Vec<TopicName>) -> (bool, Vec<TopicName>) {
         let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for topic in std::iter::once(None).chain(topics.iter().cloned().map(Some)) {
-            let key = (*id, topic);
-            if set.known.insert(key.clone()) {
-                set.order.push_back(key);
-            }
-        }
+        let first = set.insert((*id, None));
+        let news =
+            topics.into_iter().filter(|topic| set.insert((*id, Some(topic.clone())))).collect();
         while set.order.len() > REMEMBERED {
             if let Some(oldest) = set.order.pop_front() {
                 set.known.remove(&oldest);
             }
         }
+        (first, news)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ephemeral_event_is_news_once_and_once_in_each_topic() {
+        let recent = Recent::default();
+        let (id, a, b) =
+            (EventId([1; 32]), TopicName::new("a").unwrap(), TopicName::new("b").unwrap());
+        let both = vec![a.clone(), b.clone()];
+        assert_eq!(recent.presence(&id, &both), Presence::Unknown);
+        assert_eq!(recent.remember(&id, vec![a.clone()]), (true, vec![a.clone()]));
+        assert_eq!(recent.presence(&id, &[a]), Presence::Known);
+        assert_eq!(recent.presence(&id, &both), Presence::KnownElsewhere);
+        assert_eq!(recent.remember(&id, both.clone()), (false, vec![b]));
+        assert_eq!(recent.remember(&id, both), (false, vec![]));
     }
 }

@@ -64,6 +64,15 @@ impl Filter {
             && self.tags.iter().all(|(letter, values)| has_tag(event, *letter, values))
     }
 
+    /// How many ids, authors, kinds and tag values it names: what it costs to keep and to answer.
+    pub fn values(&self) -> usize {
+        fn count<T>(list: &Option<Vec<T>>) -> usize {
+            list.as_ref().map_or(0, Vec::len)
+        }
+        let tags: usize = self.tags.iter().map(|(_, values)| values.len()).sum();
+        count(&self.ids) + count(&self.authors) + count(&self.kinds) + tags
+    }
+
     /// Whether nothing can match, whatever is stored.
     pub fn matches_nothing(&self) -> bool {
         self.ids.as_ref().is_some_and(Vec::is_empty)

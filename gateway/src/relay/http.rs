@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
+use data_encoding::BASE64;
 use http_body_util::Full;
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
@@ -57,7 +58,7 @@ pub(super) fn answer(
         }
     }
     let headers = request.headers();
-    if !wants_upgrade(headers) {
+    if request.method() != Method::GET || !wants_upgrade(headers) {
         return if accepts_nostr_json(headers) {
             document(&relay, &scope)
         } else {
@@ -146,7 +147,10 @@ fn upgrade_key(headers: &HeaderMap) -> Result<&HeaderValue, &'static str> {
     if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err("this relay speaks version 13 of the websocket protocol\n");
     }
-    headers.get(SEC_WEBSOCKET_KEY).ok_or("the Sec-WebSocket-Key header is missing\n")
+    headers
+        .get(SEC_WEBSOCKET_KEY)
+        .filter(|key| BASE64.decode(key.as_bytes()).is_ok_and(|nonce| nonce.len() == 16))
+        .ok_or("the Sec-WebSocket-Key header is not 16 bytes in base64\n")
 }
 
 fn has_token(headers: &HeaderMap, name: hyper::header::HeaderName, token: &str) -> bool {
@@ -155,6 +159,7 @@ fn has_token(headers: &HeaderMap, name: hyper::header::HeaderName, token: &str) 
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
+        .filter_map(|value| value.split(';').next())
         .any(|part| part.trim().eq_ignore_ascii_case(token))
 }
 

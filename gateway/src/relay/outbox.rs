@@ -43,6 +43,17 @@ pub(super) async fn close(socket: &mut Socket, code: CloseCode, reason: &'static
     let _ = within(socket.send(Message::Close(Some(frame)))).await;
 }
 
+/// Reads and drops what the client is still sending, for a short while: closing with unread data
+/// resets the connection, and the client would not see why it was closed.
+pub(super) async fn linger(socket: &mut Socket) {
+    const LONGEST: Duration = Duration::from_secs(2);
+    const MOST: u64 = 8 << 20;
+    let mut rest = tokio::io::AsyncReadExt::take(socket.get_mut(), MOST);
+    let mut nowhere = tokio::io::sink();
+    let dropped = tokio::io::copy(&mut rest, &mut nowhere);
+    let _ = tokio::time::timeout(LONGEST, dropped).await;
+}
+
 async fn within(write: impl Future<Output = Result<(), Error>>) -> Result<(), Gone> {
     match tokio::time::timeout(PATIENCE, write).await {
         Ok(Ok(())) => Ok(()),

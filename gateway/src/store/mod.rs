@@ -15,7 +15,13 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,7 +35,7 @@ use crate::{
         EventReader, EventWriter, LogEntry, Presence, Scan, Scope, Seq, StoreError, Visibility,
         Write,
     },
-    protocol::{EventId, Filter, TopicName},
+    protocol::{Event, EventId, Filter, TopicName},
     tasks,
 };
 use readers::Readers;
@@ -43,6 +49,8 @@ pub struct Store {
     readers: Readers,
     tail: Arc<Tail>,
     writes: parking::Writes,
+    /// The last commit failed.
+    failing: Arc<AtomicBool>,
     stored_at_start: u64,
 }
 
@@ -107,14 +115,18 @@ impl Store {
         let (write, read) = connections.await.map_err(|e| OpenError::thread(&path, &e))??;
         let head = open::head(&read[0]).map_err(|e| OpenError::sqlite(&path, &e))?;
         let tail = Arc::new(Tail::new(head));
+        let failing = Arc::new(AtomicBool::new(false));
         let (queue, waiting) = mpsc::channel(WRITE_QUEUE);
         let thread = {
-            let tail = tail.clone();
-            tasks::thread("store-writer", move || writer::run(write, waiting, &tail, &metrics))
+            let (tail, failing) = (tail.clone(), failing.clone());
+            tasks::thread("store-writer", move || {
+                writer::run(write, waiting, &tail, &failing, &metrics);
+            })
         };
         let thread = thread.map_err(|e| OpenError::thread(&path, &e))?;
-        let readers = Readers::start(read).map_err(|e| OpenError::thread(&path, &e))?;
-        Ok(Self { readers, tail, writes: parking::Writes::new(queue, thread), stored_at_start })
+        let readers = Readers::start(&path, read).map_err(|e| OpenError::thread(&path, &e))?;
+        let writes = parking::Writes::new(queue, thread);
+        Ok(Self { readers, tail, writes, failing, stored_at_start })
     }
 
     /// How many events were stored when it was opened.
@@ -122,9 +134,15 @@ impl Store {
         self.stored_at_start
     }
 
-    /// Whether events can be stored.
-    pub fn is_open(&self) -> bool {
-        self.writes.is_open()
+    /// Why events cannot be stored at the moment.
+    pub fn trouble(&self) -> Option<&'static str> {
+        if !self.writes.is_open() {
+            Some("the store is closed: events cannot be stored\n")
+        } else if self.failing.load(Ordering::Relaxed) {
+            Some("the last commit failed: events cannot be stored; see the log\n")
+        } else {
+            None
+        }
     }
 
     /// Commits what is queued and ends the threads.
@@ -141,6 +159,10 @@ impl Store {
 impl EventWriter for Store {
     fn presence(&self, id: &EventId, topics: &[TopicName]) -> Result<Presence, StoreError> {
         self.readers.with_own_connection(|connection| query::presence(connection, id, topics))
+    }
+
+    fn topics_replaced(&self, event: &Event) -> Result<Vec<TopicName>, StoreError> {
+        self.readers.with_own_connection(|connection| query::topics_replaced(connection, event))
     }
 
     fn write(&self, write: Write) -> Result<(), StoreError> {
@@ -162,13 +184,14 @@ impl EventReader for Store {
     }
 
     fn scan(&self, filters: Vec<Filter>, scope: Scope, visible: Visibility) -> Scan {
-        let (out, scan) = Scan::new();
-        let failed = out.clone();
+        let (mut out, scan) = Scan::new();
         let queued = self.readers.run(move |connection| {
+            out.begin();
             query::scan(connection, &filters, &scope, &*visible, &out);
         });
         if let Err(error) = queued {
-            failed.fail(error);
+            // The sender went with the job: the receiver sees the end of the channel.
+            tracing::warn!(%error, "a query was refused");
         }
         scan
     }

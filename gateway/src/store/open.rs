@@ -38,7 +38,7 @@ impl OpenError {
 }
 
 /// Reader threads, beside one connection for each worker of the pipeline.
-const READERS: usize = 2;
+const READERS: usize = 4;
 
 /// Applies the migrations and counts the events.
 pub(super) async fn migrate(path: &Path) -> Result<u64, OpenError> {

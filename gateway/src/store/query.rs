@@ -7,11 +7,12 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::{
     open,
     ranges::{Merge, Place, keys},
+    writer::identifier,
 };
 use crate::{
     clock::unix_now,
     pipeline::{LogEntry, Presence, ScanSender, Scope, Seq, StoreError, scan::ScanStopped},
-    protocol::{Event, EventId, Filter, TopicName, VerifiedEvent, kinds},
+    protocol::{Event, EventId, Filter, PublicKey, TopicName, VerifiedEvent, kinds},
 };
 
 impl From<rusqlite::Error> for StoreError {
@@ -38,6 +39,29 @@ pub(super) fn presence(
     Ok(Presence::Known)
 }
 
+/// The topics of the version that this event would replace.
+pub(super) fn topics_replaced(
+    connection: &Connection,
+    event: &Event,
+) -> Result<Vec<TopicName>, StoreError> {
+    let Some(identifier) = identifier(event) else { return Ok(Vec::new()) };
+    let mut statement = connection.prepare_cached(
+        "SELECT topics.name FROM events JOIN memberships ON memberships.event = events.row \
+         JOIN topics USING (topic) \
+         WHERE pubkey = ?1 AND kind = ?2 AND identifier = ?3 ORDER BY topics.name",
+    )?;
+    let parameters = params![event.pubkey.0, event.kind, identifier];
+    let names = statement.query_map(parameters, |row| row.get::<_, String>(0))?;
+    let mut topics = Vec::new();
+    for name in names {
+        topics.extend(TopicName::new(&name?).ok());
+    }
+    Ok(topics)
+}
+
+/// Bytes of JSON after which a page of the log ends.
+const PAGE_BYTES: usize = 4 << 20;
+
 /// Log entries after a position, oldest first.
 pub(super) fn log_after(
     connection: &Connection,
@@ -53,13 +77,17 @@ pub(super) fn log_after(
     )?;
     let mut rows =
         statement.query(params![seq.cast_signed(), i64::try_from(max).unwrap_or(i64::MAX)])?;
-    let mut entries = Vec::new();
-    while let Some(row) = rows.next()? {
+    let (mut entries, mut bytes) = (Vec::new(), 0);
+    while bytes < PAGE_BYTES
+        && let Some(row) = rows.next()?
+    {
         let seq: i64 = row.get(0)?;
         let topic: Option<String> = row.get(2)?;
+        let event = stored_event(row, 4)?.shared().clone();
+        bytes += event.json().len();
         entries.push(LogEntry {
             seq: seq.cast_unsigned(),
-            event: stored_event(row, 4)?.shared().clone(),
+            event,
             topic: topic.and_then(|name| TopicName::new(&name).ok()),
             first: seq == row.get::<_, i64>(1)?,
             origin: row.get::<_, Box<str>>(3)?.into(),
@@ -183,29 +211,23 @@ fn run_scan(
         let wanted = usize::try_from(left).unwrap_or(usize::MAX / 2).min(10_000);
         let mut merge = Merge::new(&snapshot, keys(filter, ids, topic), filter, wanted)?;
         let mut places = Vec::new();
-        let mut second: Vec<(EventId, i64, Arc<str>)> = Vec::new();
         while left > 0 {
+            out.check()?;
             merge.next_second(&mut places)?;
             if places.is_empty() {
                 break;
             }
-            second.clear();
-            for place in &places {
-                if let Some(topic) = topic
-                    && !is_member(&snapshot, place.row, topic)?
-                {
-                    continue;
-                }
-                if let Some((id, json)) = load(&snapshot, *place, filter, visible, now)? {
-                    second.push((id, place.row, json));
-                }
-            }
-            // NIP-01: of events of the same second, the lowest id first.
-            second.sort_unstable_by_key(|(id, _, _)| *id);
-            for (_, row, json) in second.drain(..) {
+            for row in in_order(&snapshot, &places)? {
                 if left == 0 {
                     break;
                 }
+                out.check()?;
+                if let Some(topic) = topic
+                    && !is_member(&snapshot, row, topic)?
+                {
+                    continue;
+                }
+                let Some(json) = load(&snapshot, row, filter, visible, now)? else { continue };
                 left -= 1;
                 if sent.insert(row) {
                     out.event(json)?;
@@ -216,39 +238,56 @@ fn run_scan(
     Ok(at)
 }
 
+/// The rows of one second, lowest id first (NIP-01). A second may hold very many events: nothing but
+/// their ids is read here.
+fn in_order(connection: &Connection, places: &[Place]) -> rusqlite::Result<Vec<i64>> {
+    if let [place] = places {
+        return Ok(vec![place.row]);
+    }
+    let mut statement = connection.prepare_cached("SELECT id FROM events WHERE row = ?1")?;
+    let mut rows = Vec::with_capacity(places.len());
+    for place in places {
+        let id: Option<[u8; 32]> = statement.query_row([place.row], |row| row.get(0)).optional()?;
+        rows.extend(id.map(|id| (id, place.row)));
+    }
+    rows.sort_unstable();
+    Ok(rows.into_iter().map(|(_, row)| row).collect())
+}
+
 /// An event that the filter matches and that may be shown.
 fn load(
     connection: &Connection,
-    place: Place,
+    row: i64,
     filter: &Filter,
     visible: &dyn Fn(&Event) -> bool,
     now: u64,
-) -> Result<Option<(EventId, Arc<str>)>, StoreError> {
+) -> Result<Option<Arc<str>>, StoreError> {
     let mut statement = connection
-        .prepare_cached("SELECT id, kind, expires_at, json FROM events WHERE row = ?1")?;
-    let mut rows = statement.query([place.row])?;
+        .prepare_cached("SELECT pubkey, kind, expires_at, json FROM events WHERE row = ?1")?;
+    let mut rows = statement.query([row])?;
     let Some(row) = rows.next()? else { return Ok(None) };
     let expires_at: Option<i64> = row.get(2)?;
     if expires_at.is_some_and(|at| at.cast_unsigned() <= now) {
         return Ok(None);
     }
     let kind: u16 = row.get(1)?;
+    // Before the text is read: most rows that do not match differ in one of these.
+    let excluded = filter.kinds.as_ref().is_some_and(|kinds| kinds.binary_search(&kind).is_err())
+        || match &filter.authors {
+            Some(authors) => authors.binary_search(&PublicKey(row.get(0)?)).is_err(),
+            None => false,
+        };
+    if excluded {
+        return Ok(None);
+    }
+    // Ids and times are exact in every range; tags are not.
     let guarded = kinds::is_for_parties_only(kind);
-    if guarded || needs_check(filter) {
+    if guarded || !filter.tags.is_empty() {
         let event = stored_event(row, 3)?;
         let shown = filter.matches(&event) && (!guarded || visible(&event));
-        return Ok(shown.then(|| (event.id, event.json().clone())));
+        return Ok(shown.then(|| event.json().clone()));
     }
-    Ok(Some((EventId(row.get(0)?), row.get::<_, Box<str>>(3)?.into())))
-}
-
-/// Whether the index range alone may let through what the filter does not match. Only the empty
-/// filter and those on time alone are exact.
-fn needs_check(filter: &Filter) -> bool {
-    filter.ids.is_some()
-        || filter.authors.is_some()
-        || filter.kinds.is_some()
-        || !filter.tags.is_empty()
+    Ok(Some(row.get::<_, Box<str>>(3)?.into()))
 }
 
 fn stored_event(row: &Row<'_>, column: usize) -> Result<VerifiedEvent, StoreError> {

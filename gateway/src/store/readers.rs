@@ -2,8 +2,8 @@
 
 use std::{
     cell::RefCell,
-    io,
-    path::PathBuf,
+    io, panic,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError, RwLock},
     thread::JoinHandle,
 };
@@ -26,8 +26,7 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    pub fn start(connections: Vec<Connection>) -> io::Result<Self> {
-        let path = connections.first().and_then(Connection::path).map(PathBuf::from);
+    pub fn start(path: &Path, connections: Vec<Connection>) -> io::Result<Self> {
         let (queue, jobs) = crossbeam_channel::bounded::<Job>(QUEUE);
         let threads = connections
             .into_iter()
@@ -35,14 +34,20 @@ impl Readers {
             .map(|(n, connection)| {
                 let jobs = jobs.clone();
                 tasks::thread(format!("store-reader-{n}"), move || {
-                    jobs.iter().for_each(|job| job(&connection));
+                    for job in jobs {
+                        // A query that panics takes its own answer with it and no other.
+                        let run = panic::AssertUnwindSafe(|| job(&connection));
+                        if panic::catch_unwind(run).is_err() {
+                            tracing::error!("a query panicked; this is a defect, please report it");
+                        }
+                    }
                 })
             })
             .collect::<io::Result<_>>()?;
         Ok(Self {
             queue: RwLock::new(Some(queue)),
             threads: Mutex::new(threads),
-            path: path.unwrap_or_default(),
+            path: path.to_owned(),
         })
     }
 

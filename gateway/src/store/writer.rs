@@ -1,6 +1,9 @@
 //! The one writer: takes what is waiting, commits it as a group, then says so.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use tokio::sync::mpsc;
@@ -20,6 +23,7 @@ pub(super) fn run(
     mut connection: Connection,
     mut queue: mpsc::Receiver<Write>,
     tail: &Tail,
+    failing: &AtomicBool,
     metrics: &Metrics,
 ) {
     let mut writer = Writer { topics: Names::topics(), origins: Names::origins() };
@@ -28,6 +32,7 @@ pub(super) fn run(
         match writer.commit(&mut connection, &group) {
             Ok(commit) => {
                 metrics.store_commits.inc();
+                failing.store(false, Ordering::Relaxed);
                 tail.append(commit.entries);
                 for (write, outcome) in group.drain(..).zip(commit.outcomes) {
                     (write.done)(Ok(outcome));
@@ -35,6 +40,7 @@ pub(super) fn run(
             }
             Err(error) => {
                 tracing::error!(%error, events = group.len(), "a commit failed");
+                failing.store(true, Ordering::Relaxed);
                 metrics.store_failures.inc_by(group.len() as u64);
                 writer.topics.forget();
                 writer.origins.forget();
@@ -96,25 +102,17 @@ impl Writer {
         }
 
         let identifier = identifier(event);
-        let mut topics = write.topics.clone();
         if let Some(identifier) = identifier {
             match older_version(connection, event, identifier)? {
                 Older::None => {}
                 Older::Newer => return Ok(Committed::Superseded),
                 Older::Replaceable { row, json } => {
-                    if write.inherit_topics {
-                        for topic in topics_of(connection, row)? {
-                            if !topics.contains(&topic) {
-                                topics.push(topic);
-                            }
-                        }
-                    }
                     remove(connection, row, &json)?;
                 }
             }
         }
 
-        let mut topics = topics.iter();
+        let mut topics = write.topics.iter();
         let first = topics.next();
         let row = self.log(connection, None, first, event, &write.origin, entries)?;
         insert(connection, row, event, identifier)?;
@@ -198,7 +196,7 @@ impl Writer {
 }
 
 /// What replaces: `""` for a replaceable event, the `d` tag for an addressable one (NIP-01).
-fn identifier(event: &Event) -> Option<&str> {
+pub(super) fn identifier(event: &Event) -> Option<&str> {
     match event.class() {
         Class::Replaceable => Some(""),
         Class::Addressable => Some(event.identifier()),
@@ -244,14 +242,6 @@ fn older_version(
             if replaces { Older::Replaceable { row, json: json.into() } } else { Older::Newer }
         }
     })
-}
-
-fn topics_of(connection: &Connection, row: i64) -> rusqlite::Result<Vec<TopicName>> {
-    let mut statement = connection.prepare_cached(
-        "SELECT name FROM memberships JOIN topics USING (topic) WHERE event = ?1 ORDER BY name",
-    )?;
-    let names = statement.query_map([row], |row| row.get::<_, String>(0))?;
-    names.filter_map(|name| name.map(|name| TopicName::new(&name).ok()).transpose()).collect()
 }
 
 fn insert(

@@ -26,6 +26,8 @@ use index::Index;
 const QUEUE: usize = 512;
 /// Log entries read at once when the tail in memory is too short.
 const PAGE: usize = 1_000;
+/// Before the log is read again after a failure.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// An event for one subscription.
 #[derive(Debug, Clone)]
@@ -137,9 +139,11 @@ impl Subscriptions {
                 () = token.cancelled() => return,
                 changed = head.changed() => {
                     if changed.is_err() { return }
-                    let head = *head.borrow_and_update();
-                    if let Err(error) = self.catch_up(head).await {
-                        tracing::error!(%error, "live delivery cannot read the log");
+                    let newest = *head.borrow_and_update();
+                    if let Err(error) = self.catch_up(newest).await {
+                        tracing::error!(%error, "live delivery cannot read the log; trying again");
+                        tokio::time::sleep(AGAIN).await;
+                        head.mark_changed();
                     }
                 }
                 passed = passing.recv(), if ephemeral_open => match passed {
@@ -302,7 +306,7 @@ impl Registry {
         for key in self.index.candidates(event) {
             let Some(live) = self.live.get(&key) else { continue };
             let in_scope = match &live.interest.scope {
-                Scope::All => true,
+                Scope::All => passed.first,
                 Scope::Topic(name) => in_topic(name),
             };
             if in_scope && live.interest.matches(event, now) {

@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use nostr_sdk::{
-    Client, ClientOptions, JsonUtil, RelayOptions, RelayUrl, SubscriptionId,
+    Client, ClientOptions, JsonUtil, RelayOptions, RelayUrl, SubscribeOptions, SubscriptionId,
     pool::RelayLimits,
     prelude::{Monitor, MonitorNotification, RelayStatus},
 };
@@ -32,6 +32,11 @@ use crate::{
 const QUEUE: usize = 256;
 /// Events of one stream on their way through the pipeline.
 const MAX_UNDER_WAY: usize = 512;
+/// The subscription that all streams use, each on connections of its own.
+const SUBSCRIPTION: &str = "nostr-gateway";
+/// How often each relay is asked whether the subscription is still there. A relay may end it with
+/// CLOSED, after which nostr-sdk does not ask again.
+const REVIEW: Duration = Duration::from_secs(30);
 /// First pause before a new attempt; it grows with each failure, with jitter, to about ten minutes.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
@@ -123,6 +128,7 @@ impl Stream {
             () = token.cancelled() => {}
             () = self.feed(received) => {}
             () = self.watch(changes) => {}
+            () = self.renew(&client) => {}
         }
         client.shutdown().await;
     }
@@ -139,12 +145,44 @@ impl Stream {
             client.pool().add_relay(url, options).await.map_err(|error| error.to_string())?;
         }
         client.connect().await;
-        let json = serde_json::to_string(&self.config.filter).map_err(|error| error.to_string())?;
-        let filter = nostr_sdk::Filter::from_json(json).map_err(|error| error.to_string())?;
-        let id = SubscriptionId::new("nostr-gateway");
         // It is sent again after every reconnection.
-        client.subscribe_with_id(id, filter, None).await.map_err(|error| error.to_string())?;
-        Ok(())
+        let id = SubscriptionId::new(SUBSCRIPTION);
+        let subscribed = client.subscribe_with_id(id, self.filter()?, None).await;
+        subscribed.map(drop).map_err(|error| error.to_string())
+    }
+
+    fn filter(&self) -> Result<nostr_sdk::Filter, String> {
+        let json = serde_json::to_string(&self.config.filter).map_err(|error| error.to_string())?;
+        nostr_sdk::Filter::from_json(json).map_err(|error| error.to_string())
+    }
+
+    /// Subscribes again where a relay ended the subscription.
+    async fn renew(&self, client: &Client) {
+        let id = SubscriptionId::new(SUBSCRIPTION);
+        let Ok(filter) = self.filter() else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(REVIEW).await;
+            for (url, relay) in client.relays().await {
+                if !relay.is_connected() {
+                    continue;
+                }
+                let renewed = if relay.subscriptions().await.contains_key(&id) {
+                    // Sends only what the relay closed or never got.
+                    relay.resubscribe().await
+                } else {
+                    tracing::warn!(
+                        stream = self.config.name,
+                        url = url.as_str(),
+                        "upstream had closed the subscription; subscribing again"
+                    );
+                    let options = SubscribeOptions::default();
+                    relay.subscribe_with_id(id.clone(), filter.clone(), options).await
+                };
+                if let Err(error) = renewed {
+                    tracing::debug!(url = url.as_str(), %error, "cannot subscribe again");
+                }
+            }
+        }
     }
 
     async fn feed(&self, mut received: mpsc::Receiver<Received>) {
@@ -225,6 +263,8 @@ impl Stream {
     }
 }
 
+/// The URL as nostr-sdk writes it, whatever its case, port or closing slash in the configuration.
 fn normal(url: &str) -> String {
-    url.trim_end_matches('/').to_owned()
+    let parsed = RelayUrl::parse(url).map(|url| url.as_str().to_owned());
+    parsed.as_deref().unwrap_or(url).trim_end_matches('/').to_owned()
 }

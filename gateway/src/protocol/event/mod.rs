@@ -108,6 +108,19 @@ impl Event {
         self.tags.iter().any(|tag| tag.first().is_some_and(|t| t == "-"))
     }
 
+    /// Whether it is a repost (kinds 6 and 16, NIP-18) that carries a protected event in its content:
+    /// NIP-70 wants those refused like the event itself.
+    pub fn embeds_protected(&self) -> bool {
+        #[derive(serde::Deserialize)]
+        struct Embedded {
+            tags: Vec<Vec<serde_json::Value>>,
+        }
+        matches!(self.kind, 6 | 16)
+            && serde_json::from_str::<Embedded>(&self.content).is_ok_and(|event| {
+                event.tags.iter().any(|tag| tag.first().is_some_and(|t| t == "-"))
+            })
+    }
+
     /// When it expires, in Unix seconds (NIP-40). An unreadable value is no expiry.
     pub fn expires_at(&self) -> Option<u64> {
         self.tag_values("expiration").next()?.parse().ok()

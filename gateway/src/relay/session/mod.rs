@@ -23,6 +23,7 @@ use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
         Error, Message,
+        error::ProtocolError,
         protocol::{Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
@@ -33,17 +34,24 @@ use super::{
     outbox::{self, Gone, Socket},
 };
 use crate::{
-    metrics::CauseLabels,
-    pipeline::{Candidate, Origin, Outcome, Scan, ScanItem, Scope, Target, Visibility},
+    metrics::{CauseLabels, Metrics},
+    pipeline::{
+        Candidate, LogEntry, Origin, Outcome, Scan, ScanItem, Scope, Seq, StoreError, Target,
+        Visibility,
+    },
     protocol::{
         Event, EventId, TopicName, kinds,
-        message::{self, ClientMessage},
+        message::{self, ClientMessage, MessageError},
     },
-    subscriptions::{Feed, Interest, News},
+    subscriptions::{Feed, Interest, Lagged, News},
 };
 
-/// Events of one connection on their way; above it the connection is not read.
+/// Events of one connection on their way, and their text in bytes; above it the connection is not
+/// read.
 const MAX_UNDER_WAY: usize = 1_024;
+const MAX_BYTES_UNDER_WAY: usize = 2 << 20;
+/// Ids, authors, kinds and tag values in all open subscriptions of one connection.
+const MAX_FILTER_VALUES: usize = 20_000;
 /// Messages written between two flushes while more of them are ready.
 const BURST: usize = 128;
 /// Log entries read at once while a subscription catches up.
@@ -67,7 +75,8 @@ pub(super) async fn run(
     config.max_write_buffer_size = 64 << 20;
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
     tracing::debug!(%remote, ?scope, "connected");
-    relay.metrics.connections.inc();
+    let open = Gauges { metrics: relay.metrics.clone(), subscriptions: 0 };
+    open.metrics.connections.inc();
     let feed = relay.subscriptions.connect(connection);
     let idle = Duration::from_secs(relay.config.idle_timeout_s);
     let mut session = Session {
@@ -78,6 +87,10 @@ pub(super) async fn run(
         open: HashMap::new(),
         waiting: VecDeque::new(),
         scanning: None,
+        behind: VecDeque::new(),
+        catching_up: None,
+        gauges: open,
+        bytes_under_way: 0,
         under_way: FuturesUnordered::new(),
         generation: 0,
         idle,
@@ -101,7 +114,12 @@ struct Session {
     /// Subscriptions whose stored events are still to be read, in the order of their REQs.
     waiting: VecDeque<Arc<str>>,
     scanning: Option<Scanning>,
-    under_way: FuturesUnordered<BoxFuture<'static, (EventId, Outcome)>>,
+    /// Live subscriptions that must read on from the log first.
+    behind: VecDeque<Lagged>,
+    catching_up: Option<(Lagged, BoxFuture<'static, Result<LogPage, StoreError>>)>,
+    under_way: FuturesUnordered<BoxFuture<'static, Published>>,
+    bytes_under_way: usize,
+    gauges: Gauges,
     generation: u64,
     idle: Duration,
     pinged: bool,
@@ -111,6 +129,39 @@ struct Session {
 struct Subscription {
     interest: Arc<Interest>,
     generation: u64,
+}
+
+/// A part of the log, and the position that it reaches.
+struct LogPage {
+    entries: Vec<LogEntry>,
+    reached: Seq,
+}
+
+/// How the way of a published event ended, and how many bytes it had.
+struct Published {
+    id: EventId,
+    outcome: Outcome,
+    bytes: usize,
+}
+
+/// What this connection adds to the relay's figures; taken back however it ends.
+struct Gauges {
+    metrics: Arc<Metrics>,
+    subscriptions: i64,
+}
+
+impl Gauges {
+    fn subscriptions(&mut self, change: i64) {
+        self.subscriptions += change;
+        self.metrics.subscriptions.inc_by(change);
+    }
+}
+
+impl Drop for Gauges {
+    fn drop(&mut self) {
+        self.metrics.subscriptions.dec_by(self.subscriptions);
+        self.metrics.connections.dec();
+    }
 }
 
 struct Scanning {
@@ -126,6 +177,8 @@ enum End {
     TooLong,
     Idle,
     Protocol,
+    /// A text message that is not UTF-8.
+    Text,
 }
 
 impl From<Gone> for End {
@@ -139,7 +192,11 @@ impl Session {
         let mut deadline = Instant::now() + self.idle;
         let mut unflushed = 0;
         loop {
+            if token.is_cancelled() {
+                return End::Stopping;
+            }
             self.start_next_scan();
+            self.start_next_catch_up();
             // While more is ready at once, nothing is flushed, within a bound.
             let step = if unflushed == 0 {
                 self.step(token, deadline).await
@@ -168,13 +225,14 @@ impl Session {
                     deadline = Instant::now() + self.idle;
                     self.receive(message).await
                 }
-                Step::Ended(id, outcome) => {
-                    let (accepted, text) = outcome.ok();
-                    self.send(message::ok(&id, accepted, &text)).await
-                }
+                Step::Ended(published) => self.ended(published).await,
                 Step::Scanned(item) => self.scanned(item).await,
+                Step::Logged(entries) => self.logged(entries).await,
                 Step::News(News::Delivery(delivery)) => self.deliver(delivery).await,
-                Step::News(News::Lagged) => self.catch_up_lagged().await,
+                Step::News(News::Lagged) => {
+                    self.behind.extend(self.feed.take_lagged());
+                    Ok(())
+                }
             };
             if let Err(end) = handled {
                 return end;
@@ -191,11 +249,20 @@ impl Session {
                 None => std::future::pending().await,
             }
         };
-        let room = self.under_way.len() < MAX_UNDER_WAY;
+        let logged = async {
+            match &mut self.catching_up {
+                Some((_, page)) => page.await,
+                None => std::future::pending().await,
+            }
+        };
+        let room =
+            self.under_way.len() < MAX_UNDER_WAY && self.bytes_under_way < MAX_BYTES_UNDER_WAY;
+        // In no order of preference: neither a long answer nor a fast feed may keep a client from
+        // being heard.
         tokio::select! {
-            biased;
             () = token.cancelled() => Some(Step::Stop),
-            Some((id, outcome)) = self.under_way.next() => Some(Step::Ended(id, outcome)),
+            Some(published) = self.under_way.next() => Some(Step::Ended(published)),
+            entries = logged => Some(Step::Logged(entries)),
             item = scanning => Some(Step::Scanned(item)),
             news = self.feed.next() => news.map(Step::News),
             message = self.socket.next(), if room => Some(Step::Received(message)),
@@ -218,9 +285,17 @@ impl Session {
                 self.malformed("too long");
                 return Err(End::TooLong);
             }
-            Some(Err(Error::Protocol(_) | Error::Utf8(_))) => {
+            // Whoever just goes away does no wrong.
+            Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => {
+                return Err(End::Left);
+            }
+            Some(Err(Error::Protocol(_))) => {
                 self.malformed("websocket");
                 return Err(End::Protocol);
+            }
+            Some(Err(Error::Utf8(_))) => {
+                self.malformed("not UTF-8");
+                return Err(End::Text);
             }
             Some(Err(error)) => {
                 tracing::debug!(%error, "the connection broke");
@@ -241,6 +316,10 @@ impl Session {
             }
             Err(error) => {
                 self.malformed("message");
+                // After CLOSED there is no such subscription, whatever was open under this id.
+                if let MessageError::Closed(id, _) = &error {
+                    self.forget(&id.as_str().into());
+                }
                 self.send(error.answer()).await
             }
         }
@@ -252,14 +331,23 @@ impl Session {
             Scope::Topic(name) => Target::Topics(vec![TopicName::clone(name)]),
         };
         let (id, ingest) = (event.id, self.relay.ingest.clone());
+        let bytes = event.json().len();
+        self.bytes_under_way += bytes;
         let candidate = Candidate { event, origin: self.origin.clone(), target };
         self.under_way.push(
             async move {
                 let outcome = ingest.submit(candidate).await;
-                (id, outcome)
+                Published { id, outcome, bytes }
             }
             .boxed(),
         );
+    }
+
+    async fn ended(&mut self, published: Published) -> Result<(), End> {
+        let Published { id, outcome, bytes } = published;
+        self.bytes_under_way -= bytes;
+        let (accepted, text) = outcome.ok();
+        self.send(message::ok(&id, accepted, &text)).await
     }
 
     async fn send(&mut self, text: String) -> Result<(), End> {
@@ -273,11 +361,15 @@ impl Session {
     /// Says goodbye. What was published and not yet answered is answered first.
     async fn finish(mut self, end: End) {
         let farewell = match end {
-            End::Left => None,
+            // Sends what is queued, the answer to the client's own Close among it (RFC 6455 §5.5.1).
+            // Should the client be gone, nobody misses it.
+            End::Left => {
+                let _ = outbox::flush(&mut self.socket).await;
+                None
+            }
             End::Stopping => {
-                while let Some((id, outcome)) = self.under_way.next().await {
-                    let (accepted, text) = outcome.ok();
-                    if self.send(message::ok(&id, accepted, &text)).await.is_err() {
+                while let Some(published) = self.under_way.next().await {
+                    if self.ended(published).await.is_err() {
                         break;
                     }
                 }
@@ -293,14 +385,13 @@ impl Session {
                 Some((CloseCode::Size, "the message is too long"))
             }
             End::Idle => Some((CloseCode::Away, "the connection was idle")),
+            End::Text => Some((CloseCode::Invalid, "text messages are UTF-8")),
             End::Protocol => Some((CloseCode::Protocol, "this is not the websocket protocol")),
         };
         if let Some((code, reason)) = farewell {
             outbox::close(&mut self.socket, code, reason).await;
+            outbox::linger(&mut self.socket).await;
         }
-        let open = i64::try_from(self.open.len()).unwrap_or(i64::MAX);
-        self.relay.metrics.subscriptions.dec_by(open);
-        self.relay.metrics.connections.dec();
     }
 }
 
@@ -308,7 +399,8 @@ enum Step {
     Stop,
     Idle,
     Received(Option<Result<Message, Error>>),
-    Ended(EventId, Outcome),
+    Ended(Published),
+    Logged(Result<LogPage, StoreError>),
     Scanned(Option<ScanItem>),
     News(News),
 }

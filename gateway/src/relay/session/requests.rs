@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{End, PAGE, Scanning, Session, Subscription};
+use futures_util::FutureExt;
+
+use super::{End, LogPage, MAX_FILTER_VALUES, PAGE, Scanning, Session, Subscription};
 use crate::{
     clock::unix_now,
-    pipeline::{ScanItem, Seq},
+    pipeline::{ScanItem, Seq, StoreError},
     protocol::{Filter, Prefix, Reason, message},
     subscriptions::{Delivery, Interest, Lagged},
 };
@@ -24,6 +26,15 @@ impl Session {
             let reason = Reason::new(Prefix::RateLimited, text);
             return self.send(message::closed(&id, &reason)).await;
         }
+        let open = self.open.values().flat_map(|open| &open.interest.filters);
+        let values: usize = open.chain(&filters).map(Filter::values).sum();
+        if values > MAX_FILTER_VALUES {
+            let text = format!(
+                "more than {MAX_FILTER_VALUES} ids, authors, kinds and tag values in all subscriptions"
+            );
+            let reason = Reason::new(Prefix::RateLimited, text);
+            return self.send(message::closed(&id, &reason)).await;
+        }
         let config = &self.relay.config;
         for filter in &mut filters {
             let limit = filter.limit.unwrap_or(config.default_limit);
@@ -35,7 +46,7 @@ impl Session {
         let subscription =
             Subscription { interest: Arc::new(interest), generation: self.generation };
         self.open.insert(id.clone(), subscription);
-        self.relay.metrics.subscriptions.inc();
+        self.gauges.subscriptions(1);
         self.waiting.push_back(id);
         Ok(())
     }
@@ -44,7 +55,7 @@ impl Session {
         if self.open.remove(id).is_none() {
             return;
         }
-        self.relay.metrics.subscriptions.dec();
+        self.gauges.subscriptions(-1);
         self.feed.close(id);
         self.waiting.retain(|waiting| waiting != id);
         if self.scanning.as_ref().is_some_and(|scanning| scanning.subscription == *id) {
@@ -82,32 +93,61 @@ impl Session {
         }
     }
 
-    /// Sends what the log has after `after`, then lets the registry deliver.
-    async fn go_live(&mut self, id: &Arc<str>, mut after: Seq) -> Result<(), End> {
-        loop {
-            let Some(subscription) = self.open.get(id) else { return Ok(()) };
-            let interest = subscription.interest.clone();
-            let generation = subscription.generation;
-            if let Some(missed) = self.feed.activate(id, generation, &interest, after) {
+    /// Sends what others got since `after` and lets the registry deliver from now on, or queues the
+    /// subscription to read the log first.
+    async fn go_live(&mut self, id: &Arc<str>, after: Seq) -> Result<(), End> {
+        let Some(subscription) = self.open.get(id) else { return Ok(()) };
+        let (interest, generation) = (subscription.interest.clone(), subscription.generation);
+        match self.feed.activate(id, generation, &interest, after) {
+            Some(missed) => {
                 for event in missed {
                     self.send(message::event(id, event.json())).await?;
                 }
-                return Ok(());
             }
-            let head = *self.relay.reader.head().borrow();
-            let entries = match self.relay.reader.log_after(after, PAGE).await {
-                Ok(entries) => entries,
-                Err(error) => {
-                    tracing::error!(%error, "a subscription cannot read the log");
-                    self.forget(id);
-                    let reason = Reason::error("the subscription could not be kept up");
-                    return self.send(message::closed(id, &reason)).await;
+            None => self.behind.push_back(Lagged { subscription: id.clone(), generation, after }),
+        }
+        Ok(())
+    }
+
+    pub(super) fn start_next_catch_up(&mut self) {
+        if self.catching_up.is_some() {
+            return;
+        }
+        let Some(lagged) = self.behind.pop_front() else { return };
+        let (reader, after) = (self.relay.reader.clone(), lagged.after);
+        let page = async move {
+            // An empty page means that nothing is left up to here.
+            let head = *reader.head().borrow();
+            let entries = reader.log_after(after, PAGE).await?;
+            let reached = entries.last().map_or(head, |entry| entry.seq);
+            Ok(LogPage { entries, reached })
+        }
+        .boxed();
+        self.catching_up = Some((lagged, page));
+    }
+
+    /// A page of the log for the subscription that is catching up.
+    pub(super) async fn logged(&mut self, page: Result<LogPage, StoreError>) -> Result<(), End> {
+        let Some((Lagged { subscription: id, generation, .. }, _)) = self.catching_up.take() else {
+            return Ok(());
+        };
+        let Some(open) = self.open.get(&id).filter(|open| open.generation == generation) else {
+            return Ok(());
+        };
+        let interest = open.interest.clone();
+        match page {
+            Ok(LogPage { entries, reached }) => {
+                let now = unix_now();
+                for entry in entries.iter().filter(|entry| interest.wants(entry, now)) {
+                    self.send(message::event(&id, entry.event.json())).await?;
                 }
-            };
-            let now = unix_now();
-            after = entries.last().map_or(head, |entry| entry.seq);
-            for entry in entries.iter().filter(|entry| interest.wants(entry, now)) {
-                self.send(message::event(id, entry.event.json())).await?;
+                self.go_live(&id, reached).await
+            }
+            Err(error) => {
+                tracing::error!(%error, "a subscription cannot read the log");
+                self.forget(&id);
+                let reason = Reason::error("the subscription could not be kept up");
+                self.send(message::closed(&id, &reason)).await
             }
         }
     }
@@ -121,14 +161,5 @@ impl Session {
             }
             _ => Ok(()),
         }
-    }
-
-    pub(super) async fn catch_up_lagged(&mut self) -> Result<(), End> {
-        for Lagged { subscription, generation, after } in self.feed.take_lagged() {
-            if self.open.get(&subscription).is_some_and(|open| open.generation == generation) {
-                self.go_live(&subscription, after).await?;
-            }
-        }
-        Ok(())
     }
 }

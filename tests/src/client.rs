@@ -49,6 +49,11 @@ impl RawClient {
         self.socket.send(frame).await.expect("the connection is open");
     }
 
+    /// Sends what may be refused while it is being sent.
+    pub async fn try_send_text(&mut self, text: &str) {
+        let _ = self.socket.send(Message::text(text)).await;
+    }
+
     /// Sends EVENT without waiting for the answer.
     pub async fn send_event(&mut self, event: &Event) {
         self.send_text(&format!(r#"["EVENT",{}]"#, events::json(event))).await;

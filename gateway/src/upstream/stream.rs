@@ -36,7 +36,7 @@ const MAX_UNDER_WAY: usize = 512;
 const SUBSCRIPTION: &str = "nostr-gateway";
 /// How often each relay is asked whether the subscription is still there. A relay may end it with
 /// CLOSED, after which nostr-sdk does not ask again.
-const REVIEW: Duration = Duration::from_secs(30);
+const REVIEW: Duration = Duration::from_secs(10);
 /// First pause before a new attempt; it grows with each failure, with jitter, to about ten minutes.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 

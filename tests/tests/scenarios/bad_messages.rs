@@ -5,7 +5,10 @@ use std::time::Duration;
 use nostr_gateway_tests::{Gateway, GatewayBuilder, RawClient, Testnet, events};
 use nostr_sdk::{Event, Keys};
 use serde_json::{Value, json};
-use tokio_tungstenite::tungstenite::{Bytes, Message};
+use tokio_tungstenite::tungstenite::{
+    Bytes, Message,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
 
 use crate::{DHT_TESTNET, GATEWAY, alone};
 
@@ -268,4 +271,51 @@ async fn what_must_not_enter_a_public_topic_never_does() {
     assert_eq!(at_b.stored_ids(&[json!({})]).await, [marker.id.to_hex()]);
     let confidential_at_b = b.metric(r#"nostr_gateway_events_total{outcome="refused""#).await;
     assert_eq!(confidential_at_b, 0, "B was sent something that it had to refuse");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_learns_why_it_is_closed_while_it_is_still_sending() {
+    let gateway = gateway().await;
+    let mut client = RawClient::connect(&gateway.url()).await;
+    // Far more than the buffers of the sockets hold.
+    client.try_send_text(&format!(r#"["REQ","{}",{{}}]"#, "x".repeat(6_000_000))).await;
+    assert_eq!(client.closed().await, Some(1009));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_is_answered_with_a_close() {
+    let gateway = gateway().await;
+    let mut client = RawClient::connect(&gateway.url()).await;
+    still_works(&mut client).await;
+    // RFC 6455 §5.5.1.
+    let frame = CloseFrame { code: CloseCode::Normal, reason: "bye".into() };
+    client.send_frame(Message::Close(Some(frame))).await;
+    assert_eq!(client.closed().await, Some(1000));
+    let malformed = gateway.metric(r#"nostr_gateway_client_messages_malformed_total"#).await;
+    assert_eq!(malformed, 0, "leaving is no fault");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_filters_name_is_bounded() {
+    let gateway = GatewayBuilder::new(GATEWAY, "filters").topics(&["town"]).start().await;
+    let mut client = RawClient::connect(&gateway.url()).await;
+    let values: Vec<String> = (0..15_000).map(|n| n.to_string()).collect();
+    assert!(client.req("a", &[json!({"#t": values})]).await.is_empty());
+    client.send(&json!(["REQ", "b", {"#t": values}])).await;
+    let closed = client.next().await;
+    assert_eq!((&closed[0], &closed[1]), (&json!("CLOSED"), &json!("b")), "{closed}");
+    assert!(closed[2].as_str().unwrap().starts_with("rate-limited: "), "{closed}");
+    still_works(&mut client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reposts_of_protected_events_are_refused() {
+    let gateway = gateway().await;
+    let mut client = RawClient::connect(&gateway.url()).await;
+    let keys = Keys::generate();
+    let protected = events::event(&keys, 1, "mine", &[&["-"]], events::now());
+    let repost = events::event(&keys, 6, &events::json(&protected), &[], events::now());
+    client.refuse(&repost, "restricted").await;
+    let open = events::note(&keys, "anybody's");
+    client.accept(&events::event(&keys, 6, &events::json(&open), &[], events::now())).await;
 }

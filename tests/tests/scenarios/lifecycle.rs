@@ -2,12 +2,15 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use futures_util::{SinkExt, StreamExt};
 use nostr_gateway_tests::{
     Child, GatewayBuilder, IndependentRelay, Network, PATIENCE, RawClient, events, http,
     publish_until_the_end,
 };
 use nostr_sdk::Keys;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::{GATEWAY, WS_PIPE, alone};
 
@@ -164,4 +167,48 @@ async fn flags_and_environment_reach_the_gateway() {
     if client.req("live", &[json!({})]).await.is_empty() {
         assert_eq!(client.live("live").await["id"], event.id.to_hex());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_the_relay_closed_is_asked_for_again() {
+    let _alone = alone().await;
+    let event = events::note(&Keys::generate(), "after the second REQ");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    let sent = event.clone();
+    // A relay that ends the first subscription and serves the next one.
+    let relay = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+        let mut requests = 0;
+        while let Some(Ok(message)) = socket.next().await {
+            let Ok(text) = message.to_text() else { continue };
+            let Ok(Value::Array(parts)) = serde_json::from_str(text) else { continue };
+            if parts[0] != "REQ" {
+                continue;
+            }
+            requests += 1;
+            let answers = match requests {
+                1 => vec![json!(["CLOSED", parts[1], "error: closing idle subscriptions"])],
+                _ => vec![
+                    json!(["EVENT", parts[1], events::value(&sent)]),
+                    json!(["EOSE", parts[1]]),
+                ],
+            };
+            for answer in answers {
+                socket.send(Message::text(answer.to_string())).await.unwrap();
+            }
+        }
+    });
+    let gateway = GatewayBuilder::new(GATEWAY, "A")
+        .topics(&["town"])
+        .upstream("moody", &url, "town")
+        .start()
+        .await;
+    let mut client = RawClient::connect(&gateway.topic_url("town")).await;
+    assert!(client.req("live", &[json!({})]).await.is_empty());
+    let id = event.id.to_hex();
+    gateway.log_line(RECONNECT, |line| line.contains("upstream had closed the subscription")).await;
+    assert_eq!(client.live("live").await["id"], id);
+    relay.abort();
 }

@@ -318,3 +318,56 @@ async fn topics_are_relays_of_their_own() {
     assert_eq!(topic_two.live("live").await["id"], tagged.id.to_hex());
     topic_one.expect_silence().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_news_once_on_the_root_and_once_in_each_topic() {
+    let gateway = gateway().await;
+    let mut root = RawClient::connect(&gateway.url()).await;
+    let mut one_topic = RawClient::connect(&gateway.topic_url("one")).await;
+    let mut two = RawClient::connect(&gateway.topic_url("two")).await;
+    for client in [&mut root, &mut one_topic, &mut two] {
+        assert!(client.req("live", &[json!({})]).await.is_empty());
+    }
+    let keys = Keys::generate();
+    // Ephemeral and stored events alike.
+    for kind in [20_001, 1] {
+        let event = one(&keys, kind, "by two ways", events::now());
+        one_topic.accept(&event).await;
+        assert_eq!(one_topic.live("live").await["id"], event.id.to_hex());
+        assert_eq!(root.live("live").await["id"], event.id.to_hex());
+        two.accept(&event).await;
+        assert_eq!(two.live("live").await["id"], event.id.to_hex());
+        two.accept(&event).await;
+        for client in [&mut root, &mut one_topic, &mut two] {
+            client.expect_silence().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_version_goes_to_the_topics_of_the_old_one() {
+    let gateway = gateway().await;
+    let mut root = RawClient::connect(&gateway.url()).await;
+    let mut topic = RawClient::connect(&gateway.topic_url("two")).await;
+    let keys = Keys::generate();
+    let (old, new) =
+        (one(&keys, 0, "old", events::now() - 10), one(&keys, 0, "new", events::now()));
+    topic.accept(&old).await;
+    assert!(topic.req("live", &[json!({"limit": 0})]).await.is_empty());
+    // Published on the root, it would go to the default topic alone.
+    root.accept(&new).await;
+    assert_eq!(topic.live("live").await["id"], new.id.to_hex());
+    assert_eq!(topic.stored_ids(&[json!({"kinds": [0]})]).await, hex_ids(&[&new]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_req_ends_the_subscription_that_it_was_to_replace() {
+    let gateway = gateway().await;
+    let mut client = RawClient::connect(&gateway.url()).await;
+    assert!(client.req("a", &[json!({})]).await.is_empty());
+    client.send(&json!(["REQ", "a", {"search": "x"}])).await;
+    let closed = client.next().await;
+    assert_eq!((&closed[0], &closed[1]), (&json!("CLOSED"), &json!("a")));
+    client.accept(&one(&Keys::generate(), 1, "not for a", events::now())).await;
+    client.expect_silence().await;
+}

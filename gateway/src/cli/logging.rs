@@ -12,7 +12,7 @@ const DEFAULT: &str = "info,iroh=warn,iroh::socket::transports::relay=off,iroh_g
     iroh_mainline_address_lookup=warn,iroh_mdns_address_lookup=warn,net_report=error,\
     netwatch=error,portmapper=error,swarm_discovery=error,noq=warn,noq_proto=warn,noq_udp=error,\
     mainline=warn,n0_mainline=warn,pkarr=error,hickory_proto=error,hickory_resolver=error,\
-    nostr_relay_pool=warn,nostr_sdk=warn,distributed_topic_tracker=warn,sqlx=warn,hyper=warn,\
+    nostr_relay_pool=off,nostr_sdk=warn,distributed_topic_tracker=warn,sqlx=warn,hyper=warn,\
     rustls=warn,tungstenite=warn,wasmtime=warn,cranelift_codegen=warn";
 
 /// Why nothing can be logged.

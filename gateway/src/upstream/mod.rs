@@ -2,7 +2,9 @@
 
 pub mod config;
 mod intake;
+mod relays;
 mod stream;
 
 pub use config::UpstreamConfig;
+pub use relays::RelayState;
 pub use stream::{Stream, StreamStatus};

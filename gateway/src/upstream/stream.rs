@@ -1,9 +1,8 @@
 //! One `[[upstream]]`: connects, subscribes, feeds the pipeline, reconnects.
 
 use std::{
-    collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,7 +12,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use nostr_sdk::{
     Client, ClientOptions, JsonUtil, RelayOptions, RelayUrl, SubscribeOptions, SubscriptionId,
     pool::RelayLimits,
-    prelude::{Monitor, MonitorNotification, RelayStatus},
+    prelude::{Monitor, MonitorNotification},
 };
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc};
@@ -22,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     UpstreamConfig,
     intake::{Intake, Received},
+    relays::{Dialer, RelayState, Relays},
 };
 use crate::{
     metrics::Metrics,
@@ -45,25 +45,18 @@ pub struct Stream {
     config: UpstreamConfig,
     ingest: Ingest,
     metrics: Arc<Metrics>,
-    relays: Mutex<HashMap<String, RelayState>>,
+    relays: Arc<Relays>,
     received: AtomicU64,
     new: AtomicU64,
     known: AtomicU64,
     refused: AtomicU64,
 }
 
-struct RelayState {
-    label: &'static str,
-    /// The log already says that it is away.
-    away: bool,
-}
-
 /// A stream's figures, for `/status`.
 #[derive(Debug, Serialize)]
 pub struct StreamStatus {
     pub name: String,
-    /// Each relay's URL and whether it is connected.
-    pub relays: Vec<(String, &'static str)>,
+    pub relays: Vec<RelayState>,
     pub received: u64,
     pub new: u64,
     pub known: u64,
@@ -72,16 +65,12 @@ pub struct StreamStatus {
 
 impl Stream {
     pub fn new(config: UpstreamConfig, ingest: Ingest, metrics: Arc<Metrics>) -> Arc<Self> {
-        let relays = config
-            .urls
-            .iter()
-            .map(|url| (normal(url), RelayState { label: "connecting", away: false }))
-            .collect();
+        let relays = Arc::new(Relays::new(&config.name, &config.urls, metrics.clone()));
         Arc::new(Self {
             config,
             ingest,
             metrics,
-            relays: Mutex::new(relays),
+            relays,
             received: AtomicU64::new(0),
             new: AtomicU64::new(0),
             known: AtomicU64::new(0),
@@ -90,14 +79,10 @@ impl Stream {
     }
 
     pub fn status(&self) -> StreamStatus {
-        let relays = self.relays.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut relays: Vec<_> =
-            relays.iter().map(|(url, state)| (url.clone(), state.label)).collect();
-        relays.sort_unstable();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         StreamStatus {
             name: self.config.name.clone(),
-            relays,
+            relays: self.relays.status(),
             received: count(&self.received),
             new: count(&self.new),
             known: count(&self.known),
@@ -117,8 +102,12 @@ impl Stream {
             // A relay that sends other events than we asked for must not fill our topics.
             .verify_subscriptions(true)
             .automatic_authentication(false);
-        let client =
-            Client::builder().admit_policy(Intake { queue }).monitor(monitor).opts(options).build();
+        let client = Client::builder()
+            .admit_policy(Intake { queue })
+            .websocket_transport(Dialer(self.relays.clone()))
+            .monitor(monitor)
+            .opts(options)
+            .build();
         if let Err(error) = self.connect(&client).await {
             tracing::error!(stream = name, %error, "the upstream cannot be started");
             return;
@@ -231,40 +220,11 @@ impl Stream {
         loop {
             match changes.recv().await {
                 Ok(MonitorNotification::StatusChanged { relay_url, status }) => {
-                    self.changed(&normal(relay_url.as_str()), status);
+                    self.relays.changed(relay_url.as_str(), status);
                 }
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return std::future::pending().await,
             }
         }
     }
-
-    fn changed(&self, url: &str, status: RelayStatus) {
-        let label = match status {
-            RelayStatus::Connected => "connected",
-            RelayStatus::Terminated | RelayStatus::Banned => "ended",
-            RelayStatus::Disconnected => "unreachable",
-            _ => "connecting",
-        };
-        let stream = &self.config.name;
-        let mut relays = self.relays.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(relay) = relays.get_mut(url) else { return };
-        let before = std::mem::replace(&mut relay.label, label);
-        if label == "connected" {
-            relay.away = false;
-            self.metrics.upstream_connects.inc();
-            tracing::info!(stream, url, "connected to upstream");
-        } else if !relay.away && (before == "connected" || label == "unreachable") {
-            // Further attempts are no news until one succeeds.
-            relay.away = true;
-            let what = if before == "connected" { "lost" } else { "cannot reach" };
-            tracing::warn!(stream, url, "{what} upstream; trying again with growing pauses");
-        }
-    }
-}
-
-/// The URL as nostr-sdk writes it, whatever its case, port or closing slash in the configuration.
-fn normal(url: &str) -> String {
-    let parsed = RelayUrl::parse(url).map(|url| url.as_str().to_owned());
-    parsed.as_deref().unwrap_or(url).trim_end_matches('/').to_owned()
 }

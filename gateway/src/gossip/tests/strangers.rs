@@ -2,7 +2,7 @@
 
 use iroh::endpoint::Connection;
 
-use super::*;
+use super::{fetch::Announcement, *};
 
 async fn stranger() -> Endpoint {
     Endpoint::builder(iroh::endpoint::presets::Minimal)
@@ -120,4 +120,56 @@ async fn a_router_or_gossip_that_died_is_noticed() {
     a.gossip.endpoint.close().await;
     becomes(&a, "the endpoint takes no more connections").await;
     a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_liar_does_not_keep_an_event_from_us() {
+    let topic = name("test");
+    let honest = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let real = event(1, "real");
+    honest.publish(&real).await;
+    let forged = real.json().replace(r#""tags":[]"#, r#""tags":[["-"]]"#);
+    assert_eq!(Event::parse(&forged).unwrap().id, real.id);
+    let liar = stranger().await;
+    liar.set_alpns(vec![SYNC_ALPN.to_vec()]);
+    let lies = async {
+        loop {
+            // Gossip tries it too, and finds no gossip there.
+            let Ok(connection) = liar.accept().await.unwrap().await else { continue };
+            let (mut send, mut receive) = connection.accept_bi().await.unwrap();
+            receive.read_to_end(1_000).await.unwrap();
+            send.write_all(&answer_of(&Event::parse(&forged).unwrap())).await.unwrap();
+            send.finish().unwrap();
+            send.stopped().await.unwrap();
+        }
+    };
+    let at = liar.bound_sockets().into_iter().find(SocketAddr::is_ipv4).unwrap();
+    let at = SocketAddr::new([127, 0, 0, 1].into(), at.port());
+    let peers = vec![honest.address(), format!("{}@{at}", liar.id())];
+    let a = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[name("other")]).await;
+
+    let state = Arc::new(TopicState::new(topic.clone(), a.metrics.clone()));
+    state.up(honest.gossip.endpoint.id());
+    let puller = Puller {
+        state,
+        reader: a.log.clone(),
+        ingest: a.ingest.clone(),
+        connections: Arc::new(Connections::new(a.gossip.endpoint.clone())),
+        max_event_bytes: 100_000,
+        metrics: a.metrics.clone(),
+    };
+    let (announced, queue) = mpsc::channel(1);
+    let announcement = Announcement { peer: liar.id(), ids: vec![real.id] };
+    announced.send(announcement).await.unwrap();
+    let (tasks, wanted) = (Tasks::new(), [real.id]);
+    tokio::select! {
+        () = a.log.waits_for(&wanted, &topic) => {}
+        () = puller.run(queue, tasks.token().clone()) => panic!("the queue is open"),
+        () = lies => {}
+    }
+    let text = a.metrics.render();
+    assert!(text.contains(r#"fetches_total{cause="failed"} 1"#), "the liar was asked: {text}");
+    a.stop().await;
+    honest.stop().await;
+    liar.close().await;
 }

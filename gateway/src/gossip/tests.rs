@@ -285,6 +285,18 @@ async fn events_of_every_size_and_in_any_number_arrive() {
     assert_eq!(sent(&b), 1);
     assert!(sent(&a) < 300, "under load ids go out, not events: {} frames", sent(&a));
 
+    // What a topic does after a lag: a second subscription names the neighbors, and its end does not
+    // end the first.
+    let id = RecordKeys::public(&topic).gossip_id();
+    let (_, receiver) = super::topic::subscribe(&b.gossip.gossip, id).await.unwrap();
+    let soon = tokio::time::Instant::now() + Duration::from_millis(300);
+    let mut second = Some((receiver, soon));
+    assert_eq!(super::topic::settle(&mut second).await.unwrap(), [a.gossip.endpoint.id()]);
+    drop(second);
+    let after = event(1, "after");
+    a.publish(&after).await;
+    b.log.waits_for(&[after.id], &topic).await;
+
     let status = &b.gossip.status()[0];
     assert_eq!(status.neighbors[0].found_by, FoundBy::Configured);
     assert_eq!(status.neighbors[0].id, a.gossip.endpoint.id().to_string());

@@ -100,7 +100,10 @@ impl Topic {
     }
 }
 
-async fn subscribe(gossip: &Gossip, id: TopicId) -> Result<(GossipSender, GossipReceiver), String> {
+pub(super) async fn subscribe(
+    gossip: &Gossip,
+    id: TopicId,
+) -> Result<(GossipSender, GossipReceiver), String> {
     match timeout(CALL, gossip.subscribe(id, Vec::new())).await {
         Ok(Ok(topic)) => Ok(topic.split()),
         Ok(Err(error)) => Err(error.to_string()),
@@ -217,7 +220,9 @@ impl Reader<'_> {
 
 /// Listens until the subscription has been told all neighbors and returns them; nothing when it
 /// missed a part. Waits for ever when there is none. Can be dropped and called again.
-async fn settle(second: &mut Option<(GossipReceiver, Instant)>) -> Option<Vec<EndpointId>> {
+pub(super) async fn settle(
+    second: &mut Option<(GossipReceiver, Instant)>,
+) -> Option<Vec<EndpointId>> {
     let Some((receiver, settled)) = second else { return std::future::pending().await };
     loop {
         tokio::select! {

@@ -288,7 +288,7 @@ fn wrong_values_are_refused_with_what_is_allowed() {
         "[discovery]\npeers = [\n  \"x\",\n]\nmdns_service = \"A\"\ndht_bootstrap = [\"x\"]\n",
         "config.toml:3: discovery.peers[0]: \"x\" does not begin with an endpoint id: 64 lowercase \
          hex digits, optionally followed by @IP:PORT\n\
-         config.toml:5: discovery.mdns_service: \"A\" is not a service name: 1 to 63 of the \
+         config.toml:5: discovery.mdns_service: \"A\" is not a service name: 1 to 62 of the \
          characters a-z, 0-9 and \"-\"\n\
          config.toml:6: discovery.dht_bootstrap[0]: \"x\" is not a host with a port; write it like \
          router.example.org:6881",

@@ -69,8 +69,9 @@ fn is_url(text: &str, schemes: &[&str]) -> bool {
 
 pub(super) fn mdns_service(text: &str) -> Result<(), String> {
     let clean = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    require((1..=63).contains(&text.len()) && text.bytes().all(clean), || {
-        format!("{text:?} is not a service name: 1 to 63 of the characters a-z, 0-9 and \"-\"")
+    // It becomes a DNS label of at most 63 bytes, with a "_" in front.
+    require((1..=62).contains(&text.len()) && text.bytes().all(clean), || {
+        format!("{text:?} is not a service name: 1 to 62 of the characters a-z, 0-9 and \"-\"")
     })
 }
 
@@ -146,6 +147,13 @@ mod tests {
         assert!(peer(&format!("{ID}@192.0.2.1:0")).is_err());
         assert!(peer(&ID.to_uppercase()).is_err());
         assert!(peer(&format!("02{}", "0".repeat(62))).is_err(), "not a point on the curve");
+    }
+
+    #[test]
+    fn a_service_name_leaves_room_for_the_underscore_of_its_label() {
+        assert_eq!(mdns_service("nostr-gateway"), Ok(()));
+        assert_eq!(mdns_service(&"a".repeat(62)), Ok(()));
+        assert!(mdns_service(&"a".repeat(63)).is_err() && mdns_service("").is_err());
     }
 
     #[test]

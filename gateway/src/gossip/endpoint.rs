@@ -24,6 +24,16 @@ use super::{
 const IDLE_TIMEOUT_MS: u32 = 6_000;
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
+/// What a connection may hold in memory that nobody has read yet, in bytes: in all, and of one
+/// stream. The library's own bound is none.
+const RECEIVE_WINDOW: u32 = 4 << 20;
+const STREAM_WINDOW: u32 = 1 << 20;
+/// Streams that a peer may have open on one connection. A fetch takes a bidirectional one; gossip
+/// takes a unidirectional one for each topic, of which there are at most 100, and one that it closed
+/// counts until all of it arrived.
+const BIDI_STREAMS: u32 = 8;
+const UNI_STREAMS: u32 = 128;
+
 /// How often our addresses are put into the DHT again. The lookup itself tries a failed put only at
 /// the next round, so this is also how long a gateway that started without a network stays hidden.
 const ADDRESSES_AGAIN: Duration = Duration::from_secs(60);
@@ -42,6 +52,10 @@ pub async fn bind(
     let transport = QuicTransportConfig::builder()
         .max_idle_timeout(Some(VarInt::from_u32(IDLE_TIMEOUT_MS).into()))
         .keep_alive_interval(KEEP_ALIVE)
+        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS))
         .build();
     let mut builder = Endpoint::builder(presets::Minimal)
         .secret_key(key)

@@ -7,6 +7,7 @@ mod addresses;
 pub mod config;
 mod dht;
 mod discovery;
+mod door;
 mod endpoint;
 mod error;
 mod fetch;
@@ -21,6 +22,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod topic;
+mod watch;
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -36,6 +38,7 @@ use self::{
     config::{DiscoveryConfig, EndpointConfig},
     dht::SharedDht,
     discovery::Discovery,
+    door::GossipDoor,
     fetch::{Connections, FetchServer, Puller},
     joiner::{Knocker, TopicEntrance},
     local::LocalPeers,
@@ -44,6 +47,7 @@ use self::{
     record::RecordKeys,
     state::TopicState,
     topic::Topic,
+    watch::Health,
 };
 use crate::{
     metrics::Metrics,
@@ -92,6 +96,7 @@ pub struct Gossip {
     gossip: iroh_gossip::net::Gossip,
     router: Router,
     topics: Vec<Arc<TopicState>>,
+    health: Arc<Health>,
     tasks: Tasks,
 }
 
@@ -114,7 +119,7 @@ impl Gossip {
         let server =
             FetchServer::new(start.joined.clone(), start.reader.clone(), start.metrics.clone());
         let router = Router::builder(endpoint.clone())
-            .accept(iroh_gossip::ALPN, gossip.clone())
+            .accept(iroh_gossip::ALPN, GossipDoor::new(gossip.clone()))
             .accept(SYNC_ALPN, server)
             .spawn();
         tracing::info!(id = %endpoint.id(), addresses = ?endpoint.bound_sockets(), "endpoint open");
@@ -140,8 +145,12 @@ impl Gossip {
             reader: start.reader.clone(),
             metrics: start.metrics.clone(),
             knock,
+            health: Arc::default(),
             tasks: tasks.clone(),
         };
+        let health = shared.health.clone();
+        let watch = watch::watch(router.clone(), health.clone(), tasks.token().clone());
+        tasks.spawn("watch", watch);
         let (mut entrances, mut lanes) = (Vec::new(), Vec::new());
         for name in start.joined.all().iter() {
             let (entrance, queue) = shared.join(name);
@@ -153,7 +162,7 @@ impl Gossip {
         tasks.spawn("knocker", knocker.run(knocks, tasks.token().clone()));
         let publisher = Publisher::new(start.reader, start.ingest.passing(), lanes, start.metrics);
         tasks.spawn("publisher", publisher.run(tasks.token().clone()));
-        Ok(Self { endpoint, gossip, router, topics, tasks })
+        Ok(Self { endpoint, gossip, router, topics, health, tasks })
     }
 
     /// Our endpoint id.
@@ -170,6 +179,11 @@ impl Gossip {
     /// How each topic is doing, in alphabetical order.
     pub fn status(&self) -> Vec<TopicStatus> {
         self.topics.iter().map(|topic| topic.status()).collect()
+    }
+
+    /// What has died and needs a restart, if anything. For health checks.
+    pub fn trouble(&self) -> Option<&'static str> {
+        self.health.trouble()
     }
 
     /// Leaves the topics, tells the neighbors so, and closes the endpoint. Takes at most seven
@@ -204,6 +218,7 @@ struct Shared {
     reader: Arc<dyn EventReader>,
     metrics: Arc<Metrics>,
     knock: mpsc::Sender<EndpointId>,
+    health: Arc<Health>,
     tasks: Tasks,
 }
 
@@ -224,6 +239,7 @@ impl Shared {
             join: found,
             knock: self.knock.clone(),
             announced,
+            health: self.health.clone(),
             metrics: self.metrics.clone(),
         };
         let puller = Puller {

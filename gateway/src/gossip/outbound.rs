@@ -5,16 +5,18 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use bytes::Bytes;
 use iroh_gossip::api::GossipSender;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{Instant, timeout},
 };
 
 use super::state::TopicState;
 use crate::{
+    clock::unix_now,
     metrics::{CauseLabels, Metrics, TopicLabels},
     protocol::{
-        EventId,
+        Event,
         frame::{self, MAX_ANNOUNCED, MAX_GOSSIP_BYTES},
+        kinds,
     },
 };
 
@@ -32,14 +34,36 @@ const BURST: f64 = 64.0;
 /// How long one broadcast may take before gossip counts as wedged.
 const BROADCAST: Duration = Duration::from_secs(5);
 
+/// An ephemeral event that could not be sent for this long is of no use any more.
+const EPHEMERAL: Duration = Duration::from_secs(5);
+
 /// An event on its way into a topic.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
-    pub id: EventId,
-    /// Canonical JSON.
-    pub json: Arc<str>,
+    pub event: Arc<Event>,
     /// Not stored, so nobody can fetch it: it goes whole or not at all.
     pub is_ephemeral: bool,
+    /// When it was handed over.
+    pub since: Instant,
+}
+
+impl Outgoing {
+    /// Why it must not go out, or not any more: it may have waited for hours.
+    fn too_late(&self, now: Instant, unix: u64) -> Option<&'static str> {
+        if self.is_ephemeral && now.saturating_duration_since(self.since) > EPHEMERAL {
+            Some("ephemeral too old")
+        } else if kinds::barred_from_public_topics(&self.event, unix).is_some() {
+            Some("expired")
+        } else {
+            None
+        }
+    }
+}
+
+/// What goes out as one message.
+enum Frame {
+    Whole(Outgoing),
+    Ids(Bytes),
 }
 
 /// Gossip took no message in time, or closed the topic.
@@ -50,7 +74,7 @@ pub struct Wedged;
 /// next one.
 pub struct Outbound {
     queue: mpsc::Receiver<Outgoing>,
-    frames: VecDeque<Bytes>,
+    frames: VecDeque<Frame>,
     pace: Pace,
     state: Arc<TopicState>,
     metrics: Arc<Metrics>,
@@ -70,14 +94,16 @@ impl Outbound {
         let labels = TopicLabels { topic: self.state.name().to_string() };
         let mut neighbors = self.state.count();
         loop {
-            if self.frames.is_empty() {
-                self.take(&neighbors).await;
-            }
             // With nobody there a broadcast is lost. The log keeps the events for the first to come.
             let _ = neighbors.wait_for(|count| *count > 0).await;
-            let Some(frame) = self.frames.front() else { continue };
+            if self.frames.is_empty() {
+                self.take().await;
+                // Meanwhile the neighbors may have gone.
+                continue;
+            }
+            let Some(bytes) = self.next() else { continue };
             tokio::time::sleep_until(self.pace.next(Instant::now())).await;
-            match timeout(BROADCAST, sender.broadcast(frame.clone())).await {
+            match timeout(BROADCAST, sender.broadcast(bytes)).await {
                 Ok(Ok(())) => {
                     self.frames.pop_front();
                     self.pace.took(Instant::now());
@@ -97,7 +123,7 @@ impl Outbound {
     }
 
     /// Waits for events and turns all that wait into frames.
-    async fn take(&mut self, neighbors: &watch::Receiver<usize>) {
+    async fn take(&mut self) {
         let Some(first) = self.queue.recv().await else { return std::future::pending().await };
         let mut batch = vec![first];
         while batch.len() < QUEUE
@@ -105,14 +131,34 @@ impl Outbound {
         {
             batch.push(next);
         }
-        if *neighbors.borrow() == 0 {
-            batch.retain(|event| !event.is_ephemeral);
-        }
+        let (now, unix) = (Instant::now(), unix_now());
+        batch.retain(|event| self.is_due(event, now, unix));
         let (frames, too_long) = plan(batch);
         for _ in 0..too_long {
             self.dropped("ephemeral too long");
         }
         self.frames.extend(frames);
+    }
+
+    /// The first frame that may still go out. It stays in its place until it was sent.
+    fn next(&mut self) -> Option<Bytes> {
+        loop {
+            match self.frames.front()? {
+                Frame::Ids(bytes) => return Some(bytes.clone()),
+                // Planned frames wait too, for the pace or the next neighbor.
+                Frame::Whole(event) if self.is_due(event, Instant::now(), unix_now()) => {
+                    return Some(Bytes::copy_from_slice(event.event.json().as_bytes()));
+                }
+                Frame::Whole(_) => {}
+            }
+            self.frames.pop_front();
+        }
+    }
+
+    fn is_due(&self, event: &Outgoing, now: Instant, unix: u64) -> bool {
+        let cause = event.too_late(now, unix);
+        cause.into_iter().for_each(|cause| self.dropped(cause));
+        cause.is_none()
     }
 
     fn dropped(&self, cause: &'static str) {
@@ -122,22 +168,21 @@ impl Outbound {
 
 /// The frames for a batch of events, in their order where they go whole; ids come last. Also how
 /// many ephemeral events did not fit.
-fn plan(batch: Vec<Outgoing>) -> (Vec<Bytes>, usize) {
+fn plan(batch: Vec<Outgoing>) -> (Vec<Frame>, usize) {
     let under_load = batch.len() > QUIET;
     let (mut frames, mut ids, mut too_long) = (Vec::new(), Vec::new(), 0);
     for event in batch {
         // An oversize message silently breaks the neighbor that gets it: none may pass here.
-        let fits = event.json.len() <= MAX_GOSSIP_BYTES;
+        let fits = event.event.json().len() <= MAX_GOSSIP_BYTES;
         match (event.is_ephemeral, fits) {
             (true, false) => too_long += 1,
-            (true, true) => frames.push(Bytes::copy_from_slice(event.json.as_bytes())),
-            (false, true) if !under_load => {
-                frames.push(Bytes::copy_from_slice(event.json.as_bytes()));
-            }
-            (false, _) => ids.push(event.id),
+            (true, true) => frames.push(Frame::Whole(event)),
+            (false, true) if !under_load => frames.push(Frame::Whole(event)),
+            (false, _) => ids.push(event.event.id),
         }
     }
-    frames.extend(ids.chunks(MAX_ANNOUNCED).map(|ids| Bytes::from(frame::announce(ids))));
+    let announcements = ids.chunks(MAX_ANNOUNCED).map(frame::announce);
+    frames.extend(announcements.map(|frame| Frame::Ids(frame.into())));
     (frames, too_long)
 }
 
@@ -176,18 +221,58 @@ mod tests {
     use super::*;
     use crate::protocol::frame::GossipFrame;
 
+    /// An event whose JSON has this length.
     fn event(n: usize, length: usize, is_ephemeral: bool) -> Outgoing {
-        let mut id = [0; 32];
-        id[..8].copy_from_slice(&n.to_be_bytes());
-        let json = format!("{{{}}}", " ".repeat(length - 2)).into();
-        Outgoing { id: EventId(id), json, is_ephemeral }
+        let kind = if is_ephemeral { 20_001 } else { 1 };
+        tagged(n, kind, "", length)
     }
 
-    fn announced(frame: &Bytes) -> usize {
-        match GossipFrame::decode(frame).unwrap() {
+    fn tagged(n: usize, kind: u16, tags: &str, length: usize) -> Outgoing {
+        let json = |content: usize| {
+            format!(
+                r#"{{"id":"{n:064x}","pubkey":"{0:064x}","created_at":1,"kind":{kind},"tags":[{tags}],"content":"{1}","sig":"{0:0128x}"}}"#,
+                1,
+                "x".repeat(content)
+            )
+        };
+        let event = Event::parse(&json(length.saturating_sub(json(0).len()))).unwrap();
+        let is_ephemeral = (20_000..30_000).contains(&kind);
+        Outgoing { event: event.into(), is_ephemeral, since: Instant::now() }
+    }
+
+    fn announced(frame: &Frame) -> usize {
+        let Frame::Ids(bytes) = frame else { return 0 };
+        assert!(bytes.len() <= MAX_GOSSIP_BYTES);
+        match GossipFrame::decode(bytes).unwrap() {
             GossipFrame::Announce(ids) => ids.len() / 32,
             GossipFrame::Event(_) => 0,
         }
+    }
+
+    #[tokio::test]
+    async fn what_waited_too_long_does_not_go_out() {
+        let name = crate::protocol::TopicName::new("t").unwrap();
+        let state = Arc::new(TopicState::new(name, Arc::default()));
+        let (queue, receiver) = mpsc::channel(8);
+        let mut outbound = Outbound::new(receiver, state, Arc::default());
+        let mut old = event(1, 500, true);
+        let Some(before) = Instant::now().checked_sub(EPHEMERAL + EPHEMERAL) else { return };
+        old.since = before;
+        let mut stored = event(2, 500, false);
+        stored.since = before;
+        let expired = tagged(3, 1, r#"["expiration","2"]"#, 500);
+        for event in [old, stored.clone(), expired, event(4, 500, true)] {
+            queue.try_send(event).unwrap();
+        }
+        outbound.take().await;
+        assert_eq!(outbound.frames.len(), 2);
+        assert_eq!(outbound.next().unwrap(), stored.event.json().as_bytes());
+        assert_eq!(outbound.next().unwrap(), stored.event.json().as_bytes(), "until it was sent");
+        outbound.frames.pop_front();
+        // A planned frame grows old as well.
+        let Some(Frame::Whole(ephemeral)) = outbound.frames.front_mut() else { panic!("whole") };
+        ephemeral.since = before;
+        assert_eq!(outbound.next(), None);
     }
 
     #[test]
@@ -202,7 +287,6 @@ mod tests {
     fn under_load_everything_is_announced_in_few_frames() {
         let (frames, _) = plan((0..250).map(|n| event(n, 300, false)).collect());
         assert_eq!(frames.iter().map(announced).collect::<Vec<_>>(), [100, 100, 50]);
-        assert!(frames.iter().all(|frame| frame.len() <= MAX_GOSSIP_BYTES));
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::outbound::Outgoing;
@@ -152,7 +155,7 @@ impl Publisher {
             }
             if passing.event.json().len() > MAX_GOSSIP_BYTES {
                 self.dropped("ephemeral too long");
-            } else if lane.queue.try_send(outgoing(&passing.event, true)).is_err() {
+            } else if lane.queue.try_send(outgoing(passing.event.shared(), true)).is_err() {
                 self.dropped("ephemeral, queue full");
             }
         }
@@ -184,6 +187,6 @@ fn is_barred(event: &Event, now: u64) -> bool {
     kinds::barred_from_public_topics(event, now).is_some()
 }
 
-fn outgoing(event: &Event, is_ephemeral: bool) -> Outgoing {
-    Outgoing { id: event.id, json: event.json().clone(), is_ephemeral }
+fn outgoing(event: &Arc<Event>, is_ephemeral: bool) -> Outgoing {
+    Outgoing { event: Arc::clone(event), is_ephemeral, since: Instant::now() }
 }

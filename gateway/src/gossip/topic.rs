@@ -15,7 +15,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{fetch::Announcement, joiner::join, outbound::Outbound, peer_id, state::TopicState};
+use super::{
+    fetch::Announcement, joiner::join, outbound::Outbound, peer_id, state::TopicState,
+    watch::Health,
+};
 use crate::{
     metrics::{CauseLabels, Metrics, TopicLabels},
     pipeline::{Candidate, Ingest, Origin, Target},
@@ -51,6 +54,7 @@ pub struct Topic {
     pub knock: mpsc::Sender<EndpointId>,
     /// To the task that fetches announced events.
     pub announced: mpsc::Sender<Announcement>,
+    pub health: Arc<Health>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -62,6 +66,7 @@ impl Topic {
                 Ok((sender, receiver)) => {
                     tracing::info!("joined; looking for others");
                     self.state.subscribed(true);
+                    self.health.subscribed();
                     let reader = Reader {
                         id: self.id,
                         gossip: &self.gossip,
@@ -81,7 +86,10 @@ impl Topic {
                     self.state.subscribed(false);
                     self.state.reset([]);
                 }
-                Err(error) => tracing::warn!(error, "cannot join the gossip topic; trying again"),
+                Err(error) => {
+                    self.health.subscribe_failed();
+                    tracing::warn!(error, "cannot join the gossip topic; trying again");
+                }
             }
             token.run_until_cancelled(sleep(PAUSE)).await;
         }
@@ -92,7 +100,10 @@ impl Topic {
     }
 }
 
-async fn subscribe(gossip: &Gossip, id: TopicId) -> Result<(GossipSender, GossipReceiver), String> {
+pub(super) async fn subscribe(
+    gossip: &Gossip,
+    id: TopicId,
+) -> Result<(GossipSender, GossipReceiver), String> {
     match timeout(CALL, gossip.subscribe(id, Vec::new())).await {
         Ok(Ok(topic)) => Ok(topic.split()),
         Ok(Err(error)) => Err(error.to_string()),
@@ -116,7 +127,8 @@ impl Reader<'_> {
         let labels = TopicLabels { topic: self.state.name().to_string() };
         let received = self.metrics.frames_received.get_or_create_owned(&labels);
         let mut submissions = FuturesUnordered::new();
-        let mut settled: Option<Instant> = None;
+        // A second subscription and when it has been told all neighbors; see `Step::Lagged`.
+        let mut second: Option<(GossipReceiver, Instant)> = None;
         loop {
             tokio::select! {
                 Some(_) = submissions.next(), if !submissions.is_empty() => {}
@@ -132,20 +144,35 @@ impl Reader<'_> {
                         Step::Lagged => {
                             self.dropped("lagged");
                             // Changes of neighbors may be among what was missed. A second
-                            // subscription names them all, and the first keeps us in the topic.
-                            match subscribe(self.gossip, self.id).await {
-                                Ok((_, anew)) => receiver = anew,
-                                Err(error) => tracing::warn!(error, "cannot subscribe anew"),
+                            // subscription names them all; the first has more to read. One that is
+                            // still listening hears the changes of now as well.
+                            if second.is_none() {
+                                second = self.listen_anew().await;
                             }
-                            settled = Some(Instant::now() + SETTLED);
                         }
                         Step::End => return,
                     }
                 }
-                () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => {
-                    settled = None;
-                    self.state.reset(receiver.neighbors());
+                done = settle(&mut second) => {
+                    match done {
+                        Some(neighbors) => {
+                            self.state.reset(neighbors);
+                            second = None;
+                        }
+                        // It missed something itself.
+                        None => second = self.listen_anew().await,
+                    }
                 }
+            }
+        }
+    }
+
+    async fn listen_anew(&self) -> Option<(GossipReceiver, Instant)> {
+        match subscribe(self.gossip, self.id).await {
+            Ok((_, receiver)) => Some((receiver, Instant::now() + SETTLED)),
+            Err(error) => {
+                tracing::warn!(error, "cannot subscribe anew");
+                None
             }
         }
     }
@@ -188,6 +215,25 @@ impl Reader<'_> {
 
     fn dropped(&self, cause: &'static str) {
         self.metrics.frames_dropped.get_or_create(&CauseLabels { cause }).inc();
+    }
+}
+
+/// Listens until the subscription has been told all neighbors and returns them; nothing when it
+/// missed a part. Waits for ever when there is none. Can be dropped and called again.
+pub(super) async fn settle(
+    second: &mut Option<(GossipReceiver, Instant)>,
+) -> Option<Vec<EndpointId>> {
+    let Some((receiver, settled)) = second else { return std::future::pending().await };
+    loop {
+        tokio::select! {
+            biased;
+            event = receiver.next() => match event {
+                // Messages come by the first subscription too.
+                Some(Ok(GossipEvent::Lagged)) | Some(Err(_)) | None => return None,
+                Some(Ok(_)) => {}
+            },
+            () = sleep_until(*settled) => return Some(receiver.neighbors().collect()),
+        }
     }
 }
 

@@ -240,9 +240,35 @@ fn folders(dir: &Path) -> io::Result<Vec<PathBuf>> {
         };
         if is_folder && has_manifest() {
             folders.push(path);
+        } else {
+            warn_of_misplaced(&path, is_folder);
         }
     }
     Ok(folders)
+}
+
+/// Says that something looks like a plugin and is none: a guard that does not run is worse than one
+/// that refuses too much.
+fn warn_of_misplaced(path: &Path, is_folder: bool) {
+    let is_component = |path: &Path| path.extension().is_some_and(|extension| extension == "wasm");
+    if !is_folder {
+        if is_component(path) || path.file_name().is_some_and(|name| name == manifest::FILE_NAME) {
+            tracing::warn!(
+                file = %path.display(),
+                "not part of a plugin: each needs a folder of its own with {} in it",
+                manifest::FILE_NAME
+            );
+        }
+        return;
+    }
+    let Ok(entries) = fs::read_dir(path) else { return };
+    if entries.flatten().any(|entry| is_component(&entry.path())) {
+        tracing::warn!(
+            folder = %path.display(),
+            "not a plugin: there is a component in the folder, but no {}",
+            manifest::FILE_NAME
+        );
+    }
 }
 
 fn is_hidden(name: &OsString) -> bool {

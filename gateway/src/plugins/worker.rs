@@ -52,7 +52,16 @@ impl PolicyWorker for ChainWorker {
             let lowered = lowered.get_or_insert_with(|| LoweredEvent::new(event));
             match slot.ask(lowered, context, topics) {
                 Some(Verdict::Accept) => {}
-                Some(Verdict::Route(topics)) => routed = Some(topics),
+                Some(Verdict::Route(mut topics)) => {
+                    // What a swarm brought stays in the topic it came by: whoever guards that topic
+                    // is asked even after a route elsewhere.
+                    if let Some(own) = context.origin.topic()
+                        && !topics.contains(own)
+                    {
+                        topics.push(own.clone());
+                    }
+                    routed = Some(topics);
+                }
                 Some(Verdict::Reject(reason)) => return Decision::Reject(reason),
                 Some(Verdict::ShadowReject) => return Decision::ShadowReject,
                 None if slot.entry.on_failure == OnFailure::Pass => {}

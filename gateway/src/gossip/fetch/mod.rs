@@ -3,8 +3,11 @@
 //! `docs/protocol.md` describes the same bytes.
 
 mod client;
+mod connections;
+mod schedule;
 mod server;
 mod wire;
 
-pub use client::{Announcement, Connections, Puller};
+pub use client::{Announcement, Puller};
+pub use connections::Connections;
 pub use server::FetchServer;

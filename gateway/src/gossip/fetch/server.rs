@@ -1,28 +1,24 @@
 //! Answers fetches: everything is bounded, and only what a topic's members may see goes out.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fmt, io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, fmt, io, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use iroh::{
-    EndpointId,
     endpoint::{Connection, RecvStream, SendStream, VarInt},
     protocol::{AcceptError, ProtocolHandler},
 };
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    io::AsyncWrite,
+    sync::{Semaphore, watch},
     time::{Instant, timeout, timeout_at},
 };
 
 use super::wire::{self, Request, WireError};
 use crate::{
     clock::unix_now,
+    gossip::door::{BUSY, Places},
     metrics::{CauseLabels, Metrics},
-    pipeline::{EventReader, JoinedTopics},
+    pipeline::{EventReader, JoinedTopics, Seq},
     protocol::{Event, EventId, TopicName, kinds},
 };
 
@@ -38,17 +34,19 @@ const IDLE: Duration = Duration::from_secs(60);
 const REQUEST: Duration = Duration::from_secs(30);
 /// How long a peer may take to read one event.
 const STALLED: Duration = Duration::from_secs(5);
-/// An answer ends after this many bytes; the rest can be asked for again.
+/// An answer ends before it exceeds this many bytes, unless the first event does alone; the rest can be
+/// asked for again.
 const ANSWER_BYTES: usize = 8 << 20;
 /// How many events are read from the store at a time.
 const CHUNK: usize = 8;
 /// How long an answer waits for events that are on their way to us too: whoever announced them to
 /// the asker may be fetching them itself.
 const WAIT: Duration = Duration::from_secs(1);
-/// Between two looks at the store while waiting.
+/// Between two looks while waiting; they go to the log's tail in memory.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How often an answer that waits may read the store when that tail is too short.
+const LOOKS: u32 = 3;
 
-const BUSY: VarInt = VarInt::from_u32(1);
 const DONE: VarInt = VarInt::from_u32(0);
 /// What a stream with a malformed request is reset with.
 const MALFORMED: VarInt = VarInt::from_u32(2);
@@ -61,9 +59,8 @@ struct Shared {
     joined: JoinedTopics,
     reader: Arc<dyn EventReader>,
     metrics: Arc<Metrics>,
-    connections: Semaphore,
+    places: Places,
     requests: Semaphore,
-    peers: Mutex<HashMap<EndpointId, usize>>,
 }
 
 impl FetchServer {
@@ -72,9 +69,8 @@ impl FetchServer {
             joined,
             reader,
             metrics,
-            connections: Semaphore::new(CONNECTIONS),
+            places: Places::new(CONNECTIONS, CONNECTIONS_PER_PEER),
             requests: Semaphore::new(REQUESTS),
-            peers: Mutex::default(),
         }))
     }
 }
@@ -88,8 +84,7 @@ impl fmt::Debug for FetchServer {
 impl ProtocolHandler for FetchServer {
     async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
         let shared = &*self.0;
-        let peer = connection.remote_id();
-        let Some(_place) = shared.place(peer) else {
+        let Some(_place) = shared.places.take(connection.remote_id()) else {
             shared.count("refused");
             connection.close(BUSY, b"busy");
             return Ok(());
@@ -149,8 +144,11 @@ impl Shared {
         let Request { topic, ids } = wire::read_request(receive).await?;
         if self.joined.contains(topic.as_str()) {
             let mut answer = Answer { send, sent: HashSet::new(), room: ANSWER_BYTES };
+            // Before the store is read: what is committed from here on must wake us.
+            let mut head = self.reader.head();
+            let seen = *head.borrow_and_update();
             self.send_known(&mut answer, &topic, &ids).await?;
-            self.send_late(&mut answer, &topic, &ids).await?;
+            self.send_late(&mut answer, &topic, &ids, head, seen).await?;
         }
         // The answer for a topic that we are not in is the same as for events that we do not have.
         wire::write_end(send).await?;
@@ -167,6 +165,9 @@ impl Shared {
     ) -> Result<(), WireError> {
         let _permit = self.requests.acquire().await;
         for ids in ids.chunks(CHUNK) {
+            if answer.room == 0 {
+                break;
+            }
             let found = match self.reader.fetch(topic.clone(), ids.to_vec()).await {
                 Ok(found) => found,
                 Err(error) => {
@@ -185,18 +186,21 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits a little for those that are not, and sends what comes.
+    /// Waits a little for those that are not, and sends what comes. `seen` is the log's position
+    /// before the store was read.
     async fn send_late(
         &self,
         answer: &mut Answer<'_>,
         topic: &TopicName,
         ids: &[EventId],
+        mut head: watch::Receiver<Seq>,
+        mut seen: Seq,
     ) -> Result<(), WireError> {
         let deadline = Instant::now() + WAIT;
-        let mut head = self.reader.head();
+        let mut looks = LOOKS;
         loop {
-            let missing: Vec<_> =
-                ids.iter().filter(|id| !answer.sent.contains(id)).copied().collect();
+            let missing: HashSet<_> =
+                ids.iter().filter(|id| !answer.sent.contains(*id)).copied().collect();
             if missing.is_empty() || answer.room == 0 {
                 return Ok(());
             }
@@ -204,23 +208,31 @@ impl Shared {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => return Ok(()),
             }
-            // Commits come in quick succession; do not read the store at each of them.
+            // Commits come in quick succession; do not look at each of them.
             tokio::time::sleep(LOOK_AGAIN).await;
-            head.mark_unchanged();
-            self.send_known(answer, topic, &missing).await?;
+            let newest = *head.borrow_and_update();
+            let Some(entries) = self.reader.recent_log_after(seen) else {
+                // The tail in memory is too short: ask the store, but not often.
+                if looks == 0 {
+                    return Ok(());
+                }
+                looks -= 1;
+                seen = newest;
+                self.send_known(answer, topic, &missing.into_iter().collect::<Vec<_>>()).await?;
+                continue;
+            };
+            seen = entries.last().map_or(newest, |entry| entry.seq.max(newest));
+            let now = unix_now();
+            for entry in entries.iter().filter(|entry| entry.topic.as_ref() == Some(topic)) {
+                let event = &entry.event;
+                if missing.contains(&event.id)
+                    && kinds::barred_from_public_topics(event, now).is_none()
+                {
+                    let _permit = self.requests.acquire().await;
+                    answer.event(event.id, event.json()).await?;
+                }
+            }
         }
-    }
-
-    /// A place for one more connection of this peer, if there is any.
-    fn place(&self, peer: EndpointId) -> Option<Place<'_>> {
-        let permit = self.connections.try_acquire().ok()?;
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = peers.entry(peer).or_default();
-        if *count >= CONNECTIONS_PER_PEER {
-            return None;
-        }
-        *count += 1;
-        Some(Place { peer, shared: self, _permit: permit })
     }
 
     fn count(&self, cause: &'static str) {
@@ -228,44 +240,54 @@ impl Shared {
     }
 }
 
-/// Given back when dropped.
-struct Place<'a> {
-    peer: EndpointId,
-    shared: &'a Shared,
-    _permit: SemaphorePermit<'a>,
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut peers = self.shared.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = peers.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                peers.remove(&self.peer);
-            }
-        }
-    }
-}
-
 /// An answer being written.
-struct Answer<'a> {
-    send: &'a mut SendStream,
+struct Answer<'a, W = SendStream> {
+    send: &'a mut W,
     sent: HashSet<EventId>,
     /// Bytes that may still be sent; 0 once an event did not fit.
     room: usize,
 }
 
-impl Answer<'_> {
+impl<W: AsyncWrite + Unpin> Answer<'_, W> {
     async fn event(&mut self, id: EventId, json: &str) -> Result<(), WireError> {
-        if json.len() > self.room {
+        if self.sent.contains(&id) {
+            return Ok(());
+        }
+        // The first goes out whatever its size: a larger one could never be fetched.
+        if json.len() > self.room && !self.sent.is_empty() {
             self.room = 0;
-        } else if self.sent.insert(id) {
-            self.room -= json.len();
+        } else {
+            self.sent.insert(id);
+            self.room = self.room.saturating_sub(json.len());
             // A peer that does not read must not keep its place for long.
             timeout(STALLED, wire::write_event(self.send, json))
                 .await
                 .map_err(io::Error::from)??;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_event_beyond_the_room_goes_out_if_it_is_the_first() {
+        let json = "x".repeat(10);
+        let mut bytes = Vec::new();
+        let mut answer = Answer { send: &mut bytes, sent: HashSet::new(), room: 9 };
+        answer.event(EventId([1; 32]), &json).await.unwrap();
+        answer.event(EventId([2; 32]), "y").await.unwrap();
+        assert_eq!((answer.sent.len(), answer.room), (1, 0));
+        assert_eq!(bytes.len(), 4 + 10);
+
+        let mut bytes = Vec::new();
+        let mut answer = Answer { send: &mut bytes, sent: HashSet::new(), room: 12 };
+        for (n, json) in [(1, &*json), (1, &*json), (2, &*json), (3, "y")] {
+            answer.event(EventId([n; 32]), json).await.unwrap();
+        }
+        assert_eq!(answer.sent, HashSet::from([EventId([1; 32])]), "the answer ends there");
+        assert_eq!(bytes.len(), 4 + 10);
     }
 }

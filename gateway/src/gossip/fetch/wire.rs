@@ -35,8 +35,17 @@ pub enum WireError {
     Event(String),
     #[error("an event that was not asked for")]
     NotAsked,
+    #[error("an event with the id of another")]
+    Forged,
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl WireError {
+    /// Whether no honest gateway sends such a thing.
+    pub const fn is_lie(&self) -> bool {
+        matches!(self, Self::TooMany | Self::Event(_) | Self::NotAsked | Self::Forged)
+    }
 }
 
 /// The bytes of a request. At most [`MAX_IDS`] ids.

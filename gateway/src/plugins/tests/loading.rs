@@ -33,6 +33,25 @@ fn what_is_no_plugin_is_ignored() {
     assert_eq!(plugins.ask("x"), Decision::Accept);
 }
 
+#[test]
+fn what_looks_like_a_plugin_in_the_wrong_place_is_warned_of() {
+    let plugins = Plugins::new();
+    let path = |name: &str| plugins.0.path().join(name);
+    for name in ["README", "plugin.toml", "loose.wasm"] {
+        fs::write(path(name), "x").unwrap();
+    }
+    for folder in ["notes", "unfinished"] {
+        fs::create_dir(path(folder)).unwrap();
+    }
+    fs::write(path("notes/a.txt"), "x").unwrap();
+    fs::write(path("unfinished/a.wasm"), "x").unwrap();
+    let log = logged(|| assert!(plugins.load().chain.is_empty()));
+    for name in ["plugin.toml", "loose.wasm", "unfinished"] {
+        assert!(log.contains(&path(name).display().to_string()), "{name}: {log}");
+    }
+    assert_eq!(log.matches("WARN").count(), 3, "{log}");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_linked_folder_counts_and_a_dangling_link_is_not_skipped() {

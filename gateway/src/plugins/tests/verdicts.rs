@@ -116,6 +116,22 @@ fn plugins_after_a_route_see_the_new_topics() {
 }
 
 #[test]
+fn a_route_does_not_take_an_event_from_the_topic_it_came_by() {
+    let mut plugins = Plugins::new()
+        .fixture("a", "order = 1")
+        .fixture("b", "order = 2\n[applies_to]\ntopics = [\"guarded\"]\n[config]\nguard = true")
+        .load();
+    let fetch = |name| Origin::Fetch { topic: topic(name), peer: PeerId([7; 32]) };
+    for (origin, word) in [(gossip("guarded"), "Gossip"), (fetch("guarded"), "Fetch")] {
+        let decision = plugins.ask_with(&event(1, "route:open"), &origin, &["guarded"]);
+        let text = format!("guarded: {word} \"guarded\" [\"open\", \"guarded\"]");
+        assert_eq!(decision, Decision::Reject(Reason::blocked(text)));
+    }
+    let decision = plugins.ask_with(&event(1, "route:open"), &gossip("other"), &["other"]);
+    assert_eq!(decision, Decision::Route(vec![topic("open"), topic("other")]));
+}
+
+#[test]
 fn on_failure_pass_lets_the_next_plugin_decide() {
     let mut plugins = Plugins::new()
         .fixture("a", "order = 1\non_failure = \"pass\"\n")

@@ -97,8 +97,8 @@ impl App {
         }
 
         let trouble = {
-            let store = store.clone();
-            move || store.trouble()
+            let (store, gossip) = (store.clone(), gossip.clone());
+            move || store.trouble().or_else(|| gossip.trouble())
         };
         let banner = Banner {
             relay: relay_socket.local_addr()?,

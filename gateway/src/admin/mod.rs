@@ -24,7 +24,7 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// The state of every part, for `/status`.
     pub status: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
-    /// Why no events can be stored at the moment, for `/health`.
+    /// What keeps the gateway from its work at the moment, for `/health`.
     pub trouble: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,
 }
 

@@ -28,7 +28,7 @@ pub struct Relay {
     pub subscriptions: Arc<Subscriptions>,
     pub topics: JoinedTopics,
     pub metrics: Arc<Metrics>,
-    /// Why no events can be stored at the moment, for `/health`.
+    /// What keeps the gateway from its work at the moment, for `/health`.
     pub trouble: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,
 }
 

@@ -8,7 +8,7 @@
 mod index;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -79,6 +79,8 @@ struct Registry {
 struct Connection {
     queue: mpsc::Sender<Delivery>,
     lagging: Arc<Notify>,
+    /// Its live subscriptions.
+    live: HashSet<Arc<str>>,
     /// Subscriptions that left the index, and where.
     lagged: Vec<(Arc<str>, u64, Seq)>,
 }
@@ -184,7 +186,12 @@ impl Subscriptions {
     pub fn connect(self: &Arc<Self>, connection: u64) -> Feed {
         let (sender, queue) = mpsc::channel(QUEUE);
         let lagging = Arc::new(Notify::new());
-        let entry = Connection { queue: sender, lagging: lagging.clone(), lagged: Vec::new() };
+        let entry = Connection {
+            queue: sender,
+            lagging: lagging.clone(),
+            live: HashSet::new(),
+            lagged: Vec::new(),
+        };
         self.lock().connections.insert(connection, entry);
         Feed { connection, subscriptions: self.clone(), queue, lagging }
     }
@@ -270,6 +277,8 @@ impl Drop for Feed {
 impl Registry {
     fn insert(&mut self, key: Key, generation: u64, interest: &Arc<Interest>, after: Seq) {
         self.remove(&key);
+        let Some(connection) = self.connections.get_mut(&key.0) else { return };
+        connection.live.insert(key.1.clone());
         self.index.insert(&key, &interest.filters);
         self.live.insert(key, Live { interest: interest.clone(), generation, after });
     }
@@ -277,15 +286,16 @@ impl Registry {
     fn remove(&mut self, key: &Key) -> Option<Live> {
         let live = self.live.remove(key)?;
         self.index.remove(key, &live.interest.filters);
+        if let Some(connection) = self.connections.get_mut(&key.0) {
+            connection.live.remove(&key.1);
+        }
         Some(live)
     }
 
     fn disconnect(&mut self, connection: u64) {
-        self.connections.remove(&connection);
-        let keys: Vec<_> =
-            self.live.keys().filter(|(owner, _)| *owner == connection).cloned().collect();
-        for key in &keys {
-            self.remove(key);
+        let Some(Connection { live, .. }) = self.connections.remove(&connection) else { return };
+        for subscription in live {
+            self.remove(&(connection, subscription));
         }
     }
 

@@ -371,3 +371,40 @@ async fn a_refused_req_ends_the_subscription_that_it_was_to_replace() {
     client.accept(&one(&Keys::generate(), 1, "not for a", events::now())).await;
     client.expect_silence().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_falls_behind_misses_nothing_and_holds_up_nobody() {
+    const COUNT: usize = 4_000;
+    let gateway = gateway().await;
+    let mut slow = RawClient::connect(&gateway.url()).await;
+    let mut other = RawClient::connect(&gateway.url()).await;
+    let mut writer = RawClient::connect(&gateway.url()).await;
+    for client in [&mut slow, &mut other] {
+        assert!(client.req("live", &[json!({"kinds": [1]})]).await.is_empty());
+    }
+    // Far more than the buffers of the sockets and the queue of the connection hold.
+    let keys = Keys::generate();
+    let filler = "x".repeat(4_000);
+    let events: Vec<Event> =
+        (0..COUNT).map(|n| one(&keys, 1, &format!("{n} {filler}"), events::now())).collect();
+    for chunk in events.chunks(200) {
+        for event in chunk {
+            writer.send_event(event).await;
+        }
+        for event in chunk {
+            assert!(writer.ok(&event.id.to_hex()).await.0);
+        }
+        for _ in chunk {
+            other.live("live").await;
+        }
+    }
+    let mut got: Vec<String> = Vec::new();
+    while got.len() < COUNT {
+        got.push(slow.live("live").await["id"].as_str().unwrap().to_owned());
+    }
+    slow.expect_silence().await;
+    got.sort_unstable();
+    let mut wanted: Vec<String> = events.iter().map(|event| event.id.to_hex()).collect();
+    wanted.sort_unstable();
+    assert_eq!(got, wanted);
+}

@@ -28,12 +28,16 @@ use crate::{
 /// With fewer neighbors than this a topic looks for more and publishes a record every minute.
 const FEW: usize = 4;
 
-/// Pauses between two looks: while alone, while alone for long, with few neighbors, with enough.
+/// Pauses between two looks: just alone, while alone, while alone for long, with few neighbors, with
+/// enough.
+const JUST_ALONE: Duration = Duration::from_millis(250);
 const ALONE: Duration = Duration::from_millis(1_500);
 const LONG_ALONE: Duration = Duration::from_secs(5);
 const WITH_FEW: Duration = Duration::from_secs(15);
 const WITH_ENOUGH: Duration = Duration::from_secs(30);
 
+/// Two that start together look before either has left a record: up to here they look again soon.
+const JUST: Duration = Duration::from_secs(4);
 /// After this time alone we look less often: most topics that nobody is in stay so.
 const LONG: Duration = Duration::from_secs(300);
 
@@ -265,6 +269,7 @@ impl Discovery {
         let mut count = self.state.count();
         let now = *count.borrow();
         let pause = match now {
+            0 if self.state.alone_for() < JUST => JUST_ALONE,
             0 if self.state.alone_for() > LONG => LONG_ALONE,
             0 => ALONE,
             _ if now < FEW => WITH_FEW,

@@ -229,7 +229,7 @@ impl std::fmt::Display for Banner {
         writeln!(f, "  endpoint  {}", self.endpoint)?;
         writeln!(f, "  addresses {}", list(&addresses))?;
         writeln!(f, "  topics    {}", list(&self.topics))?;
-        writeln!(f, "  peers     none yet; the log tells when one is found")?;
+        writeln!(f, "  peers     0 so far; the log tells when they come")?;
         writeln!(f, "  upstream  {}", list(&self.upstreams))?;
         writeln!(f, "  plugins   {}", list(&self.plugins))?;
         writeln!(f, "  store     {} events in {}", self.events, self.data_dir)?;

@@ -25,7 +25,7 @@ test *FILTER:
 
 # The scenarios alone, with their figures: first neighbor, latency
 scenarios *FILTER:
-    cargo test --package nostr-gateway-tests --test scenarios {{FILTER}}
+    cargo test --workspace --test scenarios -- --nocapture {{FILTER}}
 
 # Builds the shipped plugins as components
 plugins:

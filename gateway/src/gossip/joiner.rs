@@ -80,6 +80,8 @@ pub async fn join(
                     false
                 });
             }
+            // Discovery has ended and nobody is waited for; without this, select! panics.
+            else => std::future::pending().await,
         }
     }
 }

@@ -11,6 +11,7 @@ mod ranges;
 mod readers;
 mod tail;
 mod writer;
+mod writes;
 
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ use crate::{
 };
 use readers::Readers;
 use tail::Tail;
+use writes::Writes;
 
 /// How many events may wait for the writer.
 const WRITE_QUEUE: usize = 4_096;
@@ -48,50 +50,10 @@ const WRITE_QUEUE: usize = 4_096;
 pub struct Store {
     readers: Readers,
     tail: Arc<Tail>,
-    writes: parking::Writes,
+    writes: Writes,
     /// The last commit failed.
     failing: Arc<AtomicBool>,
     stored_at_start: u64,
-}
-
-/// The sending side of the writer's queue, which closing takes away.
-mod parking {
-    use std::{
-        sync::{Mutex, PoisonError, RwLock},
-        thread::JoinHandle,
-    };
-
-    use tokio::sync::mpsc;
-
-    use crate::pipeline::{StoreError, Write};
-
-    pub(super) struct Writes {
-        queue: RwLock<Option<mpsc::Sender<Write>>>,
-        thread: Mutex<Option<JoinHandle<()>>>,
-    }
-
-    impl Writes {
-        pub fn new(queue: mpsc::Sender<Write>, thread: JoinHandle<()>) -> Self {
-            Self { queue: RwLock::new(Some(queue)), thread: Mutex::new(Some(thread)) }
-        }
-
-        pub fn send(&self, write: Write) -> Result<(), StoreError> {
-            let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner).clone();
-            let closed = || StoreError("the store is closed".to_owned());
-            queue.ok_or_else(closed)?.blocking_send(write).map_err(|_| closed())
-        }
-
-        /// Whether the writer still takes events.
-        pub fn is_open(&self) -> bool {
-            let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
-            queue.as_ref().is_some_and(|queue| !queue.is_closed())
-        }
-
-        pub fn close(&self) -> Option<JoinHandle<()>> {
-            self.queue.write().unwrap_or_else(PoisonError::into_inner).take();
-            self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
-        }
-    }
 }
 
 impl Store {
@@ -125,7 +87,7 @@ impl Store {
         };
         let thread = thread.map_err(|e| OpenError::thread(&path, &e))?;
         let readers = Readers::start(&path, read).map_err(|e| OpenError::thread(&path, &e))?;
-        let writes = parking::Writes::new(queue, thread);
+        let writes = Writes::new(queue, thread);
         Ok(Self { readers, tail, writes, failing, stored_at_start })
     }
 

@@ -53,6 +53,7 @@ impl App {
         let relay_socket = relay::bind("relay.listen", config.relay.listen).await?;
         let admin_socket = relay::bind("admin.listen", config.admin.listen).await;
         let store = Store::open(data_dir.path(), &config.storage, metrics.clone()).await?;
+        store.start_upkeep(&config.retention)?;
         let store = Arc::new(store);
         let reader: Arc<dyn EventReader> = store.clone();
         let writer: Arc<dyn EventWriter> = store.clone();

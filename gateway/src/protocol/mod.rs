@@ -11,12 +11,15 @@ pub mod limits;
 pub mod message;
 pub mod reason;
 pub mod relay_url;
+pub mod search;
 #[cfg(test)]
 pub mod signing;
+pub mod text;
 pub mod topic;
 
 pub use event::{Event, EventError, EventId, PublicKey, Tag, VerifiedEvent, VerifyError};
 pub use filter::{Filter, FilterError};
 pub use reason::{Prefix, Reason};
 pub use relay_url::OwnUrls;
+pub use search::Search;
 pub use topic::{TopicName, TopicNameError};

@@ -14,9 +14,11 @@ mod query;
 mod ranges;
 mod readers;
 mod remove;
+mod search;
 mod tag_keys;
 mod tail;
 mod tombstones;
+mod upkeep;
 mod writer;
 mod writes;
 
@@ -25,20 +27,22 @@ mod tests;
 
 use std::{
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    thread::JoinHandle,
 };
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use config::StorageConfig;
+pub use config::{RetentionConfig, StorageConfig};
 pub use open::OpenError;
 
 use crate::{
+    clock::unix_now,
     metrics::Metrics,
     pipeline::{
         Count, EventReader, EventWriter, IdSet, LogEntry, Presence, Removal, Scan, Scope, Seq,
@@ -49,7 +53,9 @@ use crate::{
 };
 use memory::Memory;
 use readers::Readers;
+use search::{Follow, Following, Search};
 use tail::Tail;
+use upkeep::{Checkpointing, Door, Keeping, Upkeep};
 use writes::{Order, Writes};
 
 /// How many events may wait for the writer.
@@ -60,10 +66,35 @@ pub struct Store {
     readers: Readers,
     tail: Arc<Tail>,
     memory: Arc<Memory>,
-    writes: Writes,
+    writes: Arc<Writes>,
     /// The last commit failed.
     failing: Arc<AtomicBool>,
     stored_at_start: u64,
+    /// `None` when search is off.
+    search: Option<Search>,
+    door: Arc<Door>,
+    background: Mutex<Background>,
+    data_dir: PathBuf,
+    config: StorageConfig,
+    metrics: Arc<Metrics>,
+}
+
+/// The threads beside the writer and the readers.
+#[derive(Default)]
+struct Background {
+    following: Option<Following>,
+    checkpointing: Option<Checkpointing>,
+    keeping: Option<Keeping>,
+}
+
+impl Background {
+    /// Asks all to end.
+    fn stop(&mut self) -> Vec<JoinHandle<()>> {
+        let following = self.following.as_mut().and_then(Following::stop);
+        let checkpointing = self.checkpointing.as_mut().and_then(Checkpointing::stop);
+        let keeping = self.keeping.as_mut().and_then(Keeping::stop);
+        [following, checkpointing, keeping].into_iter().flatten().collect()
+    }
 }
 
 impl Store {
@@ -85,6 +116,12 @@ impl Store {
             tasks::blocking(move || open::connections(&path, durability))
         };
         let (write, read) = connections.await.map_err(|e| OpenError::thread(&path, &e))??;
+        let instance = if config.search {
+            Some(search::switch_on(&write))
+        } else {
+            search::switch_off(&write, data_dir).err().map(Err)
+        };
+        let instance = instance.transpose().map_err(|e| OpenError::sqlite(&path, &e))?;
         let head = open::head(&read[0]).map_err(|e| OpenError::sqlite(&path, &e))?;
         let tail = Arc::new(Tail::new(head));
         let memory = Arc::new(Memory::new(stored_at_start));
@@ -95,13 +132,13 @@ impl Store {
                 tail: tail.clone(),
                 memory: memory.clone(),
                 failing: failing.clone(),
-                metrics,
+                metrics: metrics.clone(),
             };
             tasks::thread("store-writer", move || writer::run(write, waiting, &shared))
         };
         let thread = thread.map_err(|e| OpenError::thread(&path, &e))?;
         let readers = Readers::start(&path, read).map_err(|e| OpenError::thread(&path, &e))?;
-        let writes = Writes::new(queue, thread);
+        let writes = Arc::new(Writes::new(queue, thread));
         let load = {
             let memory = memory.clone();
             readers.run(move |connection| {
@@ -111,7 +148,51 @@ impl Store {
             })
         };
         load.map_err(|error| OpenError::thread(&path, &io::Error::other(error)))?;
-        Ok(Self { readers, tail, memory, writes, failing, stored_at_start })
+        let mut background = Background::default();
+        let checkpointing =
+            upkeep::start_checkpoints(&path, durability, tail.head(), metrics.clone());
+        background.checkpointing = Some(checkpointing.map_err(|e| OpenError::thread(&path, &e))?);
+        if let Some(instance) = instance {
+            let follow = Follow {
+                database: path.clone(),
+                data_dir: data_dir.to_owned(),
+                instance,
+                tail: tail.clone(),
+                writes: writes.clone(),
+                metrics: metrics.clone(),
+            };
+            background.following = Some(follow.start().map_err(|e| OpenError::thread(&path, &e))?);
+        }
+        Ok(Self {
+            readers,
+            tail,
+            memory,
+            writes,
+            failing,
+            stored_at_start,
+            search: background.following.as_ref().map(|following| following.search.clone()),
+            door: Arc::default(),
+            background: Mutex::new(background),
+            data_dir: data_dir.to_owned(),
+            config: config.clone(),
+            metrics,
+        })
+    }
+
+    /// Starts what removes events: those that expired, and those that are past what is kept.
+    ///
+    /// # Errors
+    /// When the database cannot be opened once more, or there is no thread left.
+    pub fn start_upkeep(&self, retention: &[RetentionConfig]) -> Result<(), OpenError> {
+        let path = self.data_dir.join("gateway.db");
+        let (writes, metrics, door) =
+            (self.writes.clone(), self.metrics.clone(), self.door.clone());
+        let upkeep = Upkeep::new(&self.data_dir, &self.config, retention, writes, metrics, door);
+        let (upkeep, stop) = upkeep.map_err(|e| OpenError::sqlite(&path, &e))?;
+        let keeping = upkeep.start(stop).map_err(|e| OpenError::thread(&path, &e))?;
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        background.keeping = Some(keeping);
+        Ok(())
     }
 
     /// How many events were stored when it was opened.
@@ -132,6 +213,9 @@ impl Store {
 
     /// Commits what is queued and ends the threads.
     pub async fn close(&self) {
+        let background = self.background.lock().unwrap_or_else(PoisonError::into_inner).stop();
+        // They may wait for the writer, which may wait for their locks: they end first.
+        let _ = tasks::blocking(move || background.into_iter().for_each(|t| drop(t.join()))).await;
         let writer = self.writes.close();
         let readers = self.readers.close();
         let _ = tasks::blocking(move || {
@@ -143,6 +227,9 @@ impl Store {
 
 impl EventWriter for Store {
     fn presence(&self, event: &Event, topics: &[TopicName]) -> Result<Presence, StoreError> {
+        if self.door.refuses(event, topics, unix_now) {
+            return Ok(Presence::PastRetention);
+        }
         if presence::is_surely_new(&self.memory, event) {
             return Ok(Presence::Unknown);
         }
@@ -187,16 +274,20 @@ impl EventReader for Store {
 
     fn scan(&self, filters: Vec<Filter>, scope: Scope, viewer: Arc<Viewer>) -> Scan {
         let (mut out, scan) = Scan::new();
-        let memory = self.memory.clone();
+        let (memory, search) = (self.memory.clone(), self.search.clone());
         let queued = self.readers.run(move |connection| {
             out.begin();
-            query::scan(connection, &memory, &filters, &scope, &viewer, &out);
+            query::scan(connection, &memory, search.as_ref(), &filters, &scope, &viewer, &out);
         });
         if let Err(error) = queued {
             // The sender went with the job: the receiver sees the end of the channel.
             tracing::warn!(%error, "a query was refused");
         }
         scan
+    }
+
+    fn can_search(&self) -> bool {
+        self.search.is_some()
     }
 
     fn count(

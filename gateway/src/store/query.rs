@@ -8,6 +8,7 @@ use super::{
     memory::Memory,
     open,
     ranges::{Merge, Place, keys},
+    search::Search,
 };
 use crate::{
     clock::unix_now,
@@ -123,12 +124,13 @@ pub(super) fn missing(
 pub(super) fn scan(
     connection: &Connection,
     memory: &Memory,
+    search: Option<&Search>,
     filters: &[Filter],
     scope: &Scope,
     viewer: &Viewer,
     out: &ScanSender,
 ) {
-    match run_scan(connection, memory, filters, scope, viewer, out) {
+    match run_scan(connection, memory, search, filters, scope, viewer, out) {
         Ok(at) => out.end(at, false),
         Err(ScanEnd::Stopped) => {}
         Err(ScanEnd::Failed(error)) => {
@@ -164,6 +166,7 @@ impl From<ScanStopped> for ScanEnd {
 fn run_scan(
     connection: &Connection,
     memory: &Memory,
+    search: Option<&Search>,
     filters: &[Filter],
     scope: &Scope,
     viewer: &Viewer,
@@ -184,6 +187,31 @@ fn run_scan(
     for filter in filters {
         let mut left = filter.limit.unwrap_or(u64::MAX);
         if left == 0 || filter.matches_nothing() {
+            continue;
+        }
+        if let Some(words) = filter.words() {
+            let search = search.ok_or_else(|| StoreError("search is off".to_owned()))?;
+            let mut candidates = search.candidates(words, true)?;
+            loop {
+                let rows = candidates.next_chunk()?;
+                if rows.is_empty() || left == 0 {
+                    break;
+                }
+                for row in rows {
+                    out.check()?;
+                    if left == 0 {
+                        break;
+                    }
+                    let all = topic.is_none();
+                    let Some(json) = load(&snapshot, row, filter, viewer, all, now)? else {
+                        continue;
+                    };
+                    left -= 1;
+                    if sent.insert(row) {
+                        out.event(json)?;
+                    }
+                }
+            }
             continue;
         }
         let ids = match &filter.ids {

@@ -91,7 +91,9 @@ impl Order {
                 Done::Written(outcome) => outcome,
                 Done::Removed(_) => Committed::Duplicate,
             })),
-            Self::Remove(_, answer) | Self::Evict(_, answer) => removed(answer, result),
+            Self::Remove(_, answer) | Self::Evict(_, answer) | Self::Run(_, answer) => {
+                removed(answer, result);
+            }
         }
     }
 }
@@ -130,6 +132,7 @@ impl Writer<'_> {
                     }
                     Done::Removed(removed)
                 }
+                Order::Run(change, _) => Done::Removed(change(&transaction)?),
             });
         }
         if self.head != before {

@@ -56,7 +56,7 @@ impl Interest {
 
     fn matches(&self, event: &Event, now: u64) -> bool {
         // A search is answered from what is stored (NIP-50).
-        self.filters.iter().any(|filter| filter.search.is_none() && filter.matches(event))
+        self.filters.iter().any(|filter| filter.words().is_none() && filter.matches(event))
             && !event.is_expired(now)
     }
 }

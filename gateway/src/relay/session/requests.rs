@@ -35,6 +35,11 @@ impl Session {
             let reason = Reason::new(Prefix::RateLimited, text);
             return self.send(message::closed(&id, &reason)).await;
         }
+        if !self.relay.reader.can_search() && filters.iter().any(|filter| filter.words().is_some())
+        {
+            let reason = Reason::new(Prefix::Unsupported, "search is off (storage.search)");
+            return self.send(message::closed(&id, &reason)).await;
+        }
         let config = &self.relay.config;
         for filter in &mut filters {
             let limit = filter.limit.unwrap_or(config.default_limit);

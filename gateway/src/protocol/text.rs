@@ -44,7 +44,7 @@ fn append_plain(piece: &str, out: &mut String) {
     let mut start = out.len();
     // Whether the word so far is nothing but ASCII letters and digits.
     let mut ascii = true;
-    let mut end_word = |out: &mut String, start: &mut usize, ascii: &mut bool| {
+    let end_word = |out: &mut String, start: &mut usize, ascii: &mut bool| {
         if out.len() > *start {
             if *ascii && out.len() - *start > MAX_WORD {
                 out.truncate(*start);

@@ -3,6 +3,7 @@
 //! sqlx runs the migrations and the rare queries; the writer and the readers are rusqlite on the same
 //! file, because a query through sqlx costs ten times as much.
 
+mod bell;
 pub mod config;
 mod known;
 mod memory;
@@ -150,7 +151,7 @@ impl Store {
         load.map_err(|error| OpenError::thread(&path, &io::Error::other(error)))?;
         let mut background = Background::default();
         let checkpointing =
-            upkeep::start_checkpoints(&path, durability, tail.head(), metrics.clone());
+            upkeep::start_checkpoints(&path, durability, tail.clone(), metrics.clone());
         background.checkpointing = Some(checkpointing.map_err(|e| OpenError::thread(&path, &e))?);
         if let Some(instance) = instance {
             let follow = Follow {

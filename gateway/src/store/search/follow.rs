@@ -9,8 +9,6 @@ use std::{
 };
 
 use rusqlite::Connection;
-use tokio::{runtime::Handle, sync::watch};
-use tokio_util::sync::CancellationToken;
 
 use super::{
     Search,
@@ -20,6 +18,7 @@ use crate::{
     metrics::Metrics,
     pipeline::{LogEntry, Seq, StoreError},
     store::{
+        bell::Stop,
         open, query,
         tail::Tail,
         writes::{Order, Writes},
@@ -53,48 +52,46 @@ pub(in crate::store) struct Follow {
 /// The running thread.
 pub(in crate::store) struct Following {
     pub search: Search,
-    stop: CancellationToken,
+    stop: Stop,
+    tail: Arc<Tail>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Following {
     /// Asks the thread to end, after the transaction it is at.
     pub fn stop(&mut self) -> Option<JoinHandle<()>> {
-        self.stop.cancel();
-        self.thread.take()
+        self.stop.set();
+        self.tail.bell.ring();
+        self.thread.take().inspect(|thread| thread.thread().unpark())
     }
 }
 
 impl Drop for Following {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.stop();
     }
 }
 
 impl Follow {
-    /// Starts the thread. To be called within the runtime, whose clock it uses.
+    /// Starts the thread.
     pub fn start(self) -> io::Result<Following> {
         let search = Search::new(super::path(&self.data_dir));
-        let stop = CancellationToken::new();
+        let (stop, tail) = (Stop::default(), self.tail.clone());
         let mut follower = Follower {
-            head: self.tail.head(),
             follow: self,
             search: search.clone(),
             stop: stop.clone(),
-            runtime: Handle::current(),
             tidied: false,
         };
         let thread = tasks::thread("store-search", move || follower.run())?;
-        Ok(Following { search, stop, thread: Some(thread) })
+        Ok(Following { search, stop, tail, thread: Some(thread) })
     }
 }
 
 struct Follower {
     follow: Follow,
-    head: watch::Receiver<Seq>,
     search: Search,
-    stop: CancellationToken,
-    runtime: Handle,
+    stop: Stop,
     /// Nothing is left to be merged.
     tidied: bool,
 }
@@ -111,7 +108,7 @@ enum Failure {
 impl Follower {
     fn run(&mut self) {
         let path = super::path(&self.follow.data_dir);
-        while !self.stop.is_cancelled() {
+        while !self.stop.is_set() {
             let Err(failure) = self.follow(&path) else { continue };
             tracing::error!(error = %failure, "search does not keep up");
             if let Failure::Index(error) = &failure
@@ -122,13 +119,13 @@ impl Follower {
                     tracing::error!(%error, "it cannot be removed");
                 }
             }
-            self.sleep(PAUSE);
+            self.stop.sleep(PAUSE);
         }
     }
 
     /// Follows until it is stopped or something fails.
     fn follow(&mut self, path: &Path) -> Result<(), Failure> {
-        let head = *self.head.borrow_and_update();
+        let head = self.follow.tail.newest();
         let mut index = Index::open(path, self.follow.instance, head)?;
         self.search.0.generation.fetch_add(1, Ordering::AcqRel);
         let database = open::reader(&self.follow.database)?;
@@ -137,18 +134,18 @@ impl Follower {
         loop {
             self.catch_up(&mut index, &database, &mut cursor)?;
             let removed = self.remove(&mut index, &database, cursor)?;
-            if self.stop.is_cancelled() {
+            if self.stop.is_set() {
                 return Ok(());
             }
             if removed {
                 index.drop_empty()?;
-            } else if !self.changed() {
+            } else if !self.changed(cursor) {
                 // Nothing was committed for a while.
                 if !self.tidied {
                     self.tidied = !index.tidy()?;
                 }
             } else {
-                self.sleep(GATHER);
+                self.stop.sleep(GATHER);
                 self.tidied = false;
             }
         }
@@ -163,14 +160,14 @@ impl Follower {
     ) -> Result<(), Failure> {
         let metrics = self.follow.metrics.clone();
         let started = Instant::now();
-        let mut head = *self.head.borrow_and_update();
+        let mut head = self.follow.tail.newest();
         let first = *cursor;
         let far = head.saturating_sub(first) >= FAR;
         if far {
             tracing::info!(entries = head - first, "indexing what is stored for search");
         }
         let mut told = Instant::now();
-        while *cursor < head && !self.stop.is_cancelled() {
+        while *cursor < head && !self.stop.is_set() {
             metrics.search_lag_entries.set(i64::try_from(head - *cursor).unwrap_or(i64::MAX));
             metrics.search_lag_seconds.set(started.elapsed().as_secs_f64());
             let entries = match self.follow.tail.after(*cursor) {
@@ -188,7 +185,7 @@ impl Follower {
                 *cursor = head;
             }
             self.search.0.cursor.store(*cursor, Ordering::Release);
-            head = *self.head.borrow_and_update();
+            head = self.follow.tail.newest();
             if far && told.elapsed() > Duration::from_secs(5) {
                 told = Instant::now();
                 let share = (*cursor - first) * 100 / (head - first).max(1);
@@ -212,7 +209,7 @@ impl Follower {
         cursor: Seq,
     ) -> Result<bool, Failure> {
         let mut removed = false;
-        while !self.stop.is_cancelled() {
+        while !self.stop.is_set() {
             let rows: Vec<i64> = database
                 .prepare_cached("SELECT row FROM removed_rows WHERE row <= ?1 LIMIT 4096")?
                 .query_map([cursor.cast_signed()], |row| row.get(0))?
@@ -236,27 +233,8 @@ impl Follower {
     }
 
     /// Waits for a commit; false when there is none for a while.
-    fn changed(&mut self) -> bool {
-        let (head, stop) = (&mut self.head, &self.stop);
-        self.runtime.block_on(async {
-            tokio::select! {
-                () = stop.cancelled() => false,
-                changed = head.changed() => {
-                    if changed.is_err() {
-                        stop.cancel();
-                    }
-                    changed.is_ok()
-                }
-                () = tokio::time::sleep(IDLE) => false,
-            }
-        })
-    }
-
-    fn sleep(&self, time: Duration) {
-        let stop = &self.stop;
-        self.runtime.block_on(async {
-            // Being stopped is asked for elsewhere.
-            let _ = tokio::time::timeout(time, stop.cancelled()).await;
-        });
+    fn changed(&self, cursor: Seq) -> bool {
+        let tail = &self.follow.tail;
+        tail.bell.wait(IDLE, || self.stop.is_set() || tail.newest() > cursor)
     }
 }

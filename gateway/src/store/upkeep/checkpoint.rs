@@ -10,10 +10,13 @@ use std::{
 };
 
 use rusqlite::{Connection, OpenFlags};
-use tokio::{runtime::Handle, sync::watch};
-use tokio_util::sync::CancellationToken;
 
-use crate::{metrics::Metrics, pipeline::Seq, store::config::Durability, tasks};
+use crate::{
+    metrics::Metrics,
+    pipeline::Seq,
+    store::{bell::Stop, config::Durability, tail::Tail},
+    tasks,
+};
 
 /// What is not copied yet, in bytes, from which on it is copied.
 const COPY_FROM: u64 = 8 << 20;
@@ -34,70 +37,71 @@ const PAGE: u64 = 4_096;
 
 /// The running thread.
 pub(in crate::store) struct Checkpointing {
-    stop: CancellationToken,
+    stop: Stop,
+    tail: Arc<Tail>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Checkpointing {
     /// Asks the thread to end, after the copy it is at.
     pub fn stop(&mut self) -> Option<JoinHandle<()>> {
-        self.stop.cancel();
-        self.thread.take()
+        self.stop.set();
+        self.tail.bell.ring();
+        self.thread.take().inspect(|thread| thread.thread().unpark())
     }
 }
 
 impl Drop for Checkpointing {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.stop();
     }
 }
 
-/// Starts the thread. To be called within the runtime, whose clock it uses.
+/// Starts the thread.
 pub(in crate::store) fn start(
     database: &Path,
     durability: Durability,
-    head: watch::Receiver<Seq>,
+    tail: Arc<Tail>,
     metrics: Arc<Metrics>,
 ) -> io::Result<Checkpointing> {
-    let stop = CancellationToken::new();
-    let mut checkpoints = Checkpoints {
+    let stop = Stop::default();
+    let checkpoints = Checkpoints {
         database: database.to_owned(),
         durability,
-        head,
+        tail: tail.clone(),
         metrics,
         stop: stop.clone(),
-        runtime: Handle::current(),
     };
     let thread = tasks::thread("store-checkpoint", move || checkpoints.run())?;
-    Ok(Checkpointing { stop, thread: Some(thread) })
+    Ok(Checkpointing { stop, tail, thread: Some(thread) })
 }
 
 struct Checkpoints {
     database: PathBuf,
     durability: Durability,
-    head: watch::Receiver<Seq>,
+    tail: Arc<Tail>,
     metrics: Arc<Metrics>,
-    stop: CancellationToken,
-    runtime: Handle,
+    stop: Stop,
 }
 
 impl Checkpoints {
-    fn run(&mut self) {
-        while !self.stop.is_cancelled() {
+    fn run(&self) {
+        while !self.stop.is_set() {
             if let Err(error) = self.follow() {
                 tracing::error!(%error, "the write-ahead log is not copied; it grows meanwhile");
-                self.sleep(PAUSE);
+                self.stop.sleep(PAUSE);
             }
         }
     }
 
-    fn follow(&mut self) -> rusqlite::Result<()> {
+    fn follow(&self) -> rusqlite::Result<()> {
         let connection = connect(&self.database, self.durability)?;
-        let mut refused_at = 0;
+        let (mut refused_at, mut seen) = (0, 0);
         let mut last_commit = Instant::now();
-        while !self.stop.is_cancelled() {
-            let committed = self.committed();
+        while !self.stop.is_set() {
+            let committed = self.committed(seen);
             if committed {
+                seen = self.tail.newest();
                 last_commit = Instant::now();
             }
             let log = checkpoint(&connection, "NOOP")?;
@@ -120,35 +124,15 @@ impl Checkpoints {
                 refused_at = if restarted.done { 0 } else { log.length + COPY_FROM / 2 };
             }
             if committed {
-                self.sleep(BUSY);
+                self.stop.sleep(BUSY);
             }
         }
         Ok(())
     }
 
     /// Waits for a commit; false when there is none for a while.
-    fn committed(&mut self) -> bool {
-        let (head, stop) = (&mut self.head, &self.stop);
-        self.runtime.block_on(async {
-            tokio::select! {
-                () = stop.cancelled() => false,
-                changed = head.changed() => {
-                    if changed.is_err() {
-                        stop.cancel();
-                    }
-                    changed.is_ok()
-                }
-                () = tokio::time::sleep(IDLE) => false,
-            }
-        })
-    }
-
-    fn sleep(&self, time: Duration) {
-        let stop = &self.stop;
-        self.runtime.block_on(async {
-            // Being stopped is asked for elsewhere.
-            let _ = tokio::time::timeout(time, stop.cancelled()).await;
-        });
+    fn committed(&self, seen: Seq) -> bool {
+        self.tail.bell.wait(IDLE, || self.stop.is_set() || self.tail.newest() > seen)
     }
 }
 

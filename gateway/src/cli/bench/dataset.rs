@@ -37,6 +37,13 @@ pub struct Spec {
 
 impl Spec {
     pub const VERSION: u32 = 1;
+
+    /// `created_at` of an event, counted from 0.
+    pub fn created_at(&self, number: u64) -> u64 {
+        let left = self.events.saturating_sub(number + 1);
+        let seconds = u128::from(left) * u128::from(SPAN_S) / u128::from(self.events);
+        self.ends_at - seconds as u64
+    }
 }
 
 /// What the queries need to know of the events: samples, spread evenly over the set.
@@ -164,12 +171,6 @@ impl Generator {
         self.facts
     }
 
-    fn created_at(&self) -> u64 {
-        let left = self.spec.events - 1 - self.made;
-        let seconds = u128::from(left) * u128::from(SPAN_S) / u128::from(self.spec.events);
-        self.spec.ends_at - seconds as u64
-    }
-
     /// Whether this event is one of those whose facts are kept.
     fn is_sampled(&self) -> bool {
         self.made % (self.spec.events / SAMPLES).max(1) == 0
@@ -268,7 +269,7 @@ impl Generator {
         let tags = json(&tags);
         let content = json(&content);
         let pubkey = &self.facts.authors[author];
-        unsigned(author as u32, pubkey, self.created_at(), kind, &tags, &content)
+        unsigned(author as u32, pubkey, self.spec.created_at(self.made), kind, &tags, &content)
     }
 
     /// Tags that refer to a note and its author (NIP-10, NIP-18, NIP-25).

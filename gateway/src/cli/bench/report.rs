@@ -36,17 +36,17 @@ pub struct Load {
     pub json_bytes: u64,
 }
 
-/// Two columns: what, and how much.
+/// Headings, and under each rows of what and how much.
 #[derive(Default)]
-struct Table(Vec<(String, String)>);
+struct Table(Vec<(String, Option<String>)>);
 
 impl Table {
     fn head(&mut self, text: &str) {
-        self.0.push((text.to_owned(), String::new()));
+        self.0.push((text.to_owned(), None));
     }
 
     fn row(&mut self, what: &str, value: impl Into<String>) {
-        self.0.push((format!("  {what}"), value.into()));
+        self.0.push((format!("  {what}"), Some(value.into())));
     }
 
     fn latency(&mut self, what: &str, latency: Option<Summary>) {
@@ -63,11 +63,14 @@ impl Table {
     }
 
     fn text(&self) -> String {
-        let width = self.0.iter().map(|(what, _)| what.chars().count()).max().unwrap_or(0);
+        let rows = self.0.iter().filter(|(_, value)| value.is_some());
+        let width = rows.map(|(what, _)| what.chars().count()).max().unwrap_or(0);
         let mut text = String::new();
         for (what, value) in &self.0 {
-            let line = format!("{what:width$}  {value}");
-            let _ = writeln!(text, "{}", line.trim_end());
+            let _ = match value {
+                Some(value) => writeln!(text, "{what:width$}  {value}"),
+                None => writeln!(text, "{what}"),
+            };
         }
         text
     }
@@ -78,7 +81,9 @@ impl Report {
         let mut table = Table::default();
         let info = self.relay.clone().unwrap_or_default();
         let software = [info.software, info.version].into_iter().flatten().collect::<Vec<_>>();
-        table.head(&format!("{} {}", self.url, super::connection::shown(&software.join(" "))));
+        table.head(
+            super::connection::shown(&[&*self.url, &software.join(" ")].join(" ")).trim_end(),
+        );
         if let Some(verify) = &self.verify {
             table.head("verify");
             table.row("one core", format!("{} signatures/s", count(verify.per_second)));
@@ -225,7 +230,7 @@ mod tests {
             ..Report::default()
         };
         let expected =
-            "ws://127.0.0.1:1\nverify\n  one core        38,000 signatures/s\nnote: no search\n";
+            "ws://127.0.0.1:1\nverify\n  one core  38,000 signatures/s\nnote: no search\n";
         assert_eq!(report.table(), expected);
     }
 }

@@ -69,18 +69,18 @@ pub fn clients(facts: &Facts) -> Vec<Shape> {
         })];
     if !facts.answered.is_empty() {
         shapes.push(Shape::new("thread, 200 × #e, limit 500", LARGE_POOL, || {
-            // Neighbours in time, as on one screen.
-            let start = random.below(facts.answered.len());
-            let mut ids: Vec<&String> =
-                facts.answered.iter().cycle().skip(start).take(400).collect();
+            // What one screen shows: neighbours in time, of which some are answered often.
+            let mut ids = window(random, &facts.ids, 180);
+            ids.extend(window(random, &facts.answered, 20));
             ids.sort();
             ids.dedup();
-            ids.truncate(200);
             json!({ "#e": ids, "limit": 500 })
         }));
     }
     shapes.push(Shape::new("since, kind 1, limit 500", SMALL_POOL, || {
-        let since = facts.spec.ends_at - 60 - random.below(7_200) as u64;
+        // What came while a client was away: up to about 300 events.
+        let since =
+            facts.spec.created_at(facts.spec.events.saturating_sub(random.below(300) as u64 + 1));
         json!({ "kinds": [1], "since": since, "limit": 500 })
     }));
     if !facts.pairs.is_empty() {
@@ -110,6 +110,12 @@ pub fn search(facts: &Facts) -> Vec<Shape> {
             json!({ "search": text, "kinds": [1], "limit": 20 })
         }),
     ]
+}
+
+/// So many that follow one another, from anywhere.
+fn window<'a>(random: &mut Random, all: &'a [String], count: usize) -> Vec<&'a String> {
+    let start = random.below(all.len());
+    all.iter().cycle().skip(start).take(count.min(all.len())).collect()
 }
 
 /// So many different ones, or all if there are fewer.

@@ -185,7 +185,7 @@ impl Bench {
 
     /// Checks that the relay is there and may be measured in this way.
     async fn find_relay(&self, report: &mut Report) -> Result<Target, BenchError> {
-        let target = Target::resolve(&self.args.url).await?;
+        let target = Target::resolve(&self.args.url, self.args.quick_ack).await?;
         if self.args.publishes() && !self.args.yes && !target.is_loopback() {
             return Err(BenchError::NotLoopback(self.args.url.clone()));
         }

@@ -63,6 +63,10 @@ pub struct BenchArgs {
     /// Seconds for each of query, clients, search and paced fanout
     #[arg(long, default_value_t = 10.0, value_name = "SECONDS", value_parser = seconds)]
     pub duration: f64,
+    /// Acknowledge at once what the relay sends (Linux). Without it, a relay that leaves Nagle's
+    /// algorithm on waits 40 ms for an ordinary client now and then
+    #[arg(long)]
+    pub quick_ack: bool,
     /// Connections that all subscribe to what fanout publishes
     #[arg(long, default_value_t = 100, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=10_000))]

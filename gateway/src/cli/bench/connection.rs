@@ -40,6 +40,7 @@ pub struct Target {
     pub authority: String,
     pub path: String,
     addresses: Vec<SocketAddr>,
+    quick_ack: bool,
 }
 
 /// What a connection is used for.
@@ -56,13 +57,14 @@ pub struct Socket {
     stream: WebSocketStream<TcpStream>,
     url: Arc<str>,
     phase: &'static str,
+    quick_ack: bool,
     /// The last NOTICE: often it says why nothing else comes.
     notice: Option<String>,
 }
 
 impl Target {
     /// Reads the URL and looks its host up.
-    pub async fn resolve(text: &str) -> Result<Self, BenchError> {
+    pub async fn resolve(text: &str, quick_ack: bool) -> Result<Self, BenchError> {
         let wrong = |why: &str| BenchError::Url { url: text.to_owned(), why: why.to_owned() };
         let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
         match url.scheme() {
@@ -85,6 +87,7 @@ impl Target {
             authority: format!("{host}:{port}"),
             path: url[url::Position::BeforePath..].to_owned(),
             addresses,
+            quick_ack,
         })
     }
 
@@ -126,9 +129,13 @@ impl Target {
         let refused = |why: String| BenchError::Refused { url: self.url.to_string(), why };
         let upgrade = client_async_with_config(&*self.url, stream, Some(config));
         match timeout(CONNECT, upgrade).await {
-            Ok(Ok((stream, _))) => {
-                Ok(Socket { stream, url: self.url.clone(), phase, notice: None })
-            }
+            Ok(Ok((stream, _))) => Ok(Socket {
+                stream,
+                url: self.url.clone(),
+                phase,
+                quick_ack: self.quick_ack,
+                notice: None,
+            }),
             Ok(Err(Error::Http(answer))) => Err(refused(format!("HTTP {}", answer.status()))),
             Ok(Err(error)) => Err(refused(error.to_string())),
             Err(_) => Err(refused(format!("no answer within {} s", CONNECT.as_secs()))),
@@ -144,6 +151,15 @@ async fn connect(address: SocketAddr, source: Option<IpAddr>) -> std::io::Result
     socket.set_nodelay(true)?;
     socket.connect(address).await
 }
+
+#[cfg(target_os = "linux")]
+fn acknowledge_at_once(stream: &TcpStream) {
+    // A measurement without it is still one.
+    let _ = stream.set_quickack(true);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn acknowledge_at_once(_stream: &TcpStream) {}
 
 impl Socket {
     /// Puts a message into the buffer; [`Self::flush`] or a full buffer sends it.
@@ -163,6 +179,13 @@ impl Socket {
     /// Waits for the next text message.
     pub async fn next(&mut self) -> Result<Utf8Bytes, BenchError> {
         loop {
+            if self.quick_ack {
+                // The system forgets it, so it is said again before each wait.
+                if let Some(text) = self.ready()? {
+                    return Ok(text);
+                }
+                acknowledge_at_once(self.stream.get_ref());
+            }
             let Ok(message) = timeout(PATIENCE, self.stream.next()).await else {
                 return Err(BenchError::Silent {
                     url: self.url.to_string(),

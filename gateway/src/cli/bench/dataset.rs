@@ -66,6 +66,18 @@ pub struct Facts {
     pub pairs: Vec<(u32, u32)>,
 }
 
+impl Facts {
+    /// Whether there is something to ask for and every index points to something. What is read from a
+    /// file may be anything.
+    pub fn is_sound(&self) -> bool {
+        let are_there = [&self.authors, &self.hashtags, &self.words, &self.ids];
+        are_there.iter().all(|list| !list.is_empty())
+            && self.pairs.iter().all(|(author, hashtag)| {
+                (*author as usize) < self.authors.len() && (*hashtag as usize) < self.hashtags.len()
+            })
+    }
+}
+
 /// An event without its signature: `head` ends behind the quote that opens `sig`.
 #[derive(Debug)]
 pub struct Unsigned {
@@ -173,7 +185,7 @@ impl Generator {
 
     /// Whether this event is one of those whose facts are kept.
     fn is_sampled(&self) -> bool {
-        self.made % (self.spec.events / SAMPLES).max(1) == 0
+        self.made.is_multiple_of((self.spec.events / SAMPLES).max(1))
     }
 
     fn kind(&mut self, author: usize) -> u16 {

@@ -90,7 +90,7 @@ impl Tally {
                 *self.reasons.entry("other reasons".to_owned()).or_default() += 1;
             }
         }
-        if self.answers() % MARK == 0 {
+        if self.answers().is_multiple_of(MARK) {
             self.marks.push(Instant::now());
         }
     }

@@ -64,7 +64,7 @@ pub fn cached(place: &Place, spec: &Spec, max_age_s: u64) -> Option<Facts> {
     // Ten bytes of `["EVENT",` and `]`, and a newline.
     let length = facts.bytes + 11 * facts.spec.events;
     let is_whole = fs::metadata(place.frames()).is_ok_and(|found| found.len() == length);
-    (is_same && is_whole && age <= max_age_s).then_some(facts)
+    (is_same && is_whole && facts.is_sound() && age <= max_age_s).then_some(facts)
 }
 
 /// Signs all events of `spec` and writes them. Blocks for about 40 µs an event and core.
@@ -173,8 +173,12 @@ mod tests {
         assert_eq!(cached(&place, &Spec { seed: 4, ..spec() }, 0), None);
         let later = Spec { ends_at: 1_800_000_100, ..spec() };
         assert_eq!(cached(&place, &later, 99), None);
-        assert_eq!(cached(&place, &later, 100), Some(facts));
+        assert_eq!(cached(&place, &later, 100), Some(facts.clone()));
         fs::write(place.frames(), &text[1..]).unwrap();
+        assert_eq!(cached(&place, &spec(), 0), None);
+        fs::write(place.frames(), &text).unwrap();
+        let wrong = Facts { pairs: vec![(10, 0)], ..facts };
+        fs::write(place.facts(), serde_json::to_vec(&wrong).unwrap()).unwrap();
         assert_eq!(cached(&place, &spec(), 0), None);
     }
 }

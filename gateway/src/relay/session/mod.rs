@@ -39,9 +39,7 @@ use super::{
 };
 use crate::{
     metrics::{CauseLabels, Metrics},
-    pipeline::{
-        LogEntry, Origin, Scan, ScanItem, Scope, Seq, SharedViewer, StoreError, Viewer,
-    },
+    pipeline::{LogEntry, Origin, Scan, ScanItem, Scope, Seq, SharedViewer, StoreError, Viewer},
     protocol::{
         Prefix,
         message::{self, ClientMessage, MessageError, Verb},

@@ -33,7 +33,11 @@ struct Entries {
 impl Tail {
     pub fn new(head: Seq) -> Self {
         let entries = Entries { list: VecDeque::new(), bytes: 0, complete_after: head };
-        Self { entries: RwLock::new(entries), head: watch::Sender::new(head), bell: Bell::default() }
+        Self {
+            entries: RwLock::new(entries),
+            head: watch::Sender::new(head),
+            bell: Bell::default(),
+        }
     }
 
     pub fn head(&self) -> watch::Receiver<Seq> {

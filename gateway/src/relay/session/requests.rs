@@ -20,6 +20,9 @@ impl Session {
     ) -> Result<(), End> {
         // NIP-01: a REQ with the id of an open subscription replaces it.
         self.forget(&id);
+        if let Some(reason) = self.refusal_to_read(&filters) {
+            return self.answer(Some(reason.prefix), message::closed(&id, &reason)).await;
+        }
         if self.open.len() >= self.relay.config.max_subscriptions {
             let max = self.relay.config.max_subscriptions;
             let text = format!("more than {max} subscriptions; close one first");
@@ -35,15 +38,13 @@ impl Session {
             let reason = Reason::new(Prefix::RateLimited, text);
             return self.send(message::closed(&id, &reason)).await;
         }
-        if !self.relay.reader.can_search() && filters.iter().any(|filter| filter.words().is_some())
-        {
-            let reason = Reason::new(Prefix::Unsupported, "search is off (storage.search)");
-            return self.send(message::closed(&id, &reason)).await;
-        }
         let config = &self.relay.config;
         for filter in &mut filters {
             let limit = filter.limit.unwrap_or(config.default_limit);
             filter.limit = Some(limit.min(config.max_limit));
+        }
+        if self.withholds(&filters) {
+            self.challenge().await?;
         }
         self.generation += 1;
         let interest = Interest { filters, scope: self.scope.clone(), viewer: self.viewer.clone() };
@@ -84,9 +85,11 @@ impl Session {
         let id = scanning.subscription.clone();
         match item {
             Some(ScanItem::Event(json)) => self.send(message::event(&id, &json)).await,
-            Some(ScanItem::End { at, complete: _ }) => {
+            Some(ScanItem::End { at, complete }) => {
                 self.scanning = None;
-                self.send(message::eose(&id)).await?;
+                let filters = self.open.get(&id).map_or(&[][..], |open| &open.interest.filters);
+                let complete = complete && !self.withholds(filters);
+                self.send(message::eose(&id, complete)).await?;
                 self.go_live(&id, at).await
             }
             Some(ScanItem::Failed(_)) | None => {

@@ -77,12 +77,8 @@ impl Follow {
     pub fn start(self) -> io::Result<Following> {
         let search = Search::new(super::path(&self.data_dir));
         let (stop, tail) = (Stop::default(), self.tail.clone());
-        let mut follower = Follower {
-            follow: self,
-            search: search.clone(),
-            stop: stop.clone(),
-            tidied: false,
-        };
+        let mut follower =
+            Follower { follow: self, search: search.clone(), stop: stop.clone(), tidied: false };
         let thread = tasks::thread("store-search", move || follower.run())?;
         Ok(Following { search, stop, tail, thread: Some(thread) })
     }

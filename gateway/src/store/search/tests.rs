@@ -35,6 +35,7 @@ async fn write(store: &Arc<Store>, events: &[VerifiedEvent]) {
                 topics: Vec::new(),
                 private: false,
                 vanish: event.kind == kinds::VANISH,
+                under_way: 0,
                 event,
                 origin: Origin::Client {
                     connection: 1,
@@ -289,7 +290,7 @@ async fn damage_that_shows_while_it_runs_is_repaired() {
 
 async fn find_or_nothing(store: &Store, search: &str) -> Vec<Event> {
     let filter = serde_json::json!({ "search": search }).to_string();
-    scan(store, &filter).await.unwrap_or_default()
+    scan(store, &filter).await.inspect_err(|error| println!("{error}")).unwrap_or_default()
 }
 
 #[tokio::test]

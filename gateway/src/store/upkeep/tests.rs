@@ -52,6 +52,7 @@ impl Bench {
                     topics: topics.clone(),
                     private: false,
                     vanish: event.kind == kinds::VANISH,
+                    under_way: 0,
                     event,
                     origin: Origin::Client {
                         connection: 1,

@@ -293,7 +293,8 @@ fn load(
     }
     // Ids and times are exact in every range; tags are not.
     let guarded = kinds::is_for_parties_only(kind);
-    if guarded || !filter.tags.is_empty() || filter.authors.is_some() {
+    let unsure = filter.words().is_some();
+    if guarded || unsure || !filter.tags.is_empty() || filter.authors.is_some() {
         let event = stored_event(found, 5)?;
         let shown = filter.matches(&event) && viewer.may_read(&event);
         return Ok(shown.then(|| event.json().clone()));

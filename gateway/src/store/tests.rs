@@ -49,7 +49,9 @@ async fn query(store: &Store, filters: &[&str], scope: Scope) -> (Vec<Event>, Se
     let mut events = Vec::new();
     loop {
         match scan.next().await.unwrap() {
-            ScanItem::Event(json) => events.push(Event::parse(&json).unwrap()),
+            ScanItem::Events(texts) => {
+                events.extend(texts.iter().map(|json| Event::parse(json).unwrap()));
+            }
             ScanItem::End { at, .. } => return (events, at),
             ScanItem::Failed(error) => panic!("{error}"),
         }

@@ -78,7 +78,12 @@ impl Session {
         let Some(scanning) = &self.scanning else { return Ok(()) };
         let id = scanning.subscription.clone();
         match item {
-            Some(ScanItem::Event(json)) => self.send(message::event(&id, &json)).await,
+            Some(ScanItem::Events(events)) => {
+                for json in events {
+                    self.send(message::event(&id, &json)).await?;
+                }
+                Ok(())
+            }
             Some(ScanItem::End { at, complete: _ }) => {
                 self.scanning = None;
                 self.send(message::eose(&id)).await?;

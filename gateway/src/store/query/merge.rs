@@ -120,7 +120,7 @@ impl<'c> Merge<'c> {
             })
             .collect();
         // A few rows of each range, more of those that turn out to be needed.
-        let first_page = (wanted / heads.len().max(1) + 4).clamp(4, 512);
+        let first_page = (wanted / heads.len().max(1)).min(508) + 4;
         Ok(Self {
             statement: Some(connection.prepare_cached(index.sql())?),
             open: Vec::new(),

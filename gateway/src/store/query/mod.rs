@@ -18,6 +18,9 @@ mod scan;
 mod stop;
 mod walk;
 
+#[cfg(test)]
+mod tests;
+
 pub(super) use count::count;
 pub(super) use ids::ids;
 pub(super) use log::{fetch, log_after, missing};

@@ -174,7 +174,7 @@ impl ScanSender {
     pub fn check(&self) -> Result<(), ScanStopped> {
         let checks = self.checks.get();
         self.checks.set(checks.wrapping_add(1));
-        if checks % CHECKS_PER_LOOK != 0 {
+        if !checks.is_multiple_of(CHECKS_PER_LOOK) {
             return Ok(());
         }
         if self.items.is_closed() {

@@ -67,7 +67,7 @@ impl<G: Fn() -> bool> Stop for Bounds<G> {
     fn check(&self) -> Result<(), QueryEnd> {
         let rows = self.rows.get();
         self.rows.set(rows + 1);
-        if rows % ROWS_PER_LOOK == 0 {
+        if rows.is_multiple_of(ROWS_PER_LOOK) {
             if (self.gone)() {
                 return Err(QueryEnd::Stopped);
             }

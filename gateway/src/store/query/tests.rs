@@ -6,7 +6,7 @@ use std::{
     cell::RefCell,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashSet},
-    sync::{Arc, mpsc},
+    sync::Arc,
     thread,
 };
 
@@ -173,7 +173,7 @@ impl World {
             [&[], &[], &["x"], &["x", "y"], &["secret"], &["other", "secret"], &["secret", "x"]];
         let mut written: BTreeMap<EventId, (VerifiedEvent, BTreeSet<&'static str>)> =
             BTreeMap::new();
-        let (done, outcomes) = mpsc::channel();
+        let (done, outcomes) = crossbeam_channel::bounded(1);
         for _ in 0..self.shape.events {
             let event = self.event(dice);
             // Some come again, by further topics.

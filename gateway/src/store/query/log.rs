@@ -10,6 +10,18 @@ use crate::{
     protocol::{EventId, TopicName, VerifiedEvent},
 };
 
+pub(super) const FIRSTS: &str = "SELECT row, row, topics.name, origins.name, private, json FROM events \
+         JOIN origins USING (origin) LEFT JOIN topics USING (topic) \
+         WHERE row > ?1 ORDER BY row";
+
+pub(super) const JOINS: &str = "SELECT seq, event, topics.name, origins.name, private, json FROM joins \
+         JOIN events ON events.row = joins.event \
+         JOIN origins ON origins.origin = joins.origin \
+         JOIN topics ON topics.topic = joins.topic \
+         WHERE seq > ?1 ORDER BY seq";
+
+pub(super) const TEXT: &str = "SELECT json FROM events WHERE row = ?1";
+
 /// Bytes of JSON after which a page of the log ends.
 const PAGE_BYTES: usize = 4 << 20;
 
@@ -22,18 +34,8 @@ pub(in crate::store) fn log_after(
     // Both statements must see the same commit.
     let snapshot = connection.unchecked_transaction()?;
     let after = seq.cast_signed();
-    let mut firsts = snapshot.prepare_cached(
-        "SELECT row, row, topics.name, origins.name, private, json FROM events \
-         JOIN origins USING (origin) LEFT JOIN topics USING (topic) \
-         WHERE row > ?1 ORDER BY row",
-    )?;
-    let mut joins = snapshot.prepare_cached(
-        "SELECT seq, event, topics.name, origins.name, private, json FROM joins \
-         JOIN events ON events.row = joins.event \
-         JOIN origins ON origins.origin = joins.origin \
-         JOIN topics ON topics.topic = joins.topic \
-         WHERE seq > ?1 ORDER BY seq",
-    )?;
+    let mut firsts = snapshot.prepare_cached(FIRSTS)?;
+    let mut joins = snapshot.prepare_cached(JOINS)?;
     let (mut firsts, mut joins) = (firsts.query([after])?, joins.query([after])?);
     let (mut first, mut join) = (log_entry(firsts.next()?)?, log_entry(joins.next()?)?);
     let (mut entries, mut bytes) = (Vec::new(), 0);
@@ -76,7 +78,7 @@ pub(in crate::store) fn fetch(
     ids: &[EventId],
 ) -> Result<Vec<Arc<str>>, StoreError> {
     let Some(topic) = topic_number(connection, topic)? else { return Ok(Vec::new()) };
-    let mut text = connection.prepare_cached("SELECT json FROM events WHERE row = ?1")?;
+    let mut text = connection.prepare_cached(TEXT)?;
     let mut found = Vec::new();
     for place in places_of(connection, ids)? {
         if is_member(connection, topic, place.created_at, place.row)? {

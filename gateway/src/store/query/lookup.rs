@@ -10,6 +10,8 @@ pub(super) const ID: &str =
 pub(super) const MEMBER: &str =
     "SELECT 1 FROM memberships WHERE topic = ?1 AND created_at = ?2 AND event = ?3";
 
+pub(super) const TOPIC: &str = "SELECT topic FROM topics WHERE name = ?1";
+
 pub(super) fn place_of(connection: &Connection, id: &EventId) -> rusqlite::Result<Option<Place>> {
     connection
         .prepare_cached(ID)?
@@ -37,10 +39,7 @@ pub(in crate::store) fn topic_number(
     connection: &Connection,
     name: &TopicName,
 ) -> rusqlite::Result<Option<i64>> {
-    connection
-        .prepare_cached("SELECT topic FROM topics WHERE name = ?1")?
-        .query_row([name.as_str()], |row| row.get(0))
-        .optional()
+    connection.prepare_cached(TOPIC)?.query_row([name.as_str()], |row| row.get(0)).optional()
 }
 
 pub(in crate::store) fn is_member(

@@ -146,6 +146,13 @@ impl<'c> Merge<'c> {
         }
     }
 
+    /// How many ranges there are, and what reads them.
+    #[cfg(test)]
+    pub fn describe(&self) -> (usize, Option<String>) {
+        let sql = self.statement.as_ref().and_then(|statement| statement.expanded_sql());
+        (self.heads.len(), sql)
+    }
+
     /// All places with the newest remaining `created_at`, each once; empty at the end.
     pub fn next_second(&mut self, places: &mut Vec<Place>) -> rusqlite::Result<()> {
         places.clear();

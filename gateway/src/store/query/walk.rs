@@ -65,6 +65,11 @@ impl<'q> Walk<'q> {
         })
     }
 
+    #[cfg(test)]
+    pub fn describe(&self) -> Option<String> {
+        self.statement.expanded_sql()
+    }
+
     /// All matching places of the next second that has any.
     pub fn next_second(&mut self, places: &mut Vec<Place>) -> rusqlite::Result<Walked> {
         places.clear();

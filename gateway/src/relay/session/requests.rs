@@ -84,7 +84,7 @@ impl Session {
         let Some(scanning) = &self.scanning else { return Ok(()) };
         let id = scanning.subscription.clone();
         match item {
-            Some(ScanItem::Event(json)) => self.send(message::event(&id, &json)).await,
+            Some(ScanItem::Event(json)) => Ok(self.out.event(&id, &json).await?),
             Some(ScanItem::End { at, complete }) => {
                 self.scanning = None;
                 let filters = self.open.get(&id).map_or(&[][..], |open| &open.interest.filters);
@@ -108,7 +108,7 @@ impl Session {
         match self.feed.activate(id, generation, &interest, after) {
             Some(missed) => {
                 for event in missed {
-                    self.send(message::event(id, event.json())).await?;
+                    self.out.event(id, event.json()).await?;
                 }
             }
             None => self.behind.push_back(Lagged { subscription: id.clone(), generation, after }),
@@ -146,7 +146,7 @@ impl Session {
             Ok(LogPage { entries, reached }) => {
                 let now = unix_now();
                 for entry in entries.iter().filter(|entry| interest.wants(entry, now)) {
-                    self.send(message::event(&id, entry.event.json())).await?;
+                    self.out.event(&id, entry.event.json()).await?;
                 }
                 self.go_live(&id, reached).await
             }
@@ -164,7 +164,7 @@ impl Session {
         // What was queued for a subscription that is closed or replaced by now is not sent.
         match self.open.get(&subscription) {
             Some(open) if open.generation == generation => {
-                self.send(message::event(&subscription, event.json())).await
+                Ok(self.out.event(&subscription, event.json()).await?)
             }
             _ => Ok(()),
         }

@@ -6,6 +6,7 @@
 mod auth;
 mod bad_messages;
 mod bad_start;
+mod bench;
 mod count;
 mod deletion;
 mod harness;

@@ -241,10 +241,10 @@ impl Home {
         let secret = self.secret.id.to_hex();
         for client in [&mut *root, &mut *topic] {
             let one = [json!({"ids": [secret]})];
-            assert_eq!(client.stored_ids(&one).await, [secret.clone()]);
+            assert_eq!(client.stored_ids(&one).await, [secret.as_str()]);
             assert_eq!(client.count(&one).await, 1);
             let found = client.negentropy(&one[0], &[]).await.unwrap();
-            assert_eq!(found.only_there, [secret.clone()]);
+            assert_eq!(found.only_there, [secret.as_str()]);
             client.req("live", &[json!({"limit": 0})]).await;
         }
         let event = self.another("said by a reader");

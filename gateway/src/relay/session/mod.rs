@@ -87,7 +87,7 @@ pub(super) async fn run(
     config.max_message_size = Some(relay.config.max_message_bytes);
     config.max_frame_size = Some(relay.config.max_message_bytes);
     // Held by every connection, however idle.
-    config.read_buffer_size = 4 * 1024;
+    config.read_buffer_size = 2 * 1024;
     // For pongs and closes alone; see the outbox.
     config.write_buffer_size = 0;
     config.max_write_buffer_size = 64 * 1024;
@@ -468,4 +468,19 @@ enum Step {
     Logged(Result<LogPage, StoreError>),
     Scanned(Option<ScanItem>),
     News(News),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Thousands of idle connections are common; each has this on the heap.
+    #[test]
+    fn a_session_is_small() {
+        fn size<A, B, C, D, E, F>(_: fn(A, B, C, D, E) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = size(run);
+        assert!(bytes <= 4_096, "{bytes} bytes");
+    }
 }

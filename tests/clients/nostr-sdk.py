@@ -22,6 +22,7 @@ from nostr_sdk import (
     SyncOptions,
     Tag,
     Timestamp,
+    uniffi_set_event_loop,
 )
 
 URL = RelayUrl.parse(sys.argv[1])
@@ -55,7 +56,7 @@ def holds(condition, what):
 
 async def connect(keys=None, database=None):
     """A connected client that authenticates with these keys when it is asked to, and its relay."""
-    builder = ClientBuilder().verify_subscriptions(True)
+    builder = ClientBuilder()
     if keys is not None:
         builder = builder.authenticator(SignerAuthenticator(keys))
     if database is not None:
@@ -79,6 +80,16 @@ async def publish(*events):
 
 async def fetch(relay, query):
     return await relay.fetch_events(query, timeout=PATIENCE)
+
+
+async def count(relay, query):
+    # The library begins to listen after it has sent: it misses an answer that comes at once.
+    for _ in range(5):
+        try:
+            return await relay.count_events(query, timedelta(seconds=1))
+        except Exception as error:
+            last = error
+    raise AssertionError(f"no answer to COUNT: {last}")
 
 
 class Inbox:
@@ -262,8 +273,8 @@ async def check_count():
         (by(keys).hashtag("0"), 2),
         (by(keys).hashtag("2"), 0),
     ):
-        count = await relay.count_events(query, PATIENCE)
-        holds(count == expected, f"{query.as_json()} has {count}")
+        counted = await count(relay, query)
+        holds(counted == expected, f"{query.as_json()} has {counted}")
     await client.shutdown()
 
 
@@ -271,15 +282,15 @@ async def check_count_guarded():
     client, relay = await connect()
     try:
         # The library does not listen for CLOSED here, so a refusal is a timeout.
-        count = await relay.count_events(WRAPPED, timedelta(seconds=1))
+        counted = await relay.count_events(WRAPPED, timedelta(seconds=1))
     except Exception:
-        count = 0
-    holds(count == 0, f"nobody is told of {count}")
+        counted = 0
+    holds(counted == 0, f"nobody is told of {counted}")
     await client.shutdown()
     client, relay = await connect(ME)
     held = len(await fetch(relay, WRAPPED))
-    count = await relay.count_events(WRAPPED, PATIENCE)
-    holds(count == held > 0, f"{count} of {held}")
+    counted = await count(relay, WRAPPED)
+    holds(counted == held > 0, f"{counted} of {held}")
     await client.shutdown()
 
 
@@ -317,7 +328,7 @@ async def check_negentropy():
         options = SyncOptions().direction(SyncDirection.BOTH)
         output = await client.sync(by(keys), opts=options)
         holds(not output.failed, output.failed)
-        holds(not output.report.send_failures, output.report.send_failures)
+        holds(not any(output.report.send_failures.values()), output.report.send_failures)
 
         def same(told, events):
             return sorted(one.to_hex() for one in told) == sorted(ids(events))
@@ -369,6 +380,8 @@ CHECKS = {
 
 
 async def main():
+    # The library calls back from threads of its own.
+    uniffi_set_event_loop(asyncio.get_running_loop())
     for name, check in CHECKS.items():
         try:
             await asyncio.wait_for(check(), 40)

@@ -95,9 +95,7 @@ impl Sdk<'_> {
         // an earlier second than the new connection.
         let options = RelayOptions::new()
             .retry_interval(Duration::from_millis(1_500))
-            .adjust_retry_interval(false)
-            .verify_subscriptions(true)
-            .ban_relay_on_mismatch(true);
+            .adjust_retry_interval(false);
         client.pool().add_relay(self.url, options).await?;
         let connected = client.try_connect(PATIENCE).await;
         ensure!(connected.failed.is_empty(), "cannot connect: {:?}", connected.failed);
@@ -269,7 +267,7 @@ impl Sdk<'_> {
         for (filter, expected) in
             [(by(&keys), 3), (by(&keys).hashtag("1"), 2), (by(&keys).hashtag("2"), 0)]
         {
-            let count = relay.count_events(filter.clone(), PATIENCE).await?;
+            let count = count(&relay, &filter).await?;
             ensure!(count == expected, "{filter:?} has {count}");
         }
         client.shutdown().await;
@@ -284,7 +282,7 @@ impl Sdk<'_> {
         client.shutdown().await;
         let (client, relay) = self.client(Some(&parties.me)).await?;
         let held = fetch(&relay, parties.wrapped()).await?.len();
-        let count = relay.count_events(parties.wrapped(), PATIENCE).await?;
+        let count = count(&relay, &parties.wrapped()).await?;
         ensure!(count == held && count > 0, "{count} of {held}");
         client.shutdown().await;
         Ok(())
@@ -367,6 +365,16 @@ impl Sdk<'_> {
 async fn fetch(relay: &Relay, filter: Filter) -> Result<Vec<Event>> {
     let events = relay.fetch_events(filter, PATIENCE, ReqExitPolicy::ExitOnEOSE).await?;
     Ok(events.to_vec())
+}
+
+async fn count(relay: &Relay, filter: &Filter) -> Result<usize> {
+    // The library begins to listen after it has sent: it may miss an answer that comes at once.
+    for _ in 0..5 {
+        if let Ok(count) = relay.count_events(filter.clone(), Duration::from_secs(1)).await {
+            return Ok(count);
+        }
+    }
+    bail!("no answer to COUNT {filter:?}")
 }
 
 fn sorted(ids: impl Iterator<Item = EventId>) -> Vec<EventId> {

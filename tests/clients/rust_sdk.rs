@@ -267,7 +267,7 @@ impl Sdk<'_> {
         for (filter, expected) in
             [(by(&keys), 3), (by(&keys).hashtag("1"), 2), (by(&keys).hashtag("2"), 0)]
         {
-            let count = count(&relay, &filter).await?;
+            let count = counted(&relay, &filter).await?;
             ensure!(count == expected, "{filter:?} has {count}");
         }
         client.shutdown().await;
@@ -276,13 +276,15 @@ impl Sdk<'_> {
 
     async fn count_guarded(&mut self, parties: &Parties) -> Result<()> {
         let (client, relay) = self.client(None).await?;
-        // The library does not listen for CLOSED here, so a refusal is a timeout.
-        let count = relay.count_events(parties.wrapped(), SILENCE * 2).await;
-        ensure!(matches!(count, Ok(0) | Err(_)), "nobody is told of {count:?}");
+        // The library does not listen for CLOSED here, so a refusal is a timeout; and see `counted`.
+        for _ in 0..3 {
+            let count = relay.count_events(parties.wrapped(), SILENCE).await;
+            ensure!(matches!(count, Ok(0) | Err(_)), "nobody is told of {count:?}");
+        }
         client.shutdown().await;
         let (client, relay) = self.client(Some(&parties.me)).await?;
         let held = fetch(&relay, parties.wrapped()).await?.len();
-        let count = count(&relay, &parties.wrapped()).await?;
+        let count = counted(&relay, &parties.wrapped()).await?;
         ensure!(count == held && count > 0, "{count} of {held}");
         client.shutdown().await;
         Ok(())
@@ -367,7 +369,7 @@ async fn fetch(relay: &Relay, filter: Filter) -> Result<Vec<Event>> {
     Ok(events.to_vec())
 }
 
-async fn count(relay: &Relay, filter: &Filter) -> Result<usize> {
+async fn counted(relay: &Relay, filter: &Filter) -> Result<usize> {
     // The library begins to listen after it has sent: it may miss an answer that comes at once.
     for _ in 0..5 {
         if let Ok(count) = relay.count_events(filter.clone(), Duration::from_secs(1)).await {

@@ -9,6 +9,9 @@ globalThis.WebSocket = WebSocket;
 /** The relay's URL. */
 export const url = process.argv[2];
 
+/** The URL of a topic that the gateway is in. */
+export const topicUrl = `${url}topic/one%20two`;
+
 /** Seconds since the Unix epoch. */
 export const now = () => Math.floor(Date.now() / 1000);
 

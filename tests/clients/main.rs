@@ -33,6 +33,9 @@ const PYTHON: &str = "CLIENTS_PYTHON";
 /// The argument with which this program is the client itself.
 const RUST_PROGRAM: &str = "--nostr-sdk-rust";
 
+/// A topic that every gateway here is in, with a name that has to be escaped.
+const TOPIC: &str = "one two";
+
 /// How long one library's program may run.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -56,6 +59,7 @@ const CHECKS: &[&str] = &[
     "publish",
     "forged",
     "subscribe",
+    "topic",
     "restart",
     "crash",
     "auth",
@@ -116,7 +120,7 @@ async fn main() -> ExitCode {
 /// Runs one library's program. Returns how many checks hold, and how many there are.
 async fn run(library: &'static Library) -> (usize, usize) {
     // On the same port after a restart, as a configured relay is.
-    let gateway = GatewayBuilder::new(GATEWAY, library.name).start().await;
+    let gateway = GatewayBuilder::new(GATEWAY, library.name).topics(&[TOPIC]).start().await;
     let mut gateway = Some(gateway);
     let url = gateway.as_ref().map(Gateway::url).unwrap();
     let mut child = Child::spawn(library.name, library.program.command(&url));

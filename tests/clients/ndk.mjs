@@ -1,6 +1,6 @@
 // NDK, and its package for reconciliation: what an application built on them sees of the gateway.
 import assert from "node:assert/strict";
-import { check, gateway, ids, Inbox, now, refusal, silence, url, within } from "./harness.mjs";
+import { check, gateway, ids, Inbox, now, refusal, silence, topicUrl, url, within } from "./harness.mjs";
 import NDK, {
     NDKEvent,
     NDKPrivateKeySigner,
@@ -33,9 +33,9 @@ class Cache {
 }
 
 /** A connected instance, which signs with this signer and authenticates when asked to if there is one. */
-async function connect(signer, cacheAdapter) {
+async function connect(signer, cacheAdapter, at = url) {
     const ndk = new NDK({
-        explicitRelayUrls: [url],
+        explicitRelayUrls: [at],
         enableOutboxModel: false,
         signer,
         cacheAdapter,
@@ -132,6 +132,21 @@ await check("subscribe", async () => {
     await silence();
     assert.deepEqual(ids(inbox.received), [old.id, older.id, "EOSE", live.id]);
     disconnect(client);
+});
+
+await check("topic", async () => {
+    const signer = newSigner();
+    const filter = { authors: [signer.pubkey] };
+    const [inside, outside] = [await event(signer, 1, "inside"), await event(signer, 1, "outside")];
+    const everything = await connect();
+    // The library appends a slash to the URL.
+    const topic = await connect(undefined, undefined, topicUrl);
+    await send(topic, inside);
+    await send(everything, outside);
+    assert.deepEqual(ids(await stored(topic, filter)), [inside.id]);
+    assert.equal((await stored(everything, filter)).length, 2);
+    disconnect(topic);
+    disconnect(everything);
 });
 
 for (const how of ["restart", "crash"]) {

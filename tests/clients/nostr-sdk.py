@@ -26,6 +26,7 @@ from nostr_sdk import (
 )
 
 URL = RelayUrl.parse(sys.argv[1])
+TOPIC_URL = RelayUrl.parse(f"{sys.argv[1]}topic/one%20two")
 # How long an answer that must come may take, and how long is waited for what must not come.
 PATIENCE = timedelta(seconds=15)
 SILENCE = 0.5
@@ -54,7 +55,7 @@ def holds(condition, what):
         raise AssertionError(what)
 
 
-async def connect(keys=None, database=None):
+async def connect(keys=None, database=None, url=URL):
     """A connected client that authenticates with these keys when it is asked to, and its relay."""
     builder = ClientBuilder()
     if keys is not None:
@@ -64,10 +65,10 @@ async def connect(keys=None, database=None):
     client = builder.build()
     # The shortest that the library allows.
     options = RelayOptions().retry_interval(timedelta(seconds=5)).adjust_retry_interval(False)
-    await client.add_relay(URL, opts=options)
+    await client.add_relay(url, opts=options)
     connected = await client.try_connect(PATIENCE)
     holds(not connected.failed, f"cannot connect: {connected.failed}")
-    return client, await client.relay(URL)
+    return client, await client.relay(url)
 
 
 async def publish(*events):
@@ -166,6 +167,20 @@ async def check_subscribe():
     await asyncio.sleep(SILENCE)
     holds(inbox.all == [*ids([old, older]), "EOSE", *ids([live])], inbox.all)
     await client.shutdown()
+
+
+async def check_topic():
+    keys = Keys.generate()
+    inside, outside = event(keys, 1, "inside"), event(keys, 1, "outside")
+    everything, root = await connect()
+    client, topic = await connect(url=TOPIC_URL)
+    await topic.send_event(inside)
+    await root.send_event(outside)
+    found = ids(await fetch(topic, by(keys)))
+    holds(found == ids([inside]), f"{found} is in the topic")
+    holds(len(await fetch(root, by(keys))) == 2, "not all is in the root")
+    await client.shutdown()
+    await everything.shutdown()
 
 
 async def comes_back_after(how):
@@ -367,6 +382,7 @@ CHECKS = {
     "publish": check_publish,
     "forged": check_forged,
     "subscribe": check_subscribe,
+    "topic": check_topic,
     "restart": check_restart,
     "crash": check_crash,
     "auth": check_auth,

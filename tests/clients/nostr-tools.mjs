@@ -7,7 +7,7 @@ import { nip77 } from "nostr-tools";
 import { useWebSocketImplementation as useInPool } from "nostr-tools/pool";
 import { useWebSocketImplementation as useInRelay } from "nostr-tools/relay";
 import { WebSocket } from "ws";
-import { check, gateway, ids, Inbox, now, refusal, silence, url, within } from "./harness.mjs";
+import { check, gateway, ids, Inbox, now, refusal, silence, topicUrl, url, within } from "./harness.mjs";
 
 useInPool(WebSocket);
 useInRelay(WebSocket);
@@ -86,6 +86,18 @@ await check("subscribe", async () => {
     await silence();
     assert.deepEqual(ids(inbox.received), [old.id, older.id, "EOSE", live.id]);
     subscription.close();
+    pool.destroy();
+});
+
+await check("topic", async () => {
+    const key = generateSecretKey();
+    const filter = { authors: [getPublicKey(key)] };
+    const [inside, outside] = [event(key, 1, "inside"), event(key, 1, "outside")];
+    const pool = new SimplePool();
+    await Promise.all(pool.publish([topicUrl], inside));
+    await Promise.all(pool.publish([url], outside));
+    assert.deepEqual(ids(await pool.querySync([topicUrl], filter)), [inside.id]);
+    assert.equal((await pool.querySync([url], filter)).length, 2);
     pool.destroy();
 });
 

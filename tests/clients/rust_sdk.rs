@@ -22,6 +22,7 @@ pub async fn run(url: &str) {
     report("publish", sdk.publish().await);
     report("forged", sdk.forged().await);
     report("subscribe", sdk.subscribe().await);
+    report("topic", sdk.topic().await);
     report("restart", sdk.comes_back_after("restart").await);
     report("crash", sdk.comes_back_after("crash").await);
     report("auth", sdk.auth(&parties).await);
@@ -84,6 +85,10 @@ fn by(keys: &Keys) -> Filter {
 impl Sdk<'_> {
     /// A connected client that authenticates with these keys when it is asked to, and stores events.
     async fn client(&self, keys: Option<&Keys>) -> Result<(Client, Relay)> {
+        self.client_at(self.url, keys).await
+    }
+
+    async fn client_at(&self, url: &str, keys: Option<&Keys>) -> Result<(Client, Relay)> {
         let database =
             MemoryDatabase::with_opts(MemoryDatabaseOptions { events: true, max_events: None });
         let mut builder = Client::builder().database(database);
@@ -96,10 +101,10 @@ impl Sdk<'_> {
         let options = RelayOptions::new()
             .retry_interval(Duration::from_millis(1_500))
             .adjust_retry_interval(false);
-        client.pool().add_relay(self.url, options).await?;
+        client.pool().add_relay(url, options).await?;
         let connected = client.try_connect(PATIENCE).await;
         ensure!(connected.failed.is_empty(), "cannot connect: {:?}", connected.failed);
-        let relay = client.relay(self.url).await?;
+        let relay = client.relay(url).await?;
         Ok((client, relay))
     }
 
@@ -157,6 +162,23 @@ impl Sdk<'_> {
         inbox.silence().await;
         ensure!(inbox.all.len() == 4, "{:?}", inbox.all);
         client.shutdown().await;
+        Ok(())
+    }
+
+    async fn topic(&mut self) -> Result<()> {
+        let keys = Keys::generate();
+        let (inside, outside) =
+            (event(&keys, 1, "inside", &[], 0), event(&keys, 1, "outside", &[], 0));
+        let (everything, root) = self.client(None).await?;
+        let url = format!("{}topic/one%20two", self.url);
+        let (topic, relay) = self.client_at(&url, None).await?;
+        relay.send_event(&inside).await?;
+        root.send_event(&outside).await?;
+        let found = fetch(&relay, by(&keys)).await?;
+        ensure!(found == vec![inside], "{found:?} is in the topic");
+        ensure!(fetch(&root, by(&keys)).await?.len() == 2, "not all is in the root");
+        topic.shutdown().await;
+        everything.shutdown().await;
         Ok(())
     }
 

@@ -11,7 +11,9 @@ use crate::{
     data_dir::DataDir,
     gossip::{Gossip, StartGossip},
     metrics::Metrics,
-    pipeline::{EventReader, EventWriter, Ingest, JoinedTopics, Policy, Routing},
+    pipeline::{
+        EventReader, EventWriter, Ingest, JoinedTopics, Policy, PrivateTopics, Routing, StartIngest,
+    },
     plugins::PluginChain,
     protocol::limits::Limits,
     relay::{self, Listener, Relay},
@@ -57,14 +59,26 @@ impl App {
 
         let plugins = Arc::new(load_plugins(&config, &data_dir, metrics.clone()).await?);
         let joined = JoinedTopics::new(config.topics.join.iter().cloned());
+        let private = PrivateTopics::new(
+            config.private_topic.iter().map(|topic| (topic.name.clone(), topic.readers.clone())),
+        );
+        let own_urls = relay::own_urls(&config.relay, relay_socket.local_addr()?);
         let routing = Arc::new(Routing {
             rules: config.route.iter().map(|r| (r.filter.clone(), r.topics.clone())).collect(),
             default: config.topics.default.clone(),
             joined: joined.clone(),
+            private: private.clone(),
         });
         let policy: Arc<dyn Policy> = plugins.clone();
-        let ingest = Ingest::start(limits.clone(), routing, writer, policy, metrics.clone())
-            .context("cannot start the pipeline")?;
+        let ingest = Ingest::start(StartIngest {
+            limits: limits.clone(),
+            routing,
+            own_urls: own_urls.clone(),
+            writer,
+            policy,
+            metrics: metrics.clone(),
+        })
+        .context("cannot start the pipeline")?;
 
         let (clients, upstreams, background) = (Tasks::new(), Tasks::new(), Tasks::new());
         let subscriptions = Subscriptions::new(reader.clone());
@@ -142,6 +156,8 @@ impl App {
             reader,
             subscriptions,
             topics: joined,
+            private,
+            own_urls,
             metrics,
             trouble: Box::new(trouble),
         };

@@ -121,6 +121,7 @@ fn read_element(
             ("filter".to_owned(), Dict::new().into()),
             ("topics".to_owned(), Vec::<Value>::new().into()),
         ]),
+        "private_topic" => Dict::from([("name".to_owned(), "?".into())]),
         _ => Dict::from([
             ("name".to_owned(), "?".into()),
             ("urls".to_owned(), vec![Value::from("wss://?")].into()),
@@ -207,6 +208,11 @@ mod tests {
         };
         let route =
             crate::pipeline::config::RouteConfig { filter: Default::default(), topics: Vec::new() };
+        let private = crate::pipeline::config::PrivateTopicConfig {
+            name: crate::protocol::TopicName::new("x").unwrap(),
+            readers: Vec::new(),
+        };
+        tree.insert("private_topic".to_owned(), Value::serialize(private).unwrap());
         tree.insert("upstream".to_owned(), Value::serialize(upstream).unwrap());
         tree.insert("route".to_owned(), Value::serialize(route).unwrap());
         for (name, table) in &tree {

@@ -54,6 +54,8 @@ pub(super) const SECTIONS: &[Section] = &[
         list: false,
         keys: &[
             key("listen", Form::Text(values::address)),
+            key("url", Form::Text(values::websocket_url_or_empty)),
+            key("trusted_origins", Form::Texts(values::origin)),
             key("name", Form::Text(values::any)),
             key("description", Form::Text(values::any)),
             key("contact", Form::Text(values::any)),
@@ -122,6 +124,14 @@ pub(super) const SECTIONS: &[Section] = &[
         name: "route",
         list: true,
         keys: &[required("filter", Form::Filter), required("topics", Form::Texts(values::topic))],
+    },
+    Section {
+        name: "private_topic",
+        list: true,
+        keys: &[
+            required("name", Form::Text(values::topic)),
+            key("readers", Form::Texts(values::public_key)),
+        ],
     },
     Section {
         name: "upstream",

@@ -26,7 +26,7 @@ pub use self::{
 use crate::{
     admin::config::AdminConfig,
     gossip::config::{DiscoveryConfig, EndpointConfig},
-    pipeline::config::{LimitsConfig, RouteConfig, TopicsConfig},
+    pipeline::config::{LimitsConfig, PrivateTopicConfig, RouteConfig, TopicsConfig},
     plugins::config::PluginsConfig,
     relay::config::RelayConfig,
     store::config::StorageConfig,
@@ -54,6 +54,8 @@ pub struct Config {
     pub storage: StorageConfig,
     /// `[[route]]`, in the order of the file.
     pub route: Vec<RouteConfig>,
+    /// `[[private_topic]]`, in the order of the file.
+    pub private_topic: Vec<PrivateTopicConfig>,
     /// `[[upstream]]`, in the order of the file, those of flags last.
     pub upstream: Vec<UpstreamConfig>,
 }

@@ -248,7 +248,7 @@ fn unknown_names_are_refused_with_the_allowed_ones() {
     refused(
         "[database]\nx = 1\n",
         "config.toml:1: database: unknown section; allowed: relay, admin, endpoint, discovery, \
-         limits, topics, plugins, storage, route, upstream",
+         limits, topics, plugins, storage, route, private_topic, upstream",
     );
     refused("max_filters = 3\n", "config.toml:1: max_filters: this key belongs under [relay]");
     refused(

@@ -76,8 +76,16 @@ fn topics(config: &Config, problems: &mut Vec<Problem>) {
             problems.push(Problem::new(format!("topics.join[{index}]"), text));
         }
     }
+    let mut private = BTreeSet::new();
+    for (index, topic) in config.private_topic.iter().enumerate() {
+        if seen.contains(&topic.name) || !private.insert(&topic.name) {
+            let text = format!("{:?} is the name of another topic too", topic.name.as_str());
+            problems.push(Problem::new(format!("private_topic[{index}].name"), text));
+        }
+    }
     let mut joined = |key: String, names: &[TopicName]| {
-        for (index, name) in names.iter().enumerate().filter(|(_, name)| !seen.contains(name)) {
+        let known = |name: &TopicName| seen.contains(name) || private.contains(name);
+        for (index, name) in names.iter().enumerate().filter(|(_, name)| !known(name)) {
             let text = format!("{:?} is not in topics.join", name.as_str());
             problems.push(Problem::new(format!("{key}[{index}]"), text).with("topics.join"));
         }

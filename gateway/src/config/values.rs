@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use crate::protocol::TopicName;
+use crate::protocol::{PublicKey, TopicName};
 
 /// Why a text is not what it should be, as a sentence that continues after `key:`.
 pub(super) type Check = fn(&str) -> Result<(), String>;
@@ -59,6 +59,26 @@ pub(super) fn http_url_or_empty(text: &str) -> Result<(), String> {
 pub(super) fn websocket_url(text: &str) -> Result<(), String> {
     require(is_url(text, &["ws", "wss"]), || {
         format!("{text:?} is not the URL of a relay; write it like wss://relay.example.org")
+    })
+}
+
+pub(super) fn websocket_url_or_empty(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    websocket_url(text).map_err(|error| format!("{error}; leave it empty (\"\") for none"))
+}
+
+/// An origin as browsers write it: scheme, host and port, nothing after them (RFC 6454).
+pub(super) fn origin(text: &str) -> Result<(), String> {
+    let ok = url::Url::parse(text)
+        .is_ok_and(|url| url.has_host() && url.origin().ascii_serialization() == text);
+    require(ok, || format!("{text:?} is not an origin; write it like https://client.example.org"))
+}
+
+pub(super) fn public_key(text: &str) -> Result<(), String> {
+    require(PublicKey::from_text(text).is_some(), || {
+        format!("{text:?} is not a public key; write 64 hexadecimal digits or npub1…")
     })
 }
 

@@ -13,9 +13,9 @@ use tokio::sync::watch;
 use super::{config::IrohRelays, *};
 use crate::{
     pipeline::{
-        Candidate, Committed, Context, Decision, EventWriter, LogEntry, Origin, Outcome, Policy,
-        PolicyWorker, Presence, Routing, Scan, Scope, Seq, StoreError, Target, Write,
-        ports::Visibility,
+        Candidate, Committed, Context, Count, Decision, EventWriter, IdSet, LogEntry, Origin,
+        Outcome, Policy, PolicyWorker, Presence, Removal, Routing, Scan, Scope, Seq, StartIngest,
+        StoreError, Target, Viewer, Write,
     },
     protocol::{
         Event, EventId, Filter, VerifiedEvent, event::compute_id, frame::MAX_GOSSIP_BYTES, hex,
@@ -57,7 +57,8 @@ impl MemoryLog {
 }
 
 impl EventWriter for MemoryLog {
-    fn presence(&self, id: &EventId, topics: &[TopicName]) -> Result<Presence, StoreError> {
+    fn presence(&self, event: &Event, topics: &[TopicName]) -> Result<Presence, StoreError> {
+        let id = &event.id;
         let known = self.entries().iter().any(|entry| entry.event.id == *id);
         Ok(match known {
             false => Presence::Unknown,
@@ -66,7 +67,7 @@ impl EventWriter for MemoryLog {
         })
     }
 
-    fn topics_replaced(&self, _event: &Event) -> Result<Vec<TopicName>, StoreError> {
+    fn topics_affected(&self, _event: &Event) -> Result<Vec<TopicName>, StoreError> {
         Ok(Vec::new())
     }
 
@@ -80,6 +81,7 @@ impl EventWriter for MemoryLog {
                 event: write.event.shared().clone(),
                 topic: Some(topic),
                 first: true,
+                private: write.private,
                 origin: write.origin.log_name().into(),
             });
         }
@@ -88,6 +90,10 @@ impl EventWriter for MemoryLog {
         drop(entries);
         (write.done)(Ok(Committed::New(seq)));
         Ok(())
+    }
+
+    fn remove(&self, _removal: Removal) -> Result<u64, StoreError> {
+        unreachable!("topics do not remove")
     }
 }
 
@@ -105,8 +111,27 @@ impl EventReader for MemoryLog {
         Some(self.entries().iter().filter(|entry| entry.seq > seq).cloned().collect())
     }
 
-    fn scan(&self, _filters: Vec<Filter>, _scope: Scope, _visible: Visibility) -> Scan {
+    fn scan(&self, _filters: Vec<Filter>, _scope: Scope, _viewer: Arc<Viewer>) -> Scan {
         unreachable!("topics do not scan")
+    }
+
+    fn count(
+        &self,
+        _filters: Vec<Filter>,
+        _scope: Scope,
+        _viewer: Arc<Viewer>,
+    ) -> BoxFuture<'_, Result<Count, StoreError>> {
+        unreachable!("topics do not count")
+    }
+
+    fn ids(
+        &self,
+        _filter: Filter,
+        _scope: Scope,
+        _viewer: Arc<Viewer>,
+        _max: usize,
+    ) -> BoxFuture<'_, Result<IdSet, StoreError>> {
+        unreachable!("topics do not reconcile with clients")
     }
 
     fn fetch(
@@ -162,16 +187,21 @@ impl Gateway {
         let log = MemoryLog::new();
         let metrics = Arc::new(Metrics::default());
         let joined = JoinedTopics::new(topics.iter().cloned());
-        let routing =
-            Routing { rules: Vec::new(), default: topics.to_vec(), joined: joined.clone() };
+        let routing = Routing {
+            rules: Vec::new(),
+            default: topics.to_vec(),
+            joined: joined.clone(),
+            private: Default::default(),
+        };
         let limits = Limits::from(&crate::pipeline::config::LimitsConfig::default());
-        let ingest = Ingest::start(
-            limits.clone(),
-            Arc::new(routing),
-            log.clone(),
-            Arc::new(Open),
-            metrics.clone(),
-        )
+        let ingest = Ingest::start(StartIngest {
+            limits: limits.clone(),
+            routing: Arc::new(routing),
+            own_urls: Default::default(),
+            writer: log.clone(),
+            policy: Arc::new(Open),
+            metrics: metrics.clone(),
+        })
         .unwrap();
         let endpoint = EndpointConfig {
             bind: "127.0.0.1:0".parse().unwrap(),
@@ -201,7 +231,11 @@ impl Gateway {
     }
 
     async fn publish(&self, event: &Event) -> Outcome {
-        let origin = Origin::Client { connection: 1, address: [127, 0, 0, 1].into() };
+        let origin = Origin::Client {
+            connection: 1,
+            address: [127, 0, 0, 1].into(),
+            viewer: Arc::default(),
+        };
         let candidate = Candidate { event: event.clone(), origin, target: Target::Routed };
         self.ingest.submit(candidate).await
     }
@@ -354,9 +388,10 @@ async fn a_stuck_topic_holds_up_nobody_and_loses_nothing() {
         let event = VerifiedEvent::from_store(event.json()).unwrap();
         let topics = vec![slow.clone(), fast.clone()];
         let done = Box::new(|_: Result<Committed, StoreError>| {});
-        log.write(Write { event, topics, origin, done }).unwrap();
+        log.write(Write { event, topics, private: false, vanish: false, origin, done }).unwrap();
     };
-    let client = || Origin::Client { connection: 1, address: [127, 0, 0, 1].into() };
+    let client =
+        || Origin::Client { connection: 1, address: [127, 0, 0, 1].into(), viewer: Arc::default() };
     commit(&event(4, "private"), client());
     commit(
         &event(1, "from the swarm"),

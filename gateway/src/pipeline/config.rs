@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{Filter, TopicName, limits::Limits};
+use crate::protocol::{Filter, PublicKey, TopicName, limits::Limits};
 
 /// `[limits]`: what an event may be, whoever sends it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,6 +50,17 @@ impl Default for TopicsConfig {
         let name = |text| TopicName::new(text).expect("the built-in topic names are valid");
         Self { join: vec![name("global"), name("announcements")], default: vec![name("global")] }
     }
+}
+
+/// `[[private_topic]]`: a topic that only its readers see. It stays on this gateway.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrivateTopicConfig {
+    pub name: TopicName,
+    /// Who may read and write it after authenticating (NIP-42), beside local connections that are no
+    /// foreign web page.
+    #[serde(default)]
+    pub readers: Vec<PublicKey>,
 }
 
 /// `[[route]]`: events published on `/` that match `filter` go to `topics`.

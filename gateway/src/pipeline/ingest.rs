@@ -17,7 +17,7 @@ use super::{
 use crate::{
     clock::unix_now,
     metrics::{EventLabels, Metrics},
-    protocol::{Event, Reason, TopicName, kinds, limits::Limits},
+    protocol::{Event, OwnUrls, Prefix, Reason, TopicName, kinds, limits::Limits},
     tasks,
 };
 
@@ -46,10 +46,22 @@ const MAX_KIB_UNDER_WAY: u32 = 64 * 1024;
 /// How many ephemeral events may wait for a slow consumer before it loses the oldest.
 const EPHEMERAL_QUEUE: usize = 1_024;
 
+/// What the pipeline is made of.
+pub struct StartIngest {
+    pub limits: Limits,
+    pub routing: Arc<Routing>,
+    /// The URLs of this relay, for requests to vanish (NIP-62).
+    pub own_urls: OwnUrls,
+    pub writer: Arc<dyn EventWriter>,
+    pub policy: Arc<dyn Policy>,
+    pub metrics: Arc<Metrics>,
+}
+
 /// The entrance of the pipeline. Cheap to clone.
 #[derive(Clone)]
 pub struct Ingest {
     limits: Arc<Limits>,
+    own_urls: Arc<OwnUrls>,
     routing: Arc<Routing>,
     inflight: Inflight,
     permits: Arc<Semaphore>,
@@ -70,6 +82,8 @@ pub(super) struct Evaluation {
     pub event: Event,
     pub origin: Origin,
     pub topics: Vec<TopicName>,
+    /// It is a request to vanish that counts here (NIP-62).
+    pub vanish: bool,
     pub received_at: u64,
     pub reply: oneshot::Sender<Outcome>,
     /// Held until the outcome is known.
@@ -81,13 +95,8 @@ impl Ingest {
     ///
     /// # Errors
     /// When the operating system has no thread left.
-    pub fn start(
-        limits: Limits,
-        routing: Arc<Routing>,
-        writer: Arc<dyn EventWriter>,
-        policy: Arc<dyn Policy>,
-        metrics: Arc<Metrics>,
-    ) -> std::io::Result<Self> {
+    pub fn start(start: StartIngest) -> std::io::Result<Self> {
+        let StartIngest { limits, routing, own_urls, writer, policy, metrics } = start;
         // The semaphore bounds the queue; the channel's own bound leaves room for the stop jobs.
         let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let (queue, jobs) = crossbeam_channel::bounded(MAX_UNDER_WAY + threads);
@@ -107,6 +116,7 @@ impl Ingest {
             .collect::<std::io::Result<Vec<_>>>()?;
         Ok(Self {
             limits: Arc::new(limits),
+            own_urls: Arc::new(own_urls),
             routing,
             inflight: Inflight::default(),
             permits: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
@@ -139,16 +149,18 @@ impl Ingest {
         if let Some(reason) = self.limits.refusal(&event, now) {
             return Outcome::Refused(reason);
         }
-        if event.is_protected() || event.embeds_protected() {
-            // NIP-70: only its authenticated author may publish it, and nobody can authenticate yet.
-            return Outcome::Refused(Reason::restricted(
-                "protected events are not accepted (NIP-70)",
-            ));
+        if let Some(reason) = protection(&event, &origin) {
+            return Outcome::Refused(reason);
+        }
+        let vanish = event.kind == kinds::VANISH;
+        if vanish && let Some(reason) = self.not_asked_to_forget(&event, &origin) {
+            return Outcome::Refused(reason);
         }
         let topics = match target {
             Target::Routed => self.routing.route(&event, now),
             Target::Topics(topics) => {
-                if let Some(why) = kinds::barred_from_public_topics(&event, now) {
+                let public = topics.iter().any(|topic| !self.routing.private.contains(topic));
+                if public && let Some(why) = kinds::barred_from_public_topics(&event, now) {
                     return Outcome::Refused(Reason::restricted(why));
                 }
                 topics
@@ -163,13 +175,30 @@ impl Ingest {
         };
         let (reply, outcome) = oneshot::channel();
         let _permits = [memory, permit];
-        let job = Evaluation { event, origin, topics, received_at: now, reply, _permits };
+        let job = Evaluation { event, origin, topics, vanish, received_at: now, reply, _permits };
         if self.queue.send(Job::Evaluate(Box::new(job))).is_err() {
             return Outcome::Refused(stopping());
         }
         outcome
             .await
             .unwrap_or_else(|_| Outcome::Refused(Reason::error("the event could not be processed")))
+    }
+
+    /// Why a request to vanish does not count here (NIP-62). One that names this relay counts only
+    /// when a client publishes it here: all gateways share the loopback URLs.
+    fn not_asked_to_forget(&self, event: &Event, origin: &Origin) -> Option<Reason> {
+        if event.asks_all_relays_to_vanish() {
+            return None;
+        }
+        if !matches!(origin, Origin::Client { .. }) {
+            return Some(Reason::restricted(
+                "a request to vanish from one relay stays there (NIP-62)",
+            ));
+        }
+        if event.tag_values("relay").any(|url| self.own_urls.contains(url)) {
+            return None;
+        }
+        Some(Reason::invalid("the request to vanish does not name this relay (relay.url, NIP-62)"))
     }
 
     /// Refuses new events, lets those under way end, and ends the worker threads.
@@ -187,6 +216,26 @@ impl Ingest {
             workers.into_iter().for_each(|worker| drop(worker.join()));
         })
         .await;
+    }
+}
+
+/// NIP-70: a protected event is published by its authenticated author alone, and nobody reposts it.
+fn protection(event: &Event, origin: &Origin) -> Option<Reason> {
+    if event.embeds_protected() {
+        return Some(Reason::restricted("it reposts a protected event (NIP-70)"));
+    }
+    if !event.is_protected() {
+        return None;
+    }
+    match origin {
+        Origin::Client { viewer, .. } if viewer.keys().contains(&event.pubkey) => None,
+        Origin::Client { .. } => Some(Reason::new(
+            Prefix::AuthRequired,
+            "only its author may publish a protected event (NIP-70)",
+        )),
+        _ => {
+            Some(Reason::restricted("protected events are taken from their authors alone (NIP-70)"))
+        }
     }
 }
 

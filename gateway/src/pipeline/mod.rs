@@ -11,14 +11,16 @@ pub mod origin;
 pub mod ports;
 pub mod routing;
 pub mod scan;
+pub mod viewer;
 mod worker;
 
 pub use decision::{Decision, Outcome};
-pub use ingest::{Candidate, Ingest, Target};
+pub use ingest::{Candidate, Ingest, StartIngest, Target};
 pub use origin::{Origin, PeerId};
 pub use ports::{
-    Committed, Context, EventReader, EventWriter, LogEntry, Passing, Policy, PolicyWorker,
-    Presence, Scope, Seq, StoreError, Visibility, Write,
+    Committed, Context, Count, EventReader, EventWriter, IdSet, LogEntry, Passing, Policy,
+    PolicyWorker, Presence, Removal, Scope, Seq, StoreError, Write,
 };
 pub use routing::{JoinedTopics, Routing};
 pub use scan::{Scan, ScanItem, ScanSender};
+pub use viewer::{PrivateTopics, SharedViewer, Viewer};

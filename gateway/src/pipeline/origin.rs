@@ -2,6 +2,7 @@
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
+use super::Viewer;
 use crate::protocol::{TopicName, hex};
 
 /// An iroh endpoint id: the ed25519 public key of another gateway.
@@ -23,8 +24,8 @@ impl fmt::Debug for PeerId {
 /// Where an event came from. A consumer never sends an event back there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// A websocket connection of this relay.
-    Client { connection: u64, address: IpAddr },
+    /// A websocket connection of this relay, with the keys it has authenticated.
+    Client { connection: u64, address: IpAddr, viewer: Arc<Viewer> },
     /// A gossip message; `peer` is only the last hop.
     Gossip { topic: TopicName, peer: PeerId },
     /// Fetched from a peer over our own ALPN, after it was announced in the topic.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::{Decision, Origin, scan::Scan};
-use crate::protocol::{Event, EventId, Filter, TopicName, VerifiedEvent};
+use super::{Decision, Origin, Viewer, scan::Scan};
+use crate::protocol::{Event, EventId, Filter, PublicKey, TopicName, VerifiedEvent};
 
 /// A position in the store's log: given at commit, rising, never reused. 0 is before everything.
 pub type Seq = u64;
@@ -24,12 +24,20 @@ pub enum Presence {
     Known,
     /// Held, but missing from at least one of those topics.
     KnownElsewhere,
+    /// Its author, or the recipient of a gift wrap, deleted it (NIP-09).
+    Deleted,
+    /// Its author vanished after it was made (NIP-62).
+    Vanished,
 }
 
 /// One event to commit.
 pub struct Write {
     pub event: VerifiedEvent,
     pub topics: Vec<TopicName>,
+    /// All of its topics are private.
+    pub private: bool,
+    /// It is a request to vanish (NIP-62) that counts here.
+    pub vanish: bool,
     pub origin: Origin,
     /// Called once, after the commit or with the failure.
     pub done: Box<dyn FnOnce(Result<Committed, StoreError>) + Send>,
@@ -44,18 +52,33 @@ pub enum Committed {
     Duplicate,
     /// A newer version of this replaceable or addressable event is held.
     Superseded,
+    /// See [`Presence::Deleted`].
+    Deleted,
+    /// See [`Presence::Vanished`].
+    Vanished,
+}
+
+/// What an operator takes out of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    Event(EventId),
+    Author(PublicKey),
 }
 
 /// The writing side of the store. All methods block and are called from worker threads only.
 pub trait EventWriter: Send + Sync + 'static {
-    /// Looks an id up among the committed ones.
-    fn presence(&self, id: &EventId, topics: &[TopicName]) -> Result<Presence, StoreError>;
+    /// Looks an event up among the committed ones and the tombstones. It is not verified yet.
+    fn presence(&self, event: &Event, topics: &[TopicName]) -> Result<Presence, StoreError>;
 
-    /// The topics of the version that this replaceable or addressable event would replace.
-    fn topics_replaced(&self, event: &Event) -> Result<Vec<TopicName>, StoreError>;
+    /// The topics that hold what this event acts on: the version that it would replace, the events
+    /// that it deletes (NIP-09), all events of an author who vanishes (NIP-62).
+    fn topics_affected(&self, event: &Event) -> Result<Vec<TopicName>, StoreError>;
 
     /// Queues an event for the next group commit; waits while the queue is full.
     fn write(&self, write: Write) -> Result<(), StoreError>;
+
+    /// Removes events; returns after the commit with how many there were.
+    fn remove(&self, removal: Removal) -> Result<u64, StoreError>;
 }
 
 /// One step of the log: an event was stored, or a stored one became part of a topic.
@@ -68,6 +91,8 @@ pub struct LogEntry {
     pub topic: Option<TopicName>,
     /// Whether this is the event's first entry: the one that subscriptions on `/` see.
     pub first: bool,
+    /// Whether the event was in private topics alone when this was logged.
+    pub private: bool,
     /// [`Origin::log_name`] of where it came from.
     pub origin: Arc<str>,
 }
@@ -89,6 +114,18 @@ impl Scope {
             Self::Topic(name) => entry.topic.as_ref() == Some(name),
         }
     }
+
+    /// Whether this scope and the viewer's rights allow the entry to be shown. Whoever looks at a
+    /// private topic itself was asked for the right to do so before.
+    pub fn may_show(&self, entry: &LogEntry, viewer: &Viewer) -> bool {
+        let topic_allows = match self {
+            Self::All => {
+                !entry.private || entry.topic.as_ref().is_some_and(|t| viewer.may_read_topic(t))
+            }
+            Self::Topic(_) => true,
+        };
+        topic_allows && viewer.may_read(&entry.event)
+    }
 }
 
 /// The reading side of the store. Nothing here waits for the writer.
@@ -105,8 +142,27 @@ pub trait EventReader: Send + Sync + 'static {
     fn recent_log_after(&self, seq: Seq) -> Option<Vec<LogEntry>>;
 
     /// Runs the filters against one snapshot. `limit` of each filter must be set by the caller.
-    /// Events that `visible` refuses are left out and do not count.
-    fn scan(&self, filters: Vec<Filter>, scope: Scope, visible: Visibility) -> Scan;
+    /// Events that the viewer may not read are left out and do not count.
+    fn scan(&self, filters: Vec<Filter>, scope: Scope, viewer: Arc<Viewer>) -> Scan;
+
+    /// How many different events match at least one of the filters, whose limits do not matter
+    /// (NIP-45).
+    fn count(
+        &self,
+        filters: Vec<Filter>,
+        scope: Scope,
+        viewer: Arc<Viewer>,
+    ) -> BoxFuture<'_, Result<Count, StoreError>>;
+
+    /// `created_at` and id of every event that the filter matches, for reconciliation (NIP-77). The
+    /// filter's limit counts; more than `max` events are [`IdSet::TooMany`].
+    fn ids(
+        &self,
+        filter: Filter,
+        scope: Scope,
+        viewer: Arc<Viewer>,
+        max: usize,
+    ) -> BoxFuture<'_, Result<IdSet, StoreError>>;
 
     /// The canonical JSON of those of these events that are in the topic.
     fn fetch(
@@ -123,8 +179,20 @@ pub trait EventReader: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<Vec<EventId>, StoreError>>;
 }
 
-/// Who is looking: decides what a query may show beyond its filters.
-pub type Visibility = Arc<dyn Fn(&Event) -> bool + Send + Sync>;
+/// The answer to a count (NIP-45).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Count {
+    pub count: u64,
+    /// Counting was given up at a bound: there are at least so many.
+    pub approximate: bool,
+}
+
+/// Ids to reconcile, in no particular order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdSet {
+    All(Vec<(u64, EventId)>),
+    TooMany,
+}
 
 /// What the policy learns beside the event.
 #[derive(Debug)]
@@ -155,5 +223,7 @@ pub struct Passing {
     pub first: bool,
     /// The topics that it is new to.
     pub topics: Arc<[TopicName]>,
+    /// All topics that it was meant for are private.
+    pub private: bool,
     pub origin: Origin,
 }

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use arc_swap::ArcSwap;
 
+use super::PrivateTopics;
 use crate::protocol::{Event, Filter, TopicName, kinds};
 
 /// The topics this gateway is in at the moment. Cheap to clone; all clones see the same set.
@@ -31,18 +32,22 @@ impl JoinedTopics {
 pub struct Routing {
     pub rules: Vec<(Filter, Vec<TopicName>)>,
     pub default: Vec<TopicName>,
+    /// The public topics. No tag leads into a private one.
     pub joined: JoinedTopics,
+    pub private: PrivateTopics,
 }
 
 impl Routing {
-    /// The topics for an event published on `/`; none for what may not enter a public topic.
+    /// The topics for an event published on `/`. What may not enter a public topic goes to the
+    /// private ones of the rules alone.
     pub fn route(&self, event: &Event, now: u64) -> Vec<TopicName> {
-        if kinds::barred_from_public_topics(event, now).is_some() {
-            return Vec::new();
-        }
         let by_rule =
             self.rules.iter().filter(|(filter, _)| filter.matches(event)).flat_map(|(_, to)| to);
-        let topics = self.joined_only(by_rule);
+        let mut topics = self.ours(by_rule);
+        if kinds::barred_from_public_topics(event, now).is_some() {
+            topics.retain(|topic| self.private.contains(topic));
+            return topics;
+        }
         if !topics.is_empty() {
             return topics;
         }
@@ -52,17 +57,17 @@ impl Routing {
         if !topics.is_empty() {
             return topics.into_iter().collect();
         }
-        self.joined_only(&self.default)
+        self.ours(&self.default)
     }
 
-    /// Those of the topics that are joined, each once.
-    pub fn joined_only<'a>(
-        &self,
-        topics: impl IntoIterator<Item = &'a TopicName>,
-    ) -> Vec<TopicName> {
+    /// Those of the topics that are joined or private here, each once.
+    pub fn ours<'a>(&self, topics: impl IntoIterator<Item = &'a TopicName>) -> Vec<TopicName> {
         let joined = self.joined.all();
-        let topics: BTreeSet<_> =
-            topics.into_iter().filter(|name| joined.contains(*name)).cloned().collect();
+        let topics: BTreeSet<_> = topics
+            .into_iter()
+            .filter(|name| joined.contains(*name) || self.private.contains(name))
+            .cloned()
+            .collect();
         topics.into_iter().collect()
     }
 }

@@ -16,12 +16,17 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use super::{Seq, StoreError};
 
 /// What a scan yields, in this order: events newest first (filter by filter, each event once), then
-/// one [`ScanItem::End`] with the log position of the snapshot that was read.
+/// one [`ScanItem::End`].
 #[derive(Debug)]
 pub enum ScanItem {
     /// Canonical JSON.
     Event(Arc<str>),
-    End(Seq),
+    End {
+        /// The log position of the snapshot that was read.
+        at: Seq,
+        /// Every stored event that matches was sent (NIP-67): no limit cut the answer.
+        complete: bool,
+    },
     Failed(StoreError),
 }
 
@@ -102,10 +107,10 @@ impl ScanSender {
         }
     }
 
-    /// Everything was sent; `at` is the log position of the snapshot.
-    pub fn end(&self, at: Seq) {
+    /// Everything was sent; see [`ScanItem::End`].
+    pub fn end(&self, at: Seq, complete: bool) {
         // Not a blocking send: the receiver may never read.
-        while self.items.try_send(ScanItem::End(at)).is_err() {
+        while self.items.try_send(ScanItem::End { at, complete }).is_err() {
             if self.wait().is_err() {
                 return;
             }

@@ -41,17 +41,19 @@ pub(super) fn run(jobs: &crossbeam_channel::Receiver<Job>, shared: &Shared, poli
 }
 
 fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
-    let Evaluation { event, origin, mut topics, received_at, reply, _permits } = job;
+    let Evaluation { event, origin, mut topics, vanish, received_at, reply, _permits } = job;
     let is_ephemeral = event.class() == kinds::Class::Ephemeral;
 
     // A known id is answered without verifying again: most gossip traffic ends here.
     let presence = if is_ephemeral {
         Ok(shared.recent.presence(&event.id, &topics))
     } else {
-        shared.writer.presence(&event.id, &topics)
+        shared.writer.presence(&event, &topics)
     };
     match presence {
         Ok(Presence::Known) => return answer(reply, Outcome::Duplicate),
+        Ok(Presence::Deleted) => return answer(reply, Outcome::Refused(deleted())),
+        Ok(Presence::Vanished) => return answer(reply, Outcome::Refused(vanished())),
         Ok(Presence::Unknown | Presence::KnownElsewhere) => {}
         Err(error) => return answer(reply, store_failure(&error)),
     }
@@ -61,11 +63,14 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         Err(error) => return answer(reply, Outcome::Refused(Reason::invalid(error.to_string()))),
     };
 
-    // A new version goes to every topic that holds the old one, and the policy sees that it does.
-    match shared.writer.topics_replaced(&event) {
-        Ok(replaced) => {
-            for topic in shared.routing.joined_only(&replaced) {
-                if !topics.contains(&topic) {
+    // What acts on other events goes to every topic that holds them, and the policy sees that it
+    // does. A request to this relay alone goes nowhere.
+    match shared.writer.topics_affected(&event) {
+        Ok(affected) => {
+            for topic in shared.routing.ours(&affected) {
+                let barred = !shared.routing.private.contains(&topic)
+                    && kinds::barred_from_public_topics(&event, received_at).is_some();
+                if !barred && !topics.contains(&topic) {
                     topics.push(topic);
                 }
             }
@@ -79,8 +84,10 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         Decision::Reject(reason) => return answer(reply, Outcome::Refused(reason)),
         Decision::ShadowReject => return answer(reply, Outcome::Shadowed),
         Decision::Route(chosen) => {
-            let barred = kinds::barred_from_public_topics(&event, received_at).is_some();
-            topics = if barred { Vec::new() } else { shared.routing.joined_only(&chosen) };
+            topics = shared.routing.ours(&chosen);
+            if kinds::barred_from_public_topics(&event, received_at).is_some() {
+                topics.retain(|topic| shared.routing.private.contains(topic));
+            }
             // What a swarm brought stays part of the topic it came by.
             if let Some(own) = origin.topic()
                 && !topics.contains(own)
@@ -90,13 +97,14 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         }
     }
 
+    let private = shared.routing.private.hide(&topics);
     if is_ephemeral {
         let (first, news) = shared.recent.remember(&event.id, topics);
         if !first && news.is_empty() {
             return answer(reply, Outcome::Duplicate);
         }
         // No receiver is no failure: nobody listens at the moment.
-        let _ = shared.passing.send(Passing { event, first, topics: news.into(), origin });
+        let _ = shared.passing.send(Passing { event, first, topics: news.into(), private, origin });
         return answer(reply, Outcome::Passed);
     }
 
@@ -109,12 +117,14 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
                 Prefix::Replaced,
                 "a newer version of this event is stored",
             )),
+            Ok(Committed::Deleted) => Outcome::Refused(deleted()),
+            Ok(Committed::Vanished) => Outcome::Refused(vanished()),
             Err(error) => store_failure(&error),
         };
         answer(reply, outcome);
         drop(_permits);
     });
-    let write = Write { event, topics, origin, done };
+    let write = Write { event, topics, private, vanish, origin, done };
     if let Err(error) = shared.writer.write(write) {
         // The write took the reply with it: the submitter learns of it by the closed channel.
         tracing::error!(%error, "the store takes no more events");
@@ -125,6 +135,14 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
 fn store_failure(error: &super::StoreError) -> Outcome {
     tracing::error!(%error, "the store failed");
     Outcome::Refused(Reason::error("the event could not be stored"))
+}
+
+fn deleted() -> Reason {
+    Reason::new(Prefix::Blocked, "the event was deleted by its author (NIP-09)")
+}
+
+fn vanished() -> Reason {
+    Reason::new(Prefix::Blocked, "its author asked to be forgotten (NIP-62)")
 }
 
 /// A submitter that went away does not need its answer.

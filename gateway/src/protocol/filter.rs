@@ -25,6 +25,8 @@ pub struct Filter {
     pub until: Option<u64>,
     /// The most stored events to send; it says nothing about live ones.
     pub limit: Option<u64>,
+    /// Words that the event must have (NIP-50). Only the store's search index can tell.
+    pub search: Option<String>,
 }
 
 /// Why a filter was refused.
@@ -54,7 +56,7 @@ impl Filter {
         })
     }
 
-    /// Whether the event satisfies every condition. `limit` is not a condition.
+    /// Whether the event satisfies every condition but `search`. `limit` is not a condition.
     pub fn matches(&self, event: &Event) -> bool {
         self.since.is_none_or(|since| event.created_at >= since)
             && self.until.is_none_or(|until| event.created_at <= until)
@@ -113,6 +115,9 @@ impl Serialize for Filter {
         for (letter, values) in &self.tags {
             map.serialize_entry(&format!("#{}", char::from(*letter)), values)?;
         }
+        if let Some(search) = &self.search {
+            map.serialize_entry("search", search)?;
+        }
         for (key, value) in [("since", self.since), ("until", self.until), ("limit", self.limit)] {
             if let Some(value) = value {
                 map.serialize_entry(key, &value)?;
@@ -157,6 +162,9 @@ impl<'de> Deserialize<'de> for Filter {
                         "since" => set(&mut filter.since, &key, map.next_value().map_err(named)?)?,
                         "until" => set(&mut filter.until, &key, map.next_value().map_err(named)?)?,
                         "limit" => set(&mut filter.limit, &key, map.next_value().map_err(named)?)?,
+                        "search" => {
+                            set(&mut filter.search, &key, map.next_value().map_err(named)?)?;
+                        }
                         _ => match *key.as_bytes() {
                             [b'#', letter] if letter.is_ascii_alphabetic() => {
                                 let values: Vec<String> = map.next_value().map_err(named)?;
@@ -214,7 +222,7 @@ mod tests {
     #[test]
     fn unknown_elements_and_wrong_shapes_are_told_apart() {
         assert!(matches!(Filter::parse(r##"{"#emoji":["x"]}"##), Err(FilterError::Unsupported(_))));
-        assert!(matches!(Filter::parse(r#"{"search":"x"}"#), Err(FilterError::Unsupported(_))));
+        assert_eq!(Filter::parse(r#"{"search":"x"}"#).unwrap().search.as_deref(), Some("x"));
         for bad in [
             r#"{"kinds":"1"}"#,
             r#"{"kinds":[-1]}"#,

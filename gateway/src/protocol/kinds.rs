@@ -25,6 +25,14 @@ pub const fn class(kind: u16) -> Class {
     }
 }
 
+/// A direct message (NIP-04).
+pub const DIRECT_MESSAGE: u16 = 4;
+/// A deletion request (NIP-09).
+pub const DELETION: u16 = 5;
+/// A request to vanish (NIP-62).
+pub const VANISH: u16 = 62;
+/// A gift wrap (NIP-59).
+pub const GIFT_WRAP: u16 = 1_059;
 /// Client authentication (NIP-42): for this relay alone.
 pub const AUTH: u16 = 22_242;
 /// HTTP authentication (NIP-98): for one HTTP request alone.
@@ -59,6 +67,8 @@ pub fn barred_from_public_topics(event: &Event, now: u64) -> Option<&'static str
         Some("protected events do not enter topics (NIP-70)")
     } else if event.is_expired(now) {
         Some("the event has expired (NIP-40)")
+    } else if event.kind == VANISH && !event.asks_all_relays_to_vanish() {
+        Some("a request to vanish from one relay stays there (NIP-62)")
     } else {
         None
     }

@@ -10,6 +10,7 @@ pub mod kinds;
 pub mod limits;
 pub mod message;
 pub mod reason;
+pub mod relay_url;
 #[cfg(test)]
 pub mod signing;
 pub mod topic;
@@ -17,4 +18,5 @@ pub mod topic;
 pub use event::{Event, EventError, EventId, PublicKey, Tag, VerifiedEvent, VerifyError};
 pub use filter::{Filter, FilterError};
 pub use reason::{Prefix, Reason};
+pub use relay_url::OwnUrls;
 pub use topic::{TopicName, TopicNameError};

@@ -10,6 +10,11 @@ use serde::{Deserialize, Serialize};
 pub struct RelayConfig {
     /// Address and port of the listener.
     pub listen: SocketAddr,
+    /// The URL under which clients reach this relay, like `wss://relay.example.org`; empty when it
+    /// is only reached at the listener's own address. NIP-42 and NIP-62 events must name it.
+    pub url: String,
+    /// Web pages that may read private topics without authenticating, as in the `Origin` header.
+    pub trusted_origins: Vec<String>,
     /// NIP-11 `name`.
     pub name: String,
     /// NIP-11 `description`.
@@ -36,6 +41,8 @@ impl Default for RelayConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 4869)),
+            url: String::new(),
+            trusted_origins: Vec::new(),
             name: "nostr-gateway".to_owned(),
             description: "A local relay that is a window onto peer-to-peer topics".to_owned(),
             contact: String::new(),

@@ -128,7 +128,9 @@ fn place(path: &str, relay: &Relay) -> Option<Place> {
             }
             let name = percent_decode_str(name).decode_utf8().ok()?;
             match TopicName::new(&name) {
-                Ok(name) if relay.topics.contains(name.as_str()) => {
+                Ok(name)
+                    if relay.topics.contains(name.as_str()) || relay.private.contains(&name) =>
+                {
                     Some(Place::Relay(Scope::Topic(name)))
                 }
                 _ => Some(Place::UnknownTopic),

@@ -14,8 +14,8 @@ pub use listener::{Listener, bind};
 
 use crate::{
     metrics::Metrics,
-    pipeline::{EventReader, Ingest, JoinedTopics},
-    protocol::limits::Limits,
+    pipeline::{EventReader, Ingest, JoinedTopics, PrivateTopics},
+    protocol::{OwnUrls, limits::Limits},
     subscriptions::Subscriptions,
 };
 
@@ -27,9 +27,22 @@ pub struct Relay {
     pub reader: Arc<dyn EventReader>,
     pub subscriptions: Arc<Subscriptions>,
     pub topics: JoinedTopics,
+    pub private: PrivateTopics,
+    pub own_urls: OwnUrls,
     pub metrics: Arc<Metrics>,
     /// What keeps the gateway from its work at the moment, for `/health`.
     pub trouble: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,
+}
+
+/// The URLs under which clients know this relay: `relay.url`, and the listener's own address.
+/// Loopback has three names.
+pub fn own_urls(config: &RelayConfig, listening: SocketAddr) -> OwnUrls {
+    let mut urls = vec![config.url.clone(), format!("ws://{listening}")];
+    if listening.ip().is_loopback() || listening.ip().is_unspecified() {
+        let port = listening.port();
+        urls.extend(["127.0.0.1", "localhost", "[::1]"].map(|host| format!("ws://{host}:{port}")));
+    }
+    OwnUrls::new(urls.iter().map(String::as_str))
 }
 
 /// Why an address cannot be listened on.

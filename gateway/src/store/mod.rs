@@ -4,12 +4,19 @@
 //! file, because a query through sqlx costs ten times as much.
 
 pub mod config;
+mod known;
+mod memory;
 mod names;
+mod newest;
 mod open;
+mod presence;
 mod query;
 mod ranges;
 mod readers;
+mod remove;
+mod tag_keys;
 mod tail;
+mod tombstones;
 mod writer;
 mod writes;
 
@@ -17,6 +24,7 @@ mod writes;
 mod tests;
 
 use std::{
+    io,
     path::Path,
     sync::{
         Arc,
@@ -33,15 +41,16 @@ pub use open::OpenError;
 use crate::{
     metrics::Metrics,
     pipeline::{
-        EventReader, EventWriter, LogEntry, Presence, Scan, Scope, Seq, StoreError, Visibility,
-        Write,
+        Count, EventReader, EventWriter, IdSet, LogEntry, Presence, Removal, Scan, Scope, Seq,
+        StoreError, Viewer, Write,
     },
     protocol::{Event, EventId, Filter, TopicName},
     tasks,
 };
+use memory::Memory;
 use readers::Readers;
 use tail::Tail;
-use writes::Writes;
+use writes::{Order, Writes};
 
 /// How many events may wait for the writer.
 const WRITE_QUEUE: usize = 4_096;
@@ -50,6 +59,7 @@ const WRITE_QUEUE: usize = 4_096;
 pub struct Store {
     readers: Readers,
     tail: Arc<Tail>,
+    memory: Arc<Memory>,
     writes: Writes,
     /// The last commit failed.
     failing: Arc<AtomicBool>,
@@ -77,18 +87,31 @@ impl Store {
         let (write, read) = connections.await.map_err(|e| OpenError::thread(&path, &e))??;
         let head = open::head(&read[0]).map_err(|e| OpenError::sqlite(&path, &e))?;
         let tail = Arc::new(Tail::new(head));
+        let memory = Arc::new(Memory::new(stored_at_start));
         let failing = Arc::new(AtomicBool::new(false));
         let (queue, waiting) = mpsc::channel(WRITE_QUEUE);
         let thread = {
-            let (tail, failing) = (tail.clone(), failing.clone());
-            tasks::thread("store-writer", move || {
-                writer::run(write, waiting, &tail, &failing, &metrics);
-            })
+            let shared = writer::Shared {
+                tail: tail.clone(),
+                memory: memory.clone(),
+                failing: failing.clone(),
+                metrics,
+            };
+            tasks::thread("store-writer", move || writer::run(write, waiting, &shared))
         };
         let thread = thread.map_err(|e| OpenError::thread(&path, &e))?;
         let readers = Readers::start(&path, read).map_err(|e| OpenError::thread(&path, &e))?;
         let writes = Writes::new(queue, thread);
-        Ok(Self { readers, tail, writes, failing, stored_at_start })
+        let load = {
+            let memory = memory.clone();
+            readers.run(move |connection| {
+                if let Err(error) = memory.load(connection) {
+                    tracing::error!(%error, "cannot read the database into memory; it will be slow");
+                }
+            })
+        };
+        load.map_err(|error| OpenError::thread(&path, &io::Error::other(error)))?;
+        Ok(Self { readers, tail, memory, writes, failing, stored_at_start })
     }
 
     /// How many events were stored when it was opened.
@@ -119,16 +142,33 @@ impl Store {
 }
 
 impl EventWriter for Store {
-    fn presence(&self, id: &EventId, topics: &[TopicName]) -> Result<Presence, StoreError> {
-        self.readers.with_own_connection(|connection| query::presence(connection, id, topics))
+    fn presence(&self, event: &Event, topics: &[TopicName]) -> Result<Presence, StoreError> {
+        if presence::is_surely_new(&self.memory, event) {
+            return Ok(Presence::Unknown);
+        }
+        self.readers.with_own_connection(|connection| {
+            presence::presence(connection, &self.memory, event, topics)
+        })
     }
 
-    fn topics_replaced(&self, event: &Event) -> Result<Vec<TopicName>, StoreError> {
-        self.readers.with_own_connection(|connection| query::topics_replaced(connection, event))
+    fn topics_affected(&self, event: &Event) -> Result<Vec<TopicName>, StoreError> {
+        if !presence::acts_on_others(event) {
+            return Ok(Vec::new());
+        }
+        self.readers.with_own_connection(|connection| {
+            presence::topics_affected(connection, &self.memory, event)
+        })
     }
 
     fn write(&self, write: Write) -> Result<(), StoreError> {
-        self.writes.send(write)
+        self.writes.send(Order::Write(write))
+    }
+
+    fn remove(&self, removal: Removal) -> Result<u64, StoreError> {
+        let (answer, removed) = crossbeam_channel::bounded(1);
+        let answer = Box::new(move |result| drop(answer.send(result)));
+        self.writes.send(Order::Remove(removal, answer))?;
+        removed.recv().map_err(|_| StoreError("the store is closed".to_owned()))?
     }
 }
 
@@ -145,17 +185,37 @@ impl EventReader for Store {
         self.tail.after(seq)
     }
 
-    fn scan(&self, filters: Vec<Filter>, scope: Scope, visible: Visibility) -> Scan {
+    fn scan(&self, filters: Vec<Filter>, scope: Scope, viewer: Arc<Viewer>) -> Scan {
         let (mut out, scan) = Scan::new();
+        let memory = self.memory.clone();
         let queued = self.readers.run(move |connection| {
             out.begin();
-            query::scan(connection, &filters, &scope, &*visible, &out);
+            query::scan(connection, &memory, &filters, &scope, &viewer, &out);
         });
         if let Err(error) = queued {
             // The sender went with the job: the receiver sees the end of the channel.
             tracing::warn!(%error, "a query was refused");
         }
         scan
+    }
+
+    fn count(
+        &self,
+        _filters: Vec<Filter>,
+        _scope: Scope,
+        _viewer: Arc<Viewer>,
+    ) -> BoxFuture<'_, Result<Count, StoreError>> {
+        self.ask(move |_| Err(StoreError("not yet".to_owned())))
+    }
+
+    fn ids(
+        &self,
+        _filter: Filter,
+        _scope: Scope,
+        _viewer: Arc<Viewer>,
+        _max: usize,
+    ) -> BoxFuture<'_, Result<IdSet, StoreError>> {
+        self.ask(move |_| Err(StoreError("not yet".to_owned())))
     }
 
     fn fetch(

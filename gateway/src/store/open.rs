@@ -6,14 +6,17 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use sqlx::{
     ConnectOptions, Connection as _,
     sqlite::{SqliteConnectOptions, SqliteJournalMode},
 };
 
-use super::config::Durability;
-use crate::pipeline::Seq;
+use super::{config::Durability, tag_keys::tag_keys};
+use crate::{
+    pipeline::Seq,
+    protocol::{Event, EventId},
+};
 
 /// Why the store cannot be opened. The text names the file.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +89,7 @@ pub(super) fn connections(
     durability: Durability,
 ) -> Result<(Connection, Vec<Connection>), OpenError> {
     let failed = |error: rusqlite::Error| OpenError::new(path, error);
-    let write = Connection::open_with_flags(
+    let mut write = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )
@@ -101,6 +104,7 @@ pub(super) fn connections(
     write.pragma_update(None, "cache_size", -16_000).map_err(failed)?;
     write.pragma_update(None, "journal_size_limit", 64 << 20).map_err(failed)?;
     write.set_prepared_statement_cache_capacity(64);
+    fill_tags(&mut write).map_err(failed)?;
     let read = (0..READERS).map(|_| reader(path)).collect::<Result<_, _>>().map_err(failed)?;
     Ok((write, read))
 }
@@ -121,7 +125,59 @@ pub(super) fn reader(path: &Path) -> Result<Connection, rusqlite::Error> {
 /// The log's newest position.
 pub(super) fn head(connection: &Connection) -> Result<Seq, rusqlite::Error> {
     connection
-        .prepare_cached("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'log'")?
+        .prepare_cached("SELECT value FROM state WHERE name = 'head'")?
         .query_row([], |row| row.get::<_, i64>(0))
         .map(i64::cast_unsigned)
+}
+
+/// Part of the commit that gave the positions.
+pub(super) fn set_head(connection: &Connection, head: Seq) -> Result<(), rusqlite::Error> {
+    connection
+        .prepare_cached("UPDATE state SET value = ?1 WHERE name = 'head'")?
+        .execute([head.cast_signed()])?;
+    Ok(())
+}
+
+/// The row of a held event.
+pub(super) fn row_of(
+    connection: &Connection,
+    id: &EventId,
+) -> Result<Option<i64>, rusqlite::Error> {
+    connection
+        .prepare_cached("SELECT row FROM events WHERE substr(id, 1, 8) = ?1 AND id = ?2")?
+        .query_row(params![&id.0[..8], &id.0], |row| row.get(0))
+        .optional()
+}
+
+/// What stands in `state` once the index of tags is that of [`tag_keys`].
+const TAGS_VERSION: i64 = 1;
+
+/// Fills the index of tags of a file that another version wrote. Once, in one transaction.
+fn fill_tags(connection: &mut Connection) -> Result<(), rusqlite::Error> {
+    let version: Option<i64> = connection
+        .query_row("SELECT value FROM state WHERE name = 'tags_version'", [], |row| row.get(0))
+        .optional()?;
+    if version == Some(TAGS_VERSION) {
+        return Ok(());
+    }
+    let transaction = connection.transaction()?;
+    transaction.execute("DELETE FROM tags", [])?;
+    {
+        let mut events = transaction.prepare("SELECT row, json FROM events ORDER BY row")?;
+        let mut insert =
+            transaction.prepare("INSERT INTO tags (key, created_at, event) VALUES (?1, ?2, ?3)")?;
+        let mut rows = events.query([])?;
+        while let Some(found) = rows.next()? {
+            let row: i64 = found.get(0)?;
+            let Ok(event) = Event::parse(found.get_ref(1)?.as_str()?) else { continue };
+            for key in tag_keys(&event) {
+                insert.execute(params![key, event.created_at.cast_signed(), row])?;
+            }
+        }
+    }
+    transaction.execute(
+        "INSERT OR REPLACE INTO state (name, value) VALUES ('tags_version', ?1)",
+        [TAGS_VERSION],
+    )?;
+    transaction.commit()
 }

@@ -6,9 +6,10 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
-use rusqlite::{Connection, ToSql, types::Value};
+use rusqlite::{Connection, OptionalExtension, ToSql, types::Value};
 
-use crate::protocol::{Filter, PublicKey, hex};
+use super::{memory::Memory, tag_keys::tag_key};
+use crate::protocol::Filter;
 
 /// An event's place: newer ones compare greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,56 +23,72 @@ pub(super) struct Place {
 pub(super) enum Key {
     /// Single events, found by id beforehand; newest last.
     Places(Vec<Place>),
-    AuthorKind(PublicKey, u16),
-    Author(PublicKey),
-    Tag(u8, Vec<u8>),
+    AuthorKind(u32, u16),
+    Tag(i64),
     Kind(u16),
     Topic(i64),
-    Everything,
+    /// All of them. Kind and author of the last one that was read: within a second, that is the order
+    /// of the index.
+    Everything(i64, i64),
 }
-
-/// Above this many (author, kind) pairs, ranges are by author alone.
-const MAX_PAIRS: usize = 4_096;
 
 /// Chooses the index: the fewest ranges win, more selective ones first. `ids` are the places of the
 /// filter's ids, when it has any; `topic` is the number of the topic that is looked at.
-pub(super) fn keys(filter: &Filter, ids: Option<Vec<Place>>, topic: Option<i64>) -> Vec<Key> {
+pub(super) fn keys(
+    connection: &Connection,
+    memory: &Memory,
+    filter: &Filter,
+    ids: Option<Vec<Place>>,
+    topic: Option<i64>,
+) -> rusqlite::Result<Vec<Key>> {
     if let Some(places) = ids {
-        return vec![Key::Places(places)];
+        return Ok(vec![Key::Places(places)]);
     }
     let tag = filter.tags.iter().min_by_key(|(_, values)| values.len());
     let authors = filter.authors.as_ref();
     if let Some((letter, values)) = tag
         && authors.is_none_or(|authors| values.len() < authors.len())
     {
-        return values.iter().map(|value| Key::Tag(*letter, tag_key(value))).collect();
+        let mut keys: Vec<i64> = values.iter().map(|value| tag_key(*letter, value)).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        return Ok(keys.into_iter().map(Key::Tag).collect());
     }
     if let Some(authors) = authors {
-        return match &filter.kinds {
-            Some(kinds) if authors.len().saturating_mul(kinds.len()) <= MAX_PAIRS => authors
-                .iter()
-                .flat_map(|author| kinds.iter().map(|kind| Key::AuthorKind(*author, *kind)))
-                .collect(),
-            _ => authors.iter().copied().map(Key::Author).collect(),
-        };
+        let mut keys = Vec::new();
+        for author in authors {
+            let Some(author) = memory.author(connection, author)? else { continue };
+            match &filter.kinds {
+                Some(kinds) => keys.extend(kinds.iter().map(|kind| Key::AuthorKind(author, *kind))),
+                None => {
+                    let kinds = kinds_of(connection, author)?;
+                    keys.extend(kinds.into_iter().map(|kind| Key::AuthorKind(author, kind)));
+                }
+            }
+        }
+        return Ok(keys);
     }
-    match (topic, &filter.kinds) {
+    Ok(match (topic, &filter.kinds) {
         (Some(topic), _) => vec![Key::Topic(topic)],
         (None, Some(kinds)) => kinds.iter().copied().map(Key::Kind).collect(),
-        (None, None) => vec![Key::Everything],
-    }
+        (None, None) => vec![Key::Everything(i64::MAX, i64::MAX)],
+    })
 }
 
-/// Longest tag value in the index, in bytes; the rest is compared on the event.
-const MAX_TAG_KEY: usize = 64;
-
-/// How a tag value stands in the index: the bytes that 64 hexadecimal digits stand for, otherwise the
-/// text, cut.
-pub(super) fn tag_key(value: &str) -> Vec<u8> {
-    match hex::decode::<32>(value) {
-        Some(bytes) => bytes.to_vec(),
-        None => value.as_bytes()[..value.len().min(MAX_TAG_KEY)].to_vec(),
+/// The kinds of which an author has events: one look-up for each.
+fn kinds_of(connection: &Connection, author: u32) -> rusqlite::Result<Vec<u16>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT kind FROM events INDEXED BY events_by_author \
+         WHERE author = ?1 AND kind > ?2 ORDER BY kind LIMIT 1",
+    )?;
+    let (mut kinds, mut last) = (Vec::new(), -1_i64);
+    while let Some(kind) =
+        statement.query_row([i64::from(author), last], |row| row.get::<_, u16>(0)).optional()?
+    {
+        kinds.push(kind);
+        last = i64::from(kind);
     }
+    Ok(kinds)
 }
 
 impl Key {
@@ -81,13 +98,8 @@ impl Key {
         match self {
             Self::Places(_) => "",
             Self::AuthorKind(..) => {
-                "SELECT created_at, row FROM events INDEXED BY events_by_author_kind \
-                 WHERE pubkey = ?5 AND kind = ?6 AND (created_at, row) < (?1, ?2) \
-                 AND created_at >= ?3 ORDER BY created_at DESC, row DESC LIMIT ?4"
-            }
-            Self::Author(_) => {
                 "SELECT created_at, row FROM events INDEXED BY events_by_author \
-                 WHERE pubkey = ?5 AND (created_at, row) < (?1, ?2) \
+                 WHERE author = ?5 AND kind = ?6 AND (created_at, row) < (?1, ?2) \
                  AND created_at >= ?3 ORDER BY created_at DESC, row DESC LIMIT ?4"
             }
             Self::Kind(_) => {
@@ -95,14 +107,14 @@ impl Key {
                  WHERE kind = ?5 AND (created_at, row) < (?1, ?2) \
                  AND created_at >= ?3 ORDER BY created_at DESC, row DESC LIMIT ?4"
             }
-            Self::Everything => {
-                "SELECT created_at, row FROM events INDEXED BY events_by_time \
-                 WHERE (created_at, row) < (?1, ?2) \
-                 AND created_at >= ?3 ORDER BY created_at DESC, row DESC LIMIT ?4"
+            Self::Everything(..) => {
+                "SELECT created_at, row, kind, author FROM events INDEXED BY events_by_time \
+                 WHERE (created_at, kind, author, row) < (?1, ?5, ?6, ?2) AND created_at >= ?3 \
+                 ORDER BY created_at DESC, kind DESC, author DESC, row DESC LIMIT ?4"
             }
-            Self::Tag(..) => {
+            Self::Tag(_) => {
                 "SELECT created_at, event FROM tags \
-                 WHERE letter = ?5 AND value = ?6 AND (created_at, event) < (?1, ?2) \
+                 WHERE key = ?5 AND (created_at, event) < (?1, ?2) \
                  AND created_at >= ?3 ORDER BY created_at DESC, event DESC LIMIT ?4"
             }
             Self::Topic(_) => {
@@ -115,14 +127,12 @@ impl Key {
 
     fn parameters(&self) -> Vec<Value> {
         match self {
-            Self::Places(_) | Self::Everything => vec![],
+            Self::Places(_) => vec![],
+            Self::Everything(kind, author) => vec![Value::Integer(*kind), Value::Integer(*author)],
             Self::AuthorKind(author, kind) => {
-                vec![Value::Blob(author.0.to_vec()), Value::Integer(i64::from(*kind))]
+                vec![Value::Integer(i64::from(*author)), Value::Integer(i64::from(*kind))]
             }
-            Self::Author(author) => vec![Value::Blob(author.0.to_vec())],
-            Self::Tag(letter, value) => {
-                vec![Value::Integer(i64::from(*letter)), Value::Blob(value.clone())]
-            }
+            Self::Tag(key) => vec![Value::Integer(*key)],
             Self::Kind(kind) => vec![Value::Integer(i64::from(*kind))],
             Self::Topic(topic) => vec![Value::Integer(*topic)],
         }
@@ -212,10 +222,13 @@ impl<'c> Merge<'c> {
             let mut parameters: Vec<&dyn ToSql> =
                 vec![&before.created_at, &before.row, &self.since, &page_size];
             parameters.extend(fixed.iter().map(|value| value as &dyn ToSql));
-            let rows = statement.query_map(&*parameters, |row| {
-                Ok(Place { created_at: row.get(0)?, row: row.get(1)? })
-            })?;
-            range.page = rows.collect::<rusqlite::Result<_>>()?;
+            let mut rows = statement.query(&*parameters)?;
+            while let Some(row) = rows.next()? {
+                range.page.push(Place { created_at: row.get(0)?, row: row.get(1)? });
+                if let Key::Everything(kind, author) = &mut range.key {
+                    (*kind, *author) = (row.get(2)?, row.get(3)?);
+                }
+            }
             range.exhausted = range.page.len() < usize::try_from(page_size).unwrap_or(usize::MAX);
             if let Some(oldest) = range.page.last() {
                 range.before = *oldest;

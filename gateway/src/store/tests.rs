@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::{
     pipeline::{Committed, Origin, ScanItem},
-    protocol::{Event, VerifiedEvent, signing::Author},
+    protocol::{Event, VerifiedEvent, kinds, signing::Author},
 };
 
 async fn open(dir: &tempfile::TempDir) -> Arc<Store> {
@@ -19,12 +19,18 @@ fn topic(name: &str) -> TopicName {
     TopicName::new(name).unwrap()
 }
 
+fn client() -> Origin {
+    Origin::Client { connection: 1, address: [127, 0, 0, 1].into(), viewer: Arc::default() }
+}
+
 async fn write(store: &Arc<Store>, event: &VerifiedEvent, topics: &[&str]) -> Committed {
     let (done, outcome) = oneshot::channel();
     let write = Write {
         event: event.clone(),
         topics: topics.iter().map(|name| topic(name)).collect(),
-        origin: Origin::Client { connection: 1, address: [127, 0, 0, 1].into() },
+        private: false,
+        vanish: event.kind == kinds::VANISH,
+        origin: client(),
         done: Box::new(move |result| drop(done.send(result))),
     };
     let store = store.clone();
@@ -32,19 +38,19 @@ async fn write(store: &Arc<Store>, event: &VerifiedEvent, topics: &[&str]) -> Co
     outcome.await.unwrap().unwrap()
 }
 
-async fn topics_replaced(store: &Arc<Store>, event: &VerifiedEvent) -> Vec<TopicName> {
+async fn topics_affected(store: &Arc<Store>, event: &VerifiedEvent) -> Vec<TopicName> {
     let (store, event) = (store.clone(), event.clone());
-    tasks::blocking(move || store.topics_replaced(&event)).await.unwrap().unwrap()
+    tasks::blocking(move || store.topics_affected(&event)).await.unwrap().unwrap()
 }
 
 async fn query(store: &Store, filters: &[&str], scope: Scope) -> (Vec<Event>, Seq) {
     let filters = filters.iter().map(|filter| Filter::parse(filter).unwrap()).collect();
-    let mut scan = store.scan(filters, scope, Arc::new(|_| true));
+    let mut scan = store.scan(filters, scope, Arc::default());
     let mut events = Vec::new();
     loop {
         match scan.next().await.unwrap() {
             ScanItem::Event(json) => events.push(Event::parse(&json).unwrap()),
-            ScanItem::End(at) => return (events, at),
+            ScanItem::End { at, .. } => return (events, at),
             ScanItem::Failed(error) => panic!("{error}"),
         }
     }
@@ -67,12 +73,12 @@ async fn the_newest_version_is_kept_and_ties_go_to_the_lowest_id() {
     assert_eq!(write(&store, &high, &[]).await, Committed::Superseded);
     assert_eq!(query(&store, &["{}"], Scope::All).await.0, [(*low).clone()]);
     assert!(query(&store, &["{}"], Scope::Topic(topic("x"))).await.0.is_empty());
-    assert_eq!(topics_replaced(&store, &new).await, [topic("y")]);
+    assert_eq!(topics_affected(&store, &new).await, [topic("y")]);
     assert!(matches!(write(&store, &new, &["y", "z"]).await, Committed::New(_)));
-    assert_eq!(topics_replaced(&store, &old).await, [topic("y"), topic("z")]);
+    assert_eq!(topics_affected(&store, &old).await, [topic("y"), topic("z")]);
     assert_eq!(query(&store, &["{}"], Scope::Topic(topic("y"))).await.0, [(*new).clone()]);
     let other = Author::new(2).verified(40, 0, &[], "");
-    assert!(topics_replaced(&store, &other).await.is_empty());
+    assert!(topics_affected(&store, &other).await.is_empty());
 
     // Addressable: one for each `d` tag, and a missing one is the empty one.
     let address = |at, d: &[&[&str]]| author.verified(at, 30_000, d, "");
@@ -157,7 +163,7 @@ async fn a_scan_ends_with_its_client_although_nothing_matches() {
     }
     let filter = Filter::parse(r##"{"#t":["x"],"kinds":[9999],"limit":1}"##).unwrap();
     for _ in 0..1_000 {
-        drop(store.scan(vec![filter.clone(); 100], Scope::All, Arc::new(|_| true)));
+        drop(store.scan(vec![filter.clone(); 100], Scope::All, Arc::default()));
     }
     // Read to their end, these scans would look at fifty million rows first.
     let next = query(&store, &[r#"{"limit":1}"#], Scope::All);
@@ -212,6 +218,7 @@ async fn the_planner_finds_what_a_naive_filter_finds_in_the_same_order() {
     }
     model.sort_by_key(|(event, _)| (std::cmp::Reverse(event.created_at), event.id));
 
+    let nobody = Viewer::default();
     for case in 0..3_000 {
         let mut filter = serde_json::Map::new();
         if dice.roll(8) == 0 {
@@ -243,7 +250,8 @@ async fn the_planner_finds_what_a_naive_filter_finds_in_the_same_order() {
         let parsed = Filter::parse(&text).unwrap();
         let expected: Vec<_> = model
             .iter()
-            .filter(|(event, in_topic)| parsed.matches(event) && (*in_topic || !scoped))
+            .filter(|(event, _)| nobody.may_read(event) && parsed.matches(event))
+            .filter(|(_, in_topic)| *in_topic || !scoped)
             .take(usize::try_from(limit).unwrap())
             .map(|(event, _)| event.id)
             .collect();
@@ -265,8 +273,7 @@ async fn a_client_that_does_not_read_does_not_hold_a_reader() {
         write(&store, &author.verified(at, 1, &[], &long), &[]).await;
     }
     let all = || vec![Filter::parse("{}").unwrap()];
-    let mut stuck: Vec<_> =
-        (0..4).map(|_| store.scan(all(), Scope::All, Arc::new(|_| true))).collect();
+    let mut stuck: Vec<_> = (0..4).map(|_| store.scan(all(), Scope::All, Arc::default())).collect();
     let (found, _) = query(&store, &[r#"{"limit":3}"#], Scope::All).await;
     assert_eq!(found.len(), 3);
     // There was no reader for that query until one of the scans had been given up.

@@ -8,44 +8,60 @@ use std::sync::{
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use tokio::sync::mpsc;
 
-use super::{names::Names, ranges::tag_key, tail::Tail};
+use super::{
+    known::prefix,
+    memory::Memory,
+    names::Names,
+    open, remove,
+    tag_keys::tag_keys,
+    tail::Tail,
+    tombstones::{self, Deleted, Tombstone},
+    writes::{Answer, Order},
+};
 use crate::{
     metrics::Metrics,
-    pipeline::{Committed, LogEntry, Origin, Seq, StoreError, Write},
-    protocol::{Event, TopicName, VerifiedEvent, kinds::Class},
+    pipeline::{Committed, LogEntry, Seq, StoreError, Write},
+    protocol::{Event, TopicName, VerifiedEvent, kinds, kinds::Class},
 };
 
-/// The most events of one commit.
+/// The most orders of one commit.
 const MAX_GROUP: usize = 1_024;
 
+/// What the writer shares with the rest of the store.
+pub(super) struct Shared {
+    pub tail: Arc<Tail>,
+    pub memory: Arc<Memory>,
+    /// The last commit failed.
+    pub failing: Arc<AtomicBool>,
+    pub metrics: Arc<Metrics>,
+}
+
 /// Runs until the queue is closed and empty.
-pub(super) fn run(
-    mut connection: Connection,
-    mut queue: mpsc::Receiver<Write>,
-    tail: &Tail,
-    failing: &AtomicBool,
-    metrics: &Metrics,
-) {
-    let mut writer = Writer { topics: Names::topics(), origins: Names::origins() };
+pub(super) fn run(mut connection: Connection, mut queue: mpsc::Receiver<Order>, shared: &Shared) {
+    let mut writer = Writer {
+        memory: &shared.memory,
+        topics: Names::topics(),
+        origins: Names::origins(),
+        head: *shared.tail.head().borrow(),
+    };
     let mut group = Vec::new();
     while queue.blocking_recv_many(&mut group, MAX_GROUP) > 0 {
         match writer.commit(&mut connection, &group) {
             Ok(commit) => {
-                metrics.store_commits.inc();
-                failing.store(false, Ordering::Relaxed);
-                tail.append(commit.entries);
-                for (write, outcome) in group.drain(..).zip(commit.outcomes) {
-                    (write.done)(Ok(outcome));
+                shared.metrics.store_commits.inc();
+                shared.failing.store(false, Ordering::Relaxed);
+                shared.tail.append(commit.entries);
+                for (order, outcome) in group.drain(..).zip(commit.outcomes) {
+                    order.answer(Ok(outcome));
                 }
             }
             Err(error) => {
-                tracing::error!(%error, events = group.len(), "a commit failed");
-                failing.store(true, Ordering::Relaxed);
-                metrics.store_failures.inc_by(group.len() as u64);
-                writer.topics.forget();
-                writer.origins.forget();
-                for write in group.drain(..) {
-                    (write.done)(Err(StoreError(format!("the database failed: {error}"))));
+                tracing::error!(%error, orders = group.len(), "a commit failed");
+                shared.failing.store(true, Ordering::Relaxed);
+                shared.metrics.store_failures.inc_by(group.len() as u64);
+                writer.roll_back(*shared.tail.head().borrow());
+                for order in group.drain(..) {
+                    order.answer(Err(StoreError(format!("the database failed: {error}"))));
                 }
             }
         }
@@ -56,27 +72,79 @@ pub(super) fn run(
     }
 }
 
-struct Writer {
+/// What an order did.
+enum Done {
+    Written(Committed),
+    Removed(u64),
+}
+
+impl Order {
+    fn answer(self, result: Result<Done, StoreError>) {
+        let removed = |answer: Answer, result: Result<Done, StoreError>| {
+            answer(result.map(|done| match done {
+                Done::Removed(count) => count,
+                Done::Written(_) => 0,
+            }));
+        };
+        match self {
+            Self::Write(write) => (write.done)(result.map(|done| match done {
+                Done::Written(outcome) => outcome,
+                Done::Removed(_) => Committed::Duplicate,
+            })),
+            Self::Remove(_, answer) | Self::Evict(_, answer) => removed(answer, result),
+        }
+    }
+}
+
+struct Writer<'m> {
+    memory: &'m Memory,
     topics: Names,
     origins: Names,
+    /// The newest log position, given to an event that is not committed yet or to the last one.
+    head: Seq,
 }
 
 #[derive(Default)]
 struct Commit {
-    outcomes: Vec<Committed>,
+    outcomes: Vec<Done>,
     entries: Vec<LogEntry>,
 }
 
-impl Writer {
-    fn commit(&mut self, connection: &mut Connection, group: &[Write]) -> rusqlite::Result<Commit> {
+impl Writer<'_> {
+    fn commit(&mut self, connection: &mut Connection, group: &[Order]) -> rusqlite::Result<Commit> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let before = self.head;
         let mut commit = Commit::default();
-        for write in group {
-            let outcome = self.apply(&transaction, write, &mut commit.entries)?;
-            commit.outcomes.push(outcome);
+        for order in group {
+            commit.outcomes.push(match order {
+                Order::Write(write) => {
+                    Done::Written(self.apply(&transaction, write, &mut commit.entries)?)
+                }
+                Order::Remove(removal, _) => {
+                    Done::Removed(remove::asked(&transaction, self.memory, removal)?)
+                }
+                Order::Evict(rows, _) => {
+                    let mut removed = 0;
+                    for row in rows {
+                        removed += u64::from(remove::row(&transaction, *row)?);
+                    }
+                    Done::Removed(removed)
+                }
+            });
+        }
+        if self.head != before {
+            open::set_head(&transaction, self.head)?;
         }
         transaction.commit()?;
         Ok(commit)
+    }
+
+    /// Nothing of the last group was kept: forgets what it gave out.
+    fn roll_back(&mut self, head: Seq) {
+        self.topics.forget();
+        self.origins.forget();
+        self.memory.authors.clear();
+        self.head = head;
     }
 
     fn apply(
@@ -86,43 +154,141 @@ impl Writer {
         entries: &mut Vec<LogEntry>,
     ) -> rusqlite::Result<Committed> {
         let event = &write.event;
-        let held: Option<i64> = connection
-            .prepare_cached("SELECT row FROM events WHERE id = ?1")?
-            .query_row([event.id.0], |row| row.get(0))
-            .optional()?;
-        if let Some(row) = held {
-            let before = entries.len();
-            for topic in &write.topics {
-                self.join(connection, row, event, topic, &write.origin, entries)?;
-            }
-            return Ok(match entries.get(before..).and_then(<[_]>::last) {
-                Some(entry) => Committed::Joined(entry.seq),
-                None => Committed::Duplicate,
-            });
+        if self.memory.ids.may_contain(prefix(&event.id.0))
+            && let Some(row) = open::row_of(connection, &event.id)?
+        {
+            return self.join_topics(connection, row, write, entries);
         }
-
+        let (known, vanished) = (&self.memory.ids, &self.memory.vanished);
+        match tombstones::find(connection, event, known, vanished)? {
+            None => {}
+            Some(Tombstone::Deleted) => return Ok(Committed::Deleted),
+            Some(Tombstone::Vanished) => return Ok(Committed::Vanished),
+        }
+        let author = self.author(connection, event)?;
         let identifier = identifier(event);
         if let Some(identifier) = identifier {
-            match older_version(connection, event, identifier)? {
+            match older_version(connection, event, author, identifier)? {
                 Older::None => {}
                 Older::Newer => return Ok(Committed::Superseded),
-                Older::Replaceable { row, json } => {
-                    remove(connection, row, &json)?;
+                Older::Replaceable(row) => {
+                    remove::row(connection, row)?;
                 }
             }
+        }
+        // Before its own row is there: a request to vanish is not among what it removes.
+        match event.kind {
+            kinds::DELETION => self.delete(connection, event)?,
+            kinds::VANISH if write.vanish => {
+                tombstones::vanish(connection, &event.pubkey, event.created_at)?;
+                self.memory.vanished.insert(prefix(&event.pubkey.0));
+                remove::vanished(connection, author, &event.pubkey, event.created_at)?;
+            }
+            _ => {}
         }
 
         let mut topics = write.topics.iter();
         let first = topics.next();
-        let row = self.log(connection, None, first, event, &write.origin, entries)?;
-        insert(connection, row, event, identifier)?;
+        let row = self.next_position();
+        self.insert(connection, row, author, write, first, identifier)?;
+        entries.push(LogEntry {
+            seq: row.cast_unsigned(),
+            event: event.shared().clone(),
+            topic: first.cloned(),
+            first: true,
+            private: write.private,
+            origin: write.origin.log_name().into(),
+        });
         if let Some(topic) = first {
             self.add_membership(connection, row, event, topic)?;
         }
         for topic in topics {
-            self.join(connection, row, event, topic, &write.origin, entries)?;
+            self.join(connection, row, write, topic, write.private, entries)?;
         }
         Ok(Committed::New(row.cast_unsigned()))
+    }
+
+    fn author(&self, connection: &Connection, event: &Event) -> rusqlite::Result<u32> {
+        if let Some(author) = self.memory.author(connection, &event.pubkey)? {
+            return Ok(author);
+        }
+        connection
+            .prepare_cached("INSERT INTO authors (pubkey) VALUES (?1)")?
+            .execute([event.pubkey.0])?;
+        let author = u32::try_from(connection.last_insert_rowid())
+            .map_err(|_| rusqlite::Error::IntegralValueOutOfRange(0, i64::MAX))?;
+        self.memory.authors.insert(event.pubkey, author);
+        Ok(author)
+    }
+
+    fn next_position(&mut self) -> i64 {
+        self.head += 1;
+        self.head.cast_signed()
+    }
+
+    fn insert(
+        &mut self,
+        connection: &Connection,
+        row: i64,
+        author: u32,
+        write: &Write,
+        topic: Option<&TopicName>,
+        identifier: Option<&str>,
+    ) -> rusqlite::Result<()> {
+        let event = &write.event;
+        let created_at = event.created_at.cast_signed();
+        let topic = match topic {
+            Some(name) => Some(self.topics.number(connection, name.as_str())?),
+            None => None,
+        };
+        let origin = self.origins.number(connection, &write.origin.log_name())?;
+        // Before the commit: whoever sees the event must find it here too.
+        self.memory.ids.insert(prefix(&event.id.0));
+        self.memory.newest.raise(author, event.kind, created_at);
+        connection
+            .prepare_cached(
+                "INSERT INTO events (row, author, created_at, kind, topic, origin, private, \
+                 expires_at, identifier, id, json) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            )?
+            .execute(params![
+                row,
+                author,
+                created_at,
+                event.kind,
+                topic,
+                origin,
+                write.private,
+                event.expires_at().map(|at| i64::try_from(at).unwrap_or(i64::MAX)),
+                identifier,
+                event.id.0,
+                &**event.json(),
+            ])?;
+        let mut statement = connection
+            .prepare_cached("INSERT INTO tags (key, created_at, event) VALUES (?1, ?2, ?3)")?;
+        for key in tag_keys(event) {
+            statement.execute(params![key, created_at, row])?;
+        }
+        Ok(())
+    }
+
+    /// A held event came again, by other topics perhaps.
+    fn join_topics(
+        &mut self,
+        connection: &Connection,
+        row: i64,
+        write: &Write,
+        entries: &mut Vec<LogEntry>,
+    ) -> rusqlite::Result<Committed> {
+        let before = entries.len();
+        let private = remove::stays_private(connection, row, write)?;
+        for topic in &write.topics {
+            self.join(connection, row, write, topic, private, entries)?;
+        }
+        Ok(match entries.get(before..).and_then(<[_]>::last) {
+            Some(entry) => Committed::Joined(entry.seq),
+            None => Committed::Duplicate,
+        })
     }
 
     /// Makes a stored event part of a topic, with a log entry of its own, unless it is already.
@@ -130,14 +296,31 @@ impl Writer {
         &mut self,
         connection: &Connection,
         row: i64,
-        event: &VerifiedEvent,
+        write: &Write,
         topic: &TopicName,
-        origin: &Origin,
+        private: bool,
         entries: &mut Vec<LogEntry>,
     ) -> rusqlite::Result<()> {
-        if self.add_membership(connection, row, event, topic)? {
-            self.log(connection, Some(row), Some(topic), event, origin, entries)?;
+        if !self.add_membership(connection, row, &write.event, topic)? {
+            return Ok(());
         }
+        let origin = write.origin.log_name();
+        let topic_number = self.topics.number(connection, topic.as_str())?;
+        let origin_number = self.origins.number(connection, &origin)?;
+        let position = self.next_position();
+        connection
+            .prepare_cached(
+                "INSERT INTO joins (seq, event, topic, origin) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute(params![position, row, topic_number, origin_number])?;
+        entries.push(LogEntry {
+            seq: position.cast_unsigned(),
+            event: write.event.shared().clone(),
+            topic: Some(topic.clone()),
+            first: false,
+            private,
+            origin: origin.into(),
+        });
         Ok(())
     }
 
@@ -157,41 +340,37 @@ impl Writer {
         Ok(added > 0)
     }
 
-    /// Appends to the log; without a row the entry is the first of a new event, whose row number is
-    /// the position. Returns the row.
-    fn log(
-        &mut self,
-        connection: &Connection,
-        row: Option<i64>,
-        topic: Option<&TopicName>,
-        event: &VerifiedEvent,
-        origin: &Origin,
-        entries: &mut Vec<LogEntry>,
-    ) -> rusqlite::Result<i64> {
-        let origin = origin.log_name();
-        let topic_number = match topic {
-            Some(name) => Some(self.topics.number(connection, name.as_str())?),
-            None => None,
-        };
-        let origin_number = self.origins.number(connection, &origin)?;
-        connection
-            .prepare_cached("INSERT INTO log (event, topic, origin) VALUES (?1, ?2, ?3)")?
-            .execute(params![row.unwrap_or(0), topic_number, origin_number])?;
-        let position = connection.last_insert_rowid();
-        if row.is_none() {
-            connection
-                .prepare_cached("UPDATE log SET event = seq WHERE seq = ?1")?
-                .execute([position])?;
+    /// Carries a deletion request out, also for what is still to come (NIP-09).
+    fn delete(&self, connection: &Connection, request: &VerifiedEvent) -> rusqlite::Result<()> {
+        for deleted in tombstones::named(request) {
+            match deleted {
+                Deleted::Id(id) => {
+                    if let Some(row) = open::row_of(connection, &id)? {
+                        let event = remove::event(connection, row)?;
+                        let allowed = tombstones::may_delete(&event, &request.pubkey)
+                            && event.kind != kinds::DELETION;
+                        if !allowed {
+                            continue;
+                        }
+                        remove::row(connection, row)?;
+                    }
+                    tombstones::delete_id(connection, &id, &request.pubkey)?;
+                    self.memory.ids.insert(prefix(&id.0));
+                }
+                Deleted::Address { kind, identifier } => {
+                    let until = request.created_at;
+                    remove::address(connection, &request.pubkey, kind, identifier, until)?;
+                    tombstones::delete_address(
+                        connection,
+                        &request.pubkey,
+                        kind,
+                        identifier,
+                        until,
+                    )?;
+                }
+            }
         }
-        let seq: Seq = position.cast_unsigned();
-        entries.push(LogEntry {
-            seq,
-            event: event.shared().clone(),
-            topic: topic.cloned(),
-            first: row.is_none(),
-            origin: origin.into(),
-        });
-        Ok(row.unwrap_or(position))
+        Ok(())
     }
 }
 
@@ -209,97 +388,34 @@ enum Older {
     None,
     /// It is the one to keep: newer, or as old with a lower id (NIP-01).
     Newer,
-    Replaceable {
-        row: i64,
-        json: Arc<str>,
-    },
+    Replaceable(i64),
 }
 
 fn older_version(
     connection: &Connection,
     event: &Event,
+    author: u32,
     identifier: &str,
 ) -> rusqlite::Result<Older> {
     let held = connection
         .prepare_cached(
-            "SELECT row, created_at, id, json FROM events \
-             WHERE pubkey = ?1 AND kind = ?2 AND identifier = ?3",
+            "SELECT row, created_at, id FROM events \
+             WHERE author = ?1 AND kind = ?2 AND identifier = ?3",
         )?
-        .query_row(params![event.pubkey.0, event.kind, identifier], |row| {
+        .query_row(params![author, event.kind, identifier], |row| {
             Ok((
                 row.get::<_, i64>(0)?,
                 row.get::<_, i64>(1)?.cast_unsigned(),
                 row.get::<_, [u8; 32]>(2)?,
-                row.get::<_, Box<str>>(3)?,
             ))
         })
         .optional()?;
     Ok(match held {
         None => Older::None,
-        Some((row, created_at, id, json)) => {
+        Some((row, created_at, id)) => {
             let replaces = event.created_at > created_at
                 || (event.created_at == created_at && event.id.0 < id);
-            if replaces { Older::Replaceable { row, json: json.into() } } else { Older::Newer }
+            if replaces { Older::Replaceable(row) } else { Older::Newer }
         }
-    })
-}
-
-fn insert(
-    connection: &Connection,
-    row: i64,
-    event: &Event,
-    identifier: Option<&str>,
-) -> rusqlite::Result<()> {
-    let created_at = event.created_at.cast_signed();
-    connection
-        .prepare_cached(
-            "INSERT INTO events (row, id, pubkey, created_at, kind, identifier, expires_at, json) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        )?
-        .execute(params![
-            row,
-            event.id.0,
-            event.pubkey.0,
-            created_at,
-            event.kind,
-            identifier,
-            event.expires_at().map(|at| i64::try_from(at).unwrap_or(i64::MAX)),
-            &**event.json(),
-        ])?;
-    let mut statement = connection.prepare_cached(
-        "INSERT OR IGNORE INTO tags (letter, value, created_at, event) VALUES (?1, ?2, ?3, ?4)",
-    )?;
-    for (letter, value) in indexed_tags(event) {
-        statement.execute(params![letter, tag_key(value), created_at, row])?;
-    }
-    Ok(())
-}
-
-/// Removes an event and all that finds it. Its log entries stay and are skipped by readers.
-fn remove(connection: &Connection, row: i64, json: &str) -> rusqlite::Result<()> {
-    let Ok(event) = Event::parse(json) else {
-        // It was parsed before it was stored, so the file was changed from outside.
-        return Err(rusqlite::Error::InvalidQuery);
-    };
-    let created_at = event.created_at.cast_signed();
-    let mut statement = connection.prepare_cached(
-        "DELETE FROM tags WHERE letter = ?1 AND value = ?2 AND created_at = ?3 AND event = ?4",
-    )?;
-    for (letter, value) in indexed_tags(&event) {
-        statement.execute(params![letter, tag_key(value), created_at, row])?;
-    }
-    connection.prepare_cached("DELETE FROM memberships WHERE event = ?1")?.execute([row])?;
-    connection.prepare_cached("DELETE FROM events WHERE row = ?1")?.execute([row])?;
-    Ok(())
-}
-
-/// The tags that filters can ask for: named by one letter, with a value (NIP-01).
-fn indexed_tags(event: &Event) -> impl Iterator<Item = (u8, &str)> {
-    event.tags.iter().filter_map(|tag| match tag.as_slice() {
-        [name, value, ..] => match *name.as_bytes() {
-            [letter] if letter.is_ascii_alphabetic() => Some((letter, value.as_str())),
-            _ => None,
-        },
-        _ => None,
     })
 }

@@ -7,22 +7,34 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use crate::pipeline::{StoreError, Write};
+use crate::pipeline::{Removal, StoreError, Write};
+
+/// What the writer does. Everything that changes the file goes through its queue.
+pub(super) enum Order {
+    Write(Write),
+    Remove(Removal, Answer),
+    /// Events that retention or expiry picked; those that are gone by then are passed over.
+    Evict(Vec<i64>, Answer),
+}
+
+/// Told once, after the commit or with the failure, how many events were removed.
+pub(super) type Answer = Box<dyn FnOnce(Result<u64, StoreError>) + Send>;
 
 pub(super) struct Writes {
-    queue: RwLock<Option<mpsc::Sender<Write>>>,
+    queue: RwLock<Option<mpsc::Sender<Order>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Writes {
-    pub fn new(queue: mpsc::Sender<Write>, thread: JoinHandle<()>) -> Self {
+    pub fn new(queue: mpsc::Sender<Order>, thread: JoinHandle<()>) -> Self {
         Self { queue: RwLock::new(Some(queue)), thread: Mutex::new(Some(thread)) }
     }
 
-    pub fn send(&self, write: Write) -> Result<(), StoreError> {
+    /// Queues an order; waits while the queue is full.
+    pub fn send(&self, order: Order) -> Result<(), StoreError> {
         let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner).clone();
         let closed = || StoreError("the store is closed".to_owned());
-        queue.ok_or_else(closed)?.blocking_send(write).map_err(|_| closed())
+        queue.ok_or_else(closed)?.blocking_send(order).map_err(|_| closed())
     }
 
     /// Whether the writer still takes events.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::unix_now,
-    pipeline::{EventReader, LogEntry, Passing, Scope, Seq, Visibility},
+    pipeline::{EventReader, LogEntry, Passing, Scope, Seq, SharedViewer},
     protocol::{Event, Filter, TopicName},
 };
 use index::Index;
@@ -43,19 +43,21 @@ pub struct Interest {
     pub filters: Vec<Filter>,
     pub scope: Scope,
     /// What its connection may see at all.
-    pub visible: Visibility,
+    pub viewer: SharedViewer,
 }
 
 impl Interest {
     /// Whether a log entry is news for this subscription. `now` is in Unix seconds.
     pub fn wants(&self, entry: &LogEntry, now: u64) -> bool {
-        self.scope.sees(entry) && self.matches(&entry.event, now)
+        self.scope.sees(entry)
+            && self.matches(&entry.event, now)
+            && self.scope.may_show(entry, &self.viewer.load())
     }
 
     fn matches(&self, event: &Event, now: u64) -> bool {
-        self.filters.iter().any(|filter| filter.matches(event))
+        // A search is answered from what is stored (NIP-50).
+        self.filters.iter().any(|filter| filter.search.is_none() && filter.matches(event))
             && !event.is_expired(now)
-            && (self.visible)(event)
     }
 }
 
@@ -316,10 +318,11 @@ impl Registry {
         for key in self.index.candidates(event) {
             let Some(live) = self.live.get(&key) else { continue };
             let in_scope = match &live.interest.scope {
-                Scope::All => passed.first,
+                Scope::All => passed.first && !passed.private,
                 Scope::Topic(name) => in_topic(name),
             };
-            if in_scope && live.interest.matches(event, now) {
+            let interest = &live.interest;
+            if in_scope && interest.matches(event, now) && interest.viewer.load().may_read(event) {
                 self.send(&key, event, None);
             }
         }

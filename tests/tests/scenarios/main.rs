@@ -5,6 +5,7 @@
 
 mod bad_messages;
 mod bad_start;
+mod bench;
 mod harness;
 mod hostile;
 mod lifecycle;

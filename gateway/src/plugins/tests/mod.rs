@@ -108,7 +108,11 @@ fn topic(name: &str) -> TopicName {
 }
 
 fn client() -> Origin {
-    Origin::Client { connection: 1, address: IpAddr::V4(Ipv4Addr::LOCALHOST) }
+    Origin::Client {
+        connection: 1,
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        viewer: Arc::default(),
+    }
 }
 
 fn gossip(name: &str) -> Origin {

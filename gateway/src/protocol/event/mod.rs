@@ -46,6 +46,35 @@ bytes32!(
     PublicKey
 );
 
+impl PublicKey {
+    /// Reads what people write: 64 hexadecimal digits or an `npub1…` (NIP-19).
+    pub fn from_text(text: &str) -> Option<Self> {
+        let text = text.trim();
+        if let Some(key) = Self::parse(&text.to_ascii_lowercase()) {
+            return Some(key);
+        }
+        let (prefix, bytes) = bech32::decode(text).ok()?;
+        if prefix != bech32::Hrp::parse_unchecked("npub") {
+            return None;
+        }
+        bytes.try_into().ok().map(Self)
+    }
+}
+
+impl serde::Serialize for PublicKey {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for PublicKey {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::from_text(&text)
+            .ok_or_else(|| serde::de::Error::custom("neither 64 hexadecimal digits nor an npub"))
+    }
+}
+
 /// One tag: a name followed by values. An empty tag is allowed on the wire and matches nothing.
 pub type Tag = Vec<String>;
 
@@ -119,6 +148,11 @@ impl Event {
             && serde_json::from_str::<Embedded>(&self.content).is_ok_and(|event| {
                 event.tags.iter().any(|tag| tag.first().is_some_and(|t| t == "-"))
             })
+    }
+
+    /// Whether it asks all relays to forget its author (NIP-62).
+    pub fn asks_all_relays_to_vanish(&self) -> bool {
+        self.kind == kinds::VANISH && self.tag_values("relay").any(|url| url == "ALL_RELAYS")
     }
 
     /// When it expires, in Unix seconds (NIP-40). An unreadable value is no expiry.

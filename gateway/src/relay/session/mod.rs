@@ -36,11 +36,11 @@ use super::{
 use crate::{
     metrics::{CauseLabels, Metrics},
     pipeline::{
-        Candidate, LogEntry, Origin, Outcome, Scan, ScanItem, Scope, Seq, StoreError, Target,
-        Visibility,
+        Candidate, LogEntry, Origin, Outcome, Scan, ScanItem, Scope, Seq, SharedViewer, StoreError,
+        Target,
     },
     protocol::{
-        Event, EventId, TopicName, kinds,
+        Event, EventId, TopicName,
         message::{self, ClientMessage, MessageError},
     },
     subscriptions::{Feed, Interest, Lagged, News},
@@ -81,7 +81,7 @@ pub(super) async fn run(
     let idle = Duration::from_secs(relay.config.idle_timeout_s);
     let mut session = Session {
         socket,
-        origin: Origin::Client { connection, address: remote.ip() },
+        origin: Origin::Client { connection, address: remote.ip(), viewer: Arc::default() },
         scope,
         feed,
         open: HashMap::new(),
@@ -95,8 +95,7 @@ pub(super) async fn run(
         generation: 0,
         idle,
         pinged: false,
-        // Nobody can authenticate yet, so nobody is party to a direct message.
-        visible: Arc::new(|event: &Event| !kinds::is_for_parties_only(event.kind)),
+        viewer: SharedViewer::default(),
         relay,
     };
     let end = session.serve(&token).await;
@@ -123,7 +122,7 @@ struct Session {
     generation: u64,
     idle: Duration,
     pinged: bool,
-    visible: Visibility,
+    viewer: SharedViewer,
 }
 
 struct Subscription {

@@ -41,8 +41,7 @@ impl Session {
             filter.limit = Some(limit.min(config.max_limit));
         }
         self.generation += 1;
-        let interest =
-            Interest { filters, scope: self.scope.clone(), visible: self.visible.clone() };
+        let interest = Interest { filters, scope: self.scope.clone(), viewer: self.viewer.clone() };
         let subscription =
             Subscription { interest: Arc::new(interest), generation: self.generation };
         self.open.insert(id.clone(), subscription);
@@ -71,7 +70,7 @@ impl Session {
         let Some(subscription) = self.open.get(&id) else { return };
         let interest = &subscription.interest;
         let (filters, scope) = (interest.filters.clone(), interest.scope.clone());
-        let scan = self.relay.reader.scan(filters, scope, self.visible.clone());
+        let scan = self.relay.reader.scan(filters, scope, self.viewer.load_full());
         self.scanning = Some(Scanning { subscription: id, scan });
     }
 
@@ -80,7 +79,7 @@ impl Session {
         let id = scanning.subscription.clone();
         match item {
             Some(ScanItem::Event(json)) => self.send(message::event(&id, &json)).await,
-            Some(ScanItem::End(at)) => {
+            Some(ScanItem::End { at, complete: _ }) => {
                 self.scanning = None;
                 self.send(message::eose(&id)).await?;
                 self.go_live(&id, at).await

@@ -1,0 +1,60 @@
+//! The URLs under which a relay knows itself, for events that name one (NIP-42, NIP-62).
+
+use url::Url;
+
+/// A relay's own URLs.
+#[derive(Debug, Clone, Default)]
+pub struct OwnUrls(Vec<(String, u16)>);
+
+impl OwnUrls {
+    /// Texts that are no websocket URLs are left out.
+    pub fn new<'a>(urls: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(urls.into_iter().filter_map(place).collect())
+    }
+
+    /// Whether the URL leads here: the same host and port. NIP-42 asks for no more than that.
+    pub fn contains(&self, url: &str) -> bool {
+        place(url).is_some_and(|place| self.0.contains(&place))
+    }
+}
+
+/// Host and port of a websocket URL.
+fn place(url: &str) -> Option<(String, u16)> {
+    let url = Url::parse(url.trim()).ok()?;
+    let default = match url.scheme() {
+        "ws" => 80,
+        "wss" => 443,
+        _ => return None,
+    };
+    let host = url.host_str()?.trim_end_matches('.').to_ascii_lowercase();
+    Some((host, url.port().unwrap_or(default)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_and_port_decide() {
+        let own = OwnUrls::new(["wss://Relay.Example.org", "ws://127.0.0.1:4869"]);
+        for yes in [
+            "wss://relay.example.org/",
+            "wss://relay.example.org:443/path",
+            "ws://127.0.0.1:4869/",
+            "wss://relay.example.org.",
+        ] {
+            assert!(own.contains(yes), "{yes}");
+        }
+        for no in [
+            "ws://relay.example.org",
+            "wss://relay.example.org.evil.net",
+            "wss://evil.net/relay.example.org",
+            "wss://relay.example.org@evil.net",
+            "https://relay.example.org",
+            "ws://127.0.0.1",
+            "",
+        ] {
+            assert!(!own.contains(no), "{no}");
+        }
+    }
+}

@@ -62,7 +62,8 @@ async fn browsers_may_ask_beforehand() {
 #[tokio::test(flavor = "multi_thread")]
 async fn other_paths_are_refused_before_the_upgrade() {
     let gateway = gateway().await;
-    let nowhere = ["/other", "/topic", "/topic/", "/topic/unjoined", "/topic/one/more", "/topic/one//", "//"];
+    let nowhere =
+        ["/other", "/topic", "/topic/", "/topic/unjoined", "/topic/one/more", "/topic/one//", "//"];
     for path in nowhere {
         match RawClient::try_connect(&format!("ws://{}{path}", gateway.relay)).await {
             Err(Error::Http(response)) => assert_eq!(response.status(), 404, "{path}"),

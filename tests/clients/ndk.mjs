@@ -210,6 +210,13 @@ await check("auth", async () => {
     const asMe = await authenticated(me, wrapped, [wrap]);
     assert.deepEqual(ids(await stored(asMe, { ids: [direct.id] })), [direct.id]);
     disconnect(asMe);
+    // With the URL of a topic in the `relay` tag, and a slash at its end.
+    const topic = await connect(me, undefined, topicUrl);
+    const authed = new Promise((resolve) => topic.relay.once("authed", resolve));
+    subscribe(topic, wrapped, new Inbox());
+    await within(5_000, "the OK to AUTH", authed);
+    assert.deepEqual(await stored(topic, wrapped), []);
+    disconnect(topic);
     // Its author is a party as well.
     disconnect(await authenticated(from, { kinds: [4], authors: [from.pubkey] }, [direct]));
 });

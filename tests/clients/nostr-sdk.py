@@ -236,6 +236,10 @@ async def check_auth():
     holds(ids(await fetch(relay, WRAPPED)) == ids([WRAP]), "the gift wrap is not found")
     holds(ids(await fetch(relay, Filter().id(DIRECT.id()))) == ids([DIRECT]), "nor the message")
     await client.shutdown()
+    # With the URL of a topic in the `relay` tag.
+    client, relay = await connect(ME, url=TOPIC_URL)
+    holds(await fetch(relay, WRAPPED) == [], "it is in a public topic")
+    await client.shutdown()
     # Its author is a party as well.
     client, relay = await connect(FROM)
     sent = Filter().kind(Kind(4)).author(FROM.public_key())

@@ -37,8 +37,8 @@ function stored(relay, filter) {
 }
 
 /** A connection that is authenticated, the way an application does it that was refused. */
-async function authenticated(key) {
-    const relay = await Relay.connect(url);
+async function authenticated(key, at = url) {
+    const relay = await Relay.connect(at);
     const refused = await refusal(stored(relay, { kinds: [1059], "#p": [getPublicKey(key)] }));
     assert.match(refused.message, /^auth-required: /);
     await within(5_000, "the OK to AUTH", relay.auth(signer(key)));
@@ -147,6 +147,10 @@ await check("auth", async () => {
     assert.deepEqual(ids(await stored(author, { ids: [direct.id] })), [direct.id]);
     author.close();
     relay.close();
+    // With the URL of a topic in the `relay` tag.
+    const topic = await authenticated(me, topicUrl);
+    assert.deepEqual(await stored(topic, wrapped), []);
+    topic.close();
 });
 
 await check("auth live", async () => {

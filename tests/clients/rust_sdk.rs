@@ -108,6 +108,11 @@ impl Sdk<'_> {
         Ok((client, relay))
     }
 
+    /// The URL of a topic that the gateway is in.
+    fn topic_url(&self) -> String {
+        format!("{}topic/one%20two", self.url)
+    }
+
     /// Publishes over a connection of its own, as nobody.
     async fn send(&self, events: &[&Event]) -> Result<()> {
         let (client, relay) = self.client(None).await?;
@@ -170,8 +175,7 @@ impl Sdk<'_> {
         let (inside, outside) =
             (event(&keys, 1, "inside", &[], 0), event(&keys, 1, "outside", &[], 0));
         let (everything, root) = self.client(None).await?;
-        let url = format!("{}topic/one%20two", self.url);
-        let (topic, relay) = self.client_at(&url, None).await?;
+        let (topic, relay) = self.client_at(&self.topic_url(), None).await?;
         relay.send_event(&inside).await?;
         root.send_event(&outside).await?;
         let found = fetch(&relay, by(&keys)).await?;
@@ -222,6 +226,11 @@ impl Sdk<'_> {
         ensure!(found == vec![parties.wrap.clone()], "{found:?}");
         let found = fetch(&relay, Filter::new().id(parties.direct.id)).await?;
         ensure!(found == vec![parties.direct.clone()], "{found:?}");
+        client.shutdown().await;
+        // With the URL of a topic in the `relay` tag.
+        let (client, relay) = self.client_at(&self.topic_url(), Some(&parties.me)).await?;
+        let found = fetch(&relay, parties.wrapped()).await.context("at the topic")?;
+        ensure!(found.is_empty(), "{found:?} is in a public topic");
         client.shutdown().await;
         // Its author is a party as well.
         let (client, relay) = self.client(Some(&parties.from)).await?;

@@ -250,12 +250,18 @@ async def check_auth():
 async def check_auth_live():
     client, _ = await connect(ME)
     inbox = Inbox(client)
-    await client.subscribe(ReqTarget.auto([WRAPPED]))
+    # The library notes a subscription after it has sent it: one that is refused at once may not be
+    # opened again, and the application has to.
+    for _ in range(2):
+        await client.subscribe(ReqTarget.auto([WRAPPED]))
+        await asyncio.sleep(2)
+        if inbox.all:
+            break
     await inbox.event(WRAP)
     live = wrap_for(ME, "live")
     await publish(wrap_for(Keys.generate(), "not mine"), live)
     await inbox.event(live)
-    got = [one for one in inbox.all if one != "EOSE"]
+    got = [one for one in dict.fromkeys(inbox.all) if one != "EOSE"]
     holds(got == ids([WRAP, live]), got)
     await client.shutdown()
 

@@ -245,13 +245,23 @@ impl Sdk<'_> {
     async fn auth_live(&mut self, parties: &Parties) -> Result<()> {
         let (client, _) = self.client(Some(&parties.me)).await?;
         let mut inbox = Inbox::of(&client);
-        client.subscribe(parties.wrapped(), None).await?;
+        // The library notes a subscription after it has sent it: one that is refused at once may not be
+        // opened again, and the application has to.
+        for _ in 0..2 {
+            client.subscribe(parties.wrapped(), None).await?;
+            let stored = Got::Event(parties.wrap.id);
+            if timeout(Duration::from_secs(3), inbox.until(|got| *got == stored)).await.is_ok() {
+                break;
+            }
+        }
         inbox.event(&parties.wrap).await?;
         let live = wrap_for(&parties.me, "live");
         self.send(&[&wrap_for(&Keys::generate(), "not mine"), &live]).await?;
         inbox.event(&live).await?;
-        let wraps = inbox.all.iter().filter(|got| matches!(got, Got::Event(_))).count();
-        ensure!(wraps == 2, "{:?}", inbox.all);
+        let mine = [Got::Event(parties.wrap.id), Got::Event(live.id)];
+        let not_mine =
+            inbox.all.iter().find(|got| matches!(got, Got::Event(_)) && !mine.contains(got));
+        ensure!(not_mine.is_none(), "{not_mine:?}");
         client.shutdown().await;
         Ok(())
     }

@@ -373,6 +373,19 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_one_filter_is_a_filter_to_reconcile_by() {
+        for filter in [r#"{"kinds":[7]}"#, r#"[{"kinds":[7]}]"#] {
+            let text = format!(r#"["NEG-OPEN","a",{filter},"61"]"#);
+            match parse(&text, 10) {
+                Ok(ClientMessage::NegOpen { filter, .. }) => {
+                    assert_eq!(filter.kinds, Some(vec![7]))
+                }
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
     fn duplicate_keys_are_refused() {
         let id = "0".repeat(64);
         let text = format!(r#"["EVENT",{{"kind":1,"kind":2,"id":"{id}"}}]"#);

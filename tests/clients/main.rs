@@ -100,8 +100,12 @@ async fn main() -> ExitCode {
 
     let begin = Instant::now();
     let mut running: JoinSet<(usize, usize)> = libraries.map(run).collect();
-    // A word that chooses nothing is a mistake when this is all that runs.
-    let (mut passed, mut failed) = (0, usize::from(installed && running.is_empty()));
+    let (mut passed, mut failed) = (0, 0);
+    // Without what `run` installs, most are left out, and a word may be meant for other tests.
+    if installed && running.is_empty() {
+        println!("not ok: there is no library with {words:?} in its name");
+        failed += 1;
+    }
     while let Some(end) = running.join_next().await {
         // A panic has printed its own reason.
         let (ok, all) = end.unwrap_or((0, 1));

@@ -378,7 +378,7 @@ mod tests {
             let text = format!(r#"["NEG-OPEN","a",{filter},"61"]"#);
             match parse(&text, 10) {
                 Ok(ClientMessage::NegOpen { filter, .. }) => {
-                    assert_eq!(filter.kinds, Some(vec![7]))
+                    assert_eq!(filter.kinds.as_deref(), Some(&[7][..]))
                 }
                 other => panic!("{text}: {other:?}"),
             }

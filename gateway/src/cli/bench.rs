@@ -5,7 +5,7 @@
 
 mod args;
 mod connection;
-mod dataset;
+pub mod dataset;
 mod error;
 mod fanout;
 mod frames;

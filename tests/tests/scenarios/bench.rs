@@ -132,6 +132,8 @@ async fn bench_says_in_one_line_what_is_wrong() {
         .await;
     let wrong_path = format!("{}nowhere", gateway.url());
     fails(bench(&wrong_path, cache, SMALL), 1, &[&wrong_path, "404"]).await;
+    let tls = gateway.url().replace("ws://", "wss://");
+    fails(bench(&tls, cache, SMALL), 1, &[&tls, "TLS"]).await;
     // A relay that takes nothing old refuses the set, which reaches back a month.
     fails(bench(&gateway.url(), cache, SMALL), 1, &[&gateway.url(), "in the past"]).await;
 }

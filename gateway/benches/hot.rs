@@ -9,7 +9,10 @@ use std::{hint::black_box, sync::Arc};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use nostr_gateway::{
-    cli::bench::dataset::{Generator, Spec, keypair, sign},
+    cli::bench::{
+        dataset::{Spec, keypair, sign},
+        generator::Generator,
+    },
     protocol::{
         Event, Filter, PublicKey, VerifiedEvent,
         event::compute_id,

@@ -10,6 +10,7 @@ mod error;
 mod fanout;
 mod frames;
 mod fresh;
+pub mod generator;
 mod idle;
 mod latency;
 mod nip11;
@@ -239,6 +240,7 @@ impl Bench {
         drop(progress);
         let mut found = tally.into_report(clients, in_flight, start, end);
         found.own_cpu_s = clocks.own();
+        report.notes.extend(generator_note("publish", found.own_cpu_s, found.seconds));
         found.server = clocks.relay()?;
         found.server_cpu_s_per_50k = found
             .server
@@ -260,6 +262,14 @@ impl Bench {
     }
 }
 
+/// A warning when this program was busy all the time: then it was measured, and not the relay.
+fn generator_note(phase: &str, own_cpu_s: Option<f64>, seconds: f64) -> Option<String> {
+    let share = own_cpu_s? / seconds;
+    (share > 0.9 && seconds > 0.5).then(|| {
+        format!("{phase}: bench itself was busy all the time, the relay may be able to do more")
+    })
+}
+
 /// What the scenarios that follow publishing share.
 struct Relay<'a> {
     args: &'a BenchArgs,
@@ -272,17 +282,17 @@ impl Relay<'_> {
     async fn queries(&self, report: &mut Report) -> Result<(), BenchError> {
         if self.args.runs(Scenario::Query) {
             let groups = shapes::alone(shapes::mixed(self.facts));
-            report.query = Some(self.query("query", &groups).await?);
+            report.query = Some(self.query("query", &groups, &mut report.notes).await?);
         }
         if self.args.runs(Scenario::Clients) {
             let mut groups = shapes::alone(shapes::clients(self.facts));
             groups.push(("mixed queries", shapes::mixed(self.facts)));
-            report.clients = Some(self.query("clients", &groups).await?);
+            report.clients = Some(self.query("clients", &groups, &mut report.notes).await?);
         }
         if self.args.runs(Scenario::Search) {
             if report.relay.as_ref().is_some_and(|info| info.supports(50)) {
                 let groups = shapes::alone(shapes::search(self.facts));
-                report.search = Some(self.query("search", &groups).await?);
+                report.search = Some(self.query("search", &groups, &mut report.notes).await?);
             } else {
                 report.notes.push("no search: the relay does not list NIP-50".to_owned());
             }
@@ -303,6 +313,7 @@ impl Relay<'_> {
         &self,
         phase: &'static str,
         groups: &[shapes::Group],
+        notes: &mut Vec<String>,
     ) -> Result<query::QueryReport, BenchError> {
         let progress = Progress::new(&format!("asking: {phase}"), 0);
         let clocks = Clocks::start(self.process)?;
@@ -311,6 +322,8 @@ impl Relay<'_> {
             query::measure(&self.target, phase, clients, duration, groups, &progress).await?;
         found.server = clocks.relay()?;
         found.own_cpu_s = clocks.own();
+        // The warm-up is in the processor time as well.
+        notes.extend(generator_note(phase, found.own_cpu_s, found.seconds * 1.1));
         Ok(found)
     }
 

@@ -76,6 +76,15 @@ async fn bench_measures_what_a_relay_does() {
             assert!(shape["eose"]["p50_ms"].as_f64().unwrap() > 0.0, "{shape}");
         }
     }
+    // Search is measured where the relay claims to have it.
+    let nips = report["relay"]["supported_nips"].as_array().unwrap();
+    assert!(nips.contains(&1.into()), "{report}");
+    if nips.contains(&50.into()) {
+        assert!(report["search"]["requests"].as_u64().unwrap() > 10, "{report}");
+    } else {
+        assert!(report["search"].is_null(), "{report}");
+        assert!(report["notes"][0].as_str().unwrap().contains("NIP-50"), "{report}");
+    }
     // Every event that was asked for by its id is one that is stored and not replaced.
     let by_id = &report["query"]["shapes"][0];
     let share = by_id["events"].as_f64().unwrap() / by_id["requests"].as_f64().unwrap();

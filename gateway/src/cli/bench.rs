@@ -156,6 +156,7 @@ impl Bench {
         let mut report = Report { url: self.args.url.clone(), ..Report::default() };
         // What can be wrong is found out before the minutes of work.
         let process = self.args.pid.map(Process::watch).transpose()?;
+        self.check_paths()?;
         let target = match self.args.needs_relay() {
             true => Some(self.find_relay(&mut report).await?),
             false => None,
@@ -182,6 +183,20 @@ impl Bench {
             relay.idle(&mut report).await?;
         }
         Ok((report, self.args.json))
+    }
+
+    fn check_paths(&self) -> Result<(), BenchError> {
+        if let Some(path) = &self.data_dir {
+            let source = fs::read_dir(path).err();
+            source
+                .map_or(Ok(()), |source| Err(BenchError::DataDir { path: path.clone(), source }))?;
+        }
+        if let Some(path) = self.args.json.as_ref().filter(|path| path.as_os_str() != "-") {
+            // What an earlier run wrote stays until there is something new.
+            let opened = fs::OpenOptions::new().append(true).create(true).open(path);
+            opened.map_err(|source| BenchError::Output { path: path.clone(), source })?;
+        }
+        Ok(())
     }
 
     /// Checks that the relay is there and may be measured in this way.
@@ -332,7 +347,7 @@ impl Relay<'_> {
             return Ok(());
         }
         let BenchArgs { subscribers, rate, burst, in_flight, .. } = *self.args;
-        let count = (self.args.duration * f64::from(rate)).ceil() as u32;
+        let count = self.args.paced_events();
         let (hashtag, events) = self.fresh("paced", count).await?;
         let progress = Progress::new("delivering live, paced", u64::from(count));
         let clocks = Clocks::start(self.process)?;

@@ -132,6 +132,8 @@ async fn bench_says_in_one_line_what_is_wrong() {
     fails(bench(elsewhere, cache, SMALL), 1, &[elsewhere, "--yes"]).await;
     fails(bench(&nothing, cache, &["--pid=4294967295"]), 1, &["--pid 4294967295", "running"]).await;
     fails(bench(&nothing, cache, &["--only=everything"]), 2, &["'everything'"]).await;
+    fails(bench(&nothing, cache, &["--data-dir=/nowhere"]), 1, &["--data-dir /nowhere"]).await;
+    fails(bench(&nothing, cache, &["--json=/nowhere/x"]), 1, &["--json /nowhere/x"]).await;
     assert_eq!(fs::read_dir(cache).unwrap().count(), 0, "nothing was signed in vain");
 
     // A path where there is no relay.

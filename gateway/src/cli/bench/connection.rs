@@ -29,7 +29,7 @@ use super::{
 /// How long opening a connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How long a relay that works hard may be silent.
+/// How long a relay that works hard may neither send nor read.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The most of a NOTICE or refusal that is shown.
@@ -199,11 +199,17 @@ fn acknowledge_at_once(_stream: &Stream) {}
 impl Socket {
     /// Puts a message into the buffer; [`Self::flush`] or a full buffer sends it.
     pub async fn feed(&mut self, text: Utf8Bytes) -> Result<(), BenchError> {
-        self.stream.feed(Message::Text(text)).await.map_err(|error| self.lost(&error))
+        match timeout(PATIENCE, self.stream.feed(Message::Text(text))).await {
+            Ok(fed) => fed.map_err(|error| self.lost(&error)),
+            Err(_) => Err(self.silent()),
+        }
     }
 
     pub async fn flush(&mut self) -> Result<(), BenchError> {
-        self.stream.flush().await.map_err(|error| self.lost(&error))
+        match timeout(PATIENCE, self.stream.flush()).await {
+            Ok(flushed) => flushed.map_err(|error| self.lost(&error)),
+            Err(_) => Err(self.silent()),
+        }
     }
 
     pub async fn send(&mut self, text: impl Into<Utf8Bytes>) -> Result<(), BenchError> {
@@ -222,15 +228,7 @@ impl Socket {
                 acknowledge_at_once(self.stream.get_ref());
             }
             let Ok(message) = timeout(PATIENCE, self.stream.next()).await else {
-                return Err(BenchError::Silent {
-                    url: self.url.to_string(),
-                    phase: self.phase,
-                    seconds: PATIENCE.as_secs(),
-                    notice: match &self.notice {
-                        Some(notice) => format!(" (its last notice: {notice})"),
-                        None => String::new(),
-                    },
-                });
+                return Err(self.silent());
             };
             if let Some(text) = self.text(message)? {
                 return Ok(text);
@@ -292,6 +290,19 @@ impl Socket {
             phase: self.phase,
             reason: shown(reason),
             advice: advice(reason),
+        }
+    }
+
+    /// The error for a relay that neither sends nor takes anything any more.
+    fn silent(&self) -> BenchError {
+        BenchError::Silent {
+            url: self.url.to_string(),
+            phase: self.phase,
+            seconds: PATIENCE.as_secs(),
+            notice: match &self.notice {
+                Some(notice) => format!(" (its last notice: {notice})"),
+                None => String::new(),
+            },
         }
     }
 

@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark fails loudly")]
 
-use std::{hint::black_box, sync::Arc};
+use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use nostr_gateway::{
@@ -18,11 +18,9 @@ use nostr_gateway::{
         event::compute_id,
         message::{self, ClientMessage},
     },
-    subscriptions::index::Index,
 };
 
 const EVENTS: u64 = 2_000;
-const SUBSCRIPTIONS: u64 = 10_000;
 
 /// EVENT messages as `nostr-gateway bench` publishes them.
 fn messages() -> Vec<String> {
@@ -125,22 +123,6 @@ fn filters(c: &mut Criterion) {
     c.bench_function("filter/parse a home feed", |b| {
         b.iter(|| Filter::parse(black_box(&text)).unwrap());
     });
-
-    // Most connections follow authors, some a hashtag, a few everything of a kind.
-    let mut index = Index::default();
-    for number in 0..SUBSCRIPTIONS {
-        let at = number as usize;
-        let filter = match number % 100 {
-            0 => Filter { kinds: Some(vec![30_023]), ..Filter::default() },
-            1..20 => {
-                let hashtag = hashtags[at % hashtags.len()].clone();
-                Filter { tags: vec![(b't', vec![hashtag])], ..Filter::default() }
-            }
-            _ => home_feed(&authors[at % authors.len()..][..1]),
-        };
-        index.insert(&(number, Arc::from("sub")), &[filter]);
-    }
-    each(c, "subscriptions that may want it, of 10,000", &events, |event| index.candidates(event));
 }
 
 criterion_group!(benches, events, filters);

@@ -7,7 +7,7 @@ use crate::protocol::{Event, EventId, Filter, PublicKey};
 
 /// Each filter stands under its most selective condition, once for each of its values.
 #[derive(Default)]
-pub struct Index {
+pub(super) struct Index {
     buckets: HashMap<Condition, HashMap<Key, usize>>,
 }
 

@@ -5,7 +5,7 @@
 //! up loses no event: its subscriptions leave the index at a known position and come back by reading
 //! the log.
 
-pub mod index;
+mod index;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -68,7 +68,7 @@ pub struct Subscriptions {
 }
 
 /// A live subscription.
-pub type Key = (u64, Arc<str>);
+type Key = (u64, Arc<str>);
 
 struct Registry {
     /// Everything up to here has been delivered.

@@ -12,7 +12,6 @@ mod newest;
 mod open;
 mod presence;
 mod query;
-mod ranges;
 mod readers;
 mod remove;
 mod search;
@@ -37,6 +36,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 pub use config::{RetentionConfig, StorageConfig};
@@ -54,7 +54,7 @@ use crate::{
 };
 use memory::Memory;
 use readers::Readers;
-use search::{Follow, Following, Search};
+use search::{Follow, Following};
 use tail::Tail;
 use upkeep::{Checkpointing, Door, Keeping, Upkeep};
 use writes::{Order, Writes};
@@ -71,9 +71,7 @@ pub struct Store {
     /// The last commit failed.
     failing: Arc<AtomicBool>,
     stored_at_start: u64,
-    /// `None` when search is off.
-    search: Option<Search>,
-    door: Arc<Door>,
+    door: Door,
     background: Mutex<Background>,
     data_dir: PathBuf,
     config: StorageConfig,
@@ -162,7 +160,9 @@ impl Store {
                 writes: writes.clone(),
                 metrics: metrics.clone(),
             };
-            background.following = Some(follow.start().map_err(|e| OpenError::thread(&path, &e))?);
+            let following = follow.start().map_err(|e| OpenError::thread(&path, &e))?;
+            let _ = memory.search.set(following.search.clone());
+            background.following = Some(following);
         }
         Ok(Self {
             readers,
@@ -171,8 +171,7 @@ impl Store {
             writes,
             failing,
             stored_at_start,
-            search: background.following.as_ref().map(|following| following.search.clone()),
-            door: Arc::default(),
+            door: Door::default(),
             background: Mutex::new(background),
             data_dir: data_dir.to_owned(),
             config: config.clone(),
@@ -186,9 +185,9 @@ impl Store {
     /// When the database cannot be opened once more, or there is no thread left.
     pub fn start_upkeep(&self, retention: &[RetentionConfig]) -> Result<(), OpenError> {
         let path = self.data_dir.join("gateway.db");
-        let (writes, metrics, door) =
-            (self.writes.clone(), self.metrics.clone(), self.door.clone());
-        let upkeep = Upkeep::new(&self.data_dir, &self.config, retention, writes, metrics, door);
+        let (writes, metrics) = (self.writes.clone(), self.metrics.clone());
+        let upkeep =
+            Upkeep::new(&self.data_dir, &self.config, retention, writes, metrics, &self.door);
         let (upkeep, stop) = upkeep.map_err(|e| OpenError::sqlite(&path, &e))?;
         let keeping = upkeep.start(stop).map_err(|e| OpenError::thread(&path, &e))?;
         let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
@@ -275,10 +274,10 @@ impl EventReader for Store {
 
     fn scan(&self, filters: Vec<Filter>, scope: Scope, viewer: Arc<Viewer>) -> Scan {
         let (mut out, scan) = Scan::new();
-        let (memory, search) = (self.memory.clone(), self.search.clone());
+        let memory = self.memory.clone();
         let queued = self.readers.run(move |connection| {
             out.begin();
-            query::scan(connection, &memory, search.as_ref(), &filters, &scope, &viewer, &out);
+            query::scan(connection, &memory, &filters, &scope, &viewer, &out);
         });
         if let Err(error) = queued {
             // The sender went with the job: the receiver sees the end of the channel.
@@ -288,26 +287,32 @@ impl EventReader for Store {
     }
 
     fn can_search(&self) -> bool {
-        self.search.is_some()
+        self.memory.search.get().is_some()
     }
 
     fn count(
         &self,
-        _filters: Vec<Filter>,
-        _scope: Scope,
-        _viewer: Arc<Viewer>,
+        filters: Vec<Filter>,
+        scope: Scope,
+        viewer: Arc<Viewer>,
     ) -> BoxFuture<'_, Result<Count, StoreError>> {
-        self.ask(move |_| Err(StoreError("not yet".to_owned())))
+        let memory = self.memory.clone();
+        self.ask_long(move |connection, gone| {
+            query::count(connection, &memory, &filters, &scope, &viewer, gone)
+        })
     }
 
     fn ids(
         &self,
-        _filter: Filter,
-        _scope: Scope,
-        _viewer: Arc<Viewer>,
-        _max: usize,
+        filter: Filter,
+        scope: Scope,
+        viewer: Arc<Viewer>,
+        max: usize,
     ) -> BoxFuture<'_, Result<IdSet, StoreError>> {
-        self.ask(move |_| Err(StoreError("not yet".to_owned())))
+        let memory = self.memory.clone();
+        self.ask_long(move |connection, gone| {
+            query::ids(connection, &memory, &filter, &scope, &viewer, max, gone)
+        })
     }
 
     fn fetch(
@@ -331,15 +336,38 @@ impl Store {
     /// Runs a query on a reader thread and waits for its answer.
     fn ask<T: Send + 'static>(
         &self,
-        query: impl FnOnce(&rusqlite::Connection) -> Result<T, StoreError> + Send + 'static,
+        query: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> BoxFuture<'_, Result<T, StoreError>> {
         let (answer, result) = oneshot::channel();
         let queued = self.readers.run(move |connection| {
             let _ = answer.send(query(connection));
         });
-        Box::pin(async move {
-            queued?;
-            result.await.unwrap_or_else(|_| Err(StoreError("the store is closed".to_owned())))
-        })
+        answered(queued, result)
     }
+
+    /// The same for a query that may take long: on the threads for those. It learns whether whoever
+    /// asked is gone.
+    fn ask_long<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection, &dyn Fn() -> bool) -> Result<T, StoreError> + Send + 'static,
+    ) -> BoxFuture<'_, Result<T, StoreError>> {
+        let (answer, result) = oneshot::channel();
+        let queued = self.readers.run_long(move |connection| {
+            if !answer.is_closed() {
+                let found = query(connection, &|| answer.is_closed());
+                let _ = answer.send(found);
+            }
+        });
+        answered(queued, result)
+    }
+}
+
+fn answered<'a, T: Send + 'static>(
+    queued: Result<(), StoreError>,
+    result: oneshot::Receiver<Result<T, StoreError>>,
+) -> BoxFuture<'a, Result<T, StoreError>> {
+    Box::pin(async move {
+        queued?;
+        result.await.unwrap_or_else(|_| Err(StoreError("the store is closed".to_owned())))
+    })
 }

@@ -9,6 +9,7 @@ mod tests;
 mod texts;
 
 use std::{
+    fmt,
     ops::Deref,
     path::{Path, PathBuf},
     sync::{
@@ -22,10 +23,7 @@ use rusqlite::{Connection, OptionalExtension};
 pub(super) use follow::{Follow, Following};
 pub(super) use rank::Candidates;
 
-use crate::{
-    pipeline::{Seq, StoreError},
-    protocol::search,
-};
+use crate::{pipeline::Seq, protocol::search};
 
 /// Connections that are kept for the next search.
 const KEPT: usize = 4;
@@ -33,6 +31,12 @@ const KEPT: usize = 4;
 /// The reading side of the index. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Search(Arc<Shared>);
+
+impl fmt::Debug for Search {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Search").field(&self.0.path).finish()
+    }
+}
 
 struct Shared {
     path: PathBuf,
@@ -57,14 +61,8 @@ impl Search {
         &self,
         search: &search::Search,
         ranked: bool,
-    ) -> Result<Candidates, StoreError> {
-        let lent = self.lend().map_err(|error| match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::CannotOpen) => {
-                StoreError("the search index is being made".to_owned())
-            }
-            _ => error.into(),
-        })?;
-        Ok(Candidates::new(lent, search, ranked)?)
+    ) -> rusqlite::Result<Candidates> {
+        Candidates::new(self.lend()?, search, ranked)
     }
 
     /// All log entries up to this position can be found.

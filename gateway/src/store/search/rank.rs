@@ -3,10 +3,7 @@
 use rusqlite::{Connection, params};
 
 use super::Lent;
-use crate::{
-    pipeline::StoreError,
-    protocol::search::{Search, Term},
-};
+use crate::protocol::search::{Search, Term};
 
 /// How many of the newest matches are ranked against one another at first. More are looked at only
 /// when a filter's other conditions leave too few of them.
@@ -24,6 +21,8 @@ pub(in crate::store) struct Candidates {
     below: i64,
     chunk: usize,
     ranked: bool,
+    /// The rest of a chunk; the best is the last.
+    ready: Vec<i64>,
 }
 
 impl Candidates {
@@ -40,13 +39,21 @@ impl Candidates {
             below: i64::MAX,
             chunk: FIRST_CHUNK,
             ranked,
+            ready: Vec::new(),
         })
     }
 
-    /// The next rows, best first; empty at the end. Some may be of events that are gone.
-    pub fn next_chunk(&mut self) -> Result<Vec<i64>, StoreError> {
+    /// The next row, best first. It may be of an event that is gone.
+    pub fn next_row(&mut self) -> rusqlite::Result<Option<i64>> {
+        if self.ready.is_empty() {
+            self.read_chunk()?;
+        }
+        Ok(self.ready.pop())
+    }
+
+    fn read_chunk(&mut self) -> rusqlite::Result<()> {
         let mut found: Vec<(f64, i64)> = Vec::new();
-        let Some(question) = &self.question else { return Ok(Vec::new()) };
+        let Some(question) = &self.question else { return Ok(()) };
         while let Some(part) = self.parts.last()
             && found.len() < self.chunk
         {
@@ -57,7 +64,7 @@ impl Candidates {
                 Ok(()) => {}
                 // Dropped since, because all its events are gone.
                 Err(error) if error.to_string().contains("no such table") => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
             match found.last() {
                 Some((_, row)) if found.len() - before == wanted => self.below = *row,
@@ -70,9 +77,10 @@ impl Candidates {
         self.chunk = (self.chunk * 4).min(LARGEST_CHUNK);
         if self.ranked {
             // The best has the lowest number; of equals, the newest comes first.
-            found.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
+            found.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         }
-        Ok(found.into_iter().map(|(_, row)| row).collect())
+        self.ready.extend(found.into_iter().map(|(_, row)| row));
+        Ok(())
     }
 }
 

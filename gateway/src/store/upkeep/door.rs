@@ -1,7 +1,10 @@
 //! What retention would remove at once is not let in: else upstream relays and topics would bring the
 //! same old events back for ever.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
 
 use arc_swap::ArcSwap;
 
@@ -14,19 +17,18 @@ use crate::{
 #[derive(Default)]
 pub(in crate::store) struct Door {
     closed: AtomicBool,
-    entries: ArcSwap<Vec<Entry>>,
+    entries: ArcSwap<Vec<Arc<Entry>>>,
 }
 
 /// One rule, and how far it has come.
-#[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub rule: RetentionConfig,
     /// Events before this time were removed because there were too many.
-    pub removed_before: u64,
+    pub removed_before: AtomicU64,
 }
 
 impl Door {
-    pub(super) fn set(&self, entries: Vec<Entry>) {
+    pub(super) fn set(&self, entries: Vec<Arc<Entry>>) {
         self.closed.store(!entries.is_empty(), Ordering::Release);
         self.entries.store(entries.into());
     }
@@ -37,10 +39,10 @@ impl Door {
             return false;
         }
         self.entries.load().iter().any(|entry| {
-            let Entry { rule, removed_before } = entry;
-            let max_age = rule.max_age_s;
+            let (rule, max_age) = (&entry.rule, entry.rule.max_age_s);
+            let removed_before = entry.removed_before.load(Ordering::Acquire);
             let too_old = max_age != 0 && event.created_at < now().saturating_sub(max_age);
-            (too_old || event.created_at < *removed_before)
+            (too_old || event.created_at < removed_before)
                 && rule.covers(event.kind)
                 && rule.concerns(topics)
         })

@@ -49,7 +49,6 @@ pub(super) struct Upkeep {
     data_dir: PathBuf,
     writes: Arc<Writes>,
     metrics: Arc<Metrics>,
-    door: Arc<Door>,
     rules: Vec<Rule>,
     joins: compaction::Joins,
     counted: Option<Instant>,
@@ -81,7 +80,7 @@ impl Upkeep {
         retention: &[RetentionConfig],
         writes: Arc<Writes>,
         metrics: Arc<Metrics>,
-        door: Arc<Door>,
+        door: &Door,
     ) -> rusqlite::Result<(Self, Sender<()>)> {
         let (sender, stop) = bounded(0);
         let mut rules: Vec<Rule> = retention.iter().cloned().map(Rule::new).collect();
@@ -94,7 +93,6 @@ impl Upkeep {
             data_dir: data_dir.to_owned(),
             writes,
             metrics,
-            door,
             rules,
             joins: compaction::Joins::default(),
             counted: None,

@@ -1,5 +1,10 @@
 //! Rules for what is kept: by age, number and size, of some kinds or all, of a topic or everywhere.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
 use rusqlite::{Connection, OptionalExtension};
 
 use super::{CHUNK, Upkeep, compaction, door::Entry};
@@ -17,7 +22,7 @@ pub(super) struct Rule {
     /// JSON of the events that it covers, up to a row: counting it anew reads every one of them.
     bytes: u64,
     counted_to: i64,
-    removed_before: u64,
+    entry: Arc<Entry>,
     cause: &'static str,
 }
 
@@ -26,7 +31,8 @@ type Found = (i64, i64);
 
 impl Rule {
     pub fn new(config: RetentionConfig) -> Self {
-        Self { config, whole: None, bytes: 0, counted_to: 0, removed_before: 0, cause: "rule" }
+        let entry = Arc::new(Entry { rule: config.clone(), removed_before: AtomicU64::new(0) });
+        Self { config, whole: None, bytes: 0, counted_to: 0, entry, cause: "rule" }
     }
 
     /// `storage.max_bytes`.
@@ -34,8 +40,13 @@ impl Rule {
         Self { whole: Some(bytes), cause: "size", ..Self::new(RetentionConfig::default()) }
     }
 
-    pub fn entry(&self) -> Entry {
-        Entry { rule: self.config.clone(), removed_before: self.removed_before }
+    /// What the way in knows of it.
+    pub fn entry(&self) -> Arc<Entry> {
+        self.entry.clone()
+    }
+
+    fn removed_before(&self) -> u64 {
+        self.entry.removed_before.load(Ordering::Acquire)
     }
 
     /// The tables and conditions of the events that it covers; `None` when there cannot be any. All
@@ -157,9 +168,6 @@ impl Upkeep {
             }
         }
         self.rules = rules;
-        if !self.rules.is_empty() {
-            self.door.set(self.rules.iter().map(Rule::entry).collect());
-        }
         result
     }
 
@@ -178,7 +186,7 @@ impl Upkeep {
         }
         if rule.config.max_bytes != 0 {
             rule.count_bytes(&self.database)?;
-            if rule.bytes > rule.config.max_bytes && rule.removed_before == 0 {
+            if rule.bytes > rule.config.max_bytes && rule.removed_before() == 0 {
                 // Before the first event goes, it should be true.
                 rule.count_bytes_anew(&self.database)?;
             }
@@ -193,7 +201,7 @@ impl Upkeep {
         }
         if lack {
             // There is room again: older events may come.
-            rule.removed_before = 0;
+            rule.entry.removed_before.store(0, Ordering::Release);
         }
         if removed > 0 {
             tracing::info!(events = removed, cause = rule.cause, "removed by retention");
@@ -256,13 +264,15 @@ impl Upkeep {
             if found == 0 {
                 break;
             }
+            if !by_time {
+                // First the door is closed.
+                rule.entry.removed_before.fetch_max(newest, Ordering::AcqRel);
+            }
             removed += self.evict(rows, rule.cause)?;
             rule.bytes = rule.bytes.saturating_sub(freed);
             bytes_left = if bytes == u64::MAX { bytes } else { bytes_left.saturating_sub(freed) };
             left -= found as u64;
-            if !by_time {
-                rule.removed_before = rule.removed_before.max(newest);
-            } else if found < most {
+            if by_time && found < most {
                 break;
             }
         }

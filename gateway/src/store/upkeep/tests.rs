@@ -23,9 +23,9 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let metrics = Arc::new(Metrics::default());
         let store = Store::open(dir.path(), &storage, metrics.clone()).await.unwrap();
-        let (writes, door) = (store.writes.clone(), store.door.clone());
+        let writes = store.writes.clone();
         let (upkeep, stop) =
-            Upkeep::new(dir.path(), &storage, rules, writes, metrics, door).unwrap();
+            Upkeep::new(dir.path(), &storage, rules, writes, metrics, &store.door).unwrap();
         Self { dir, store: Arc::new(store), upkeep: Some(upkeep), _stop: stop }
     }
 
@@ -81,7 +81,9 @@ impl Bench {
         let mut events = Vec::new();
         loop {
             match scan.next().await.unwrap() {
-                ScanItem::Event(json) => events.push(Event::parse(&json).unwrap()),
+                ScanItem::Events(texts) => {
+                    events.extend(texts.iter().map(|json| Event::parse(json).unwrap()));
+                }
                 ScanItem::End { .. } => return events,
                 ScanItem::Failed(error) => panic!("{error}"),
             }

@@ -177,6 +177,7 @@ fn plans() -> String {
             let (ranges, sql) = match &plan.source {
                 Source::Merge(merge) => merge.describe(),
                 Source::Walk(walk) => (1, walk.describe()),
+                Source::Words(_) => unreachable!("no shape has words"),
             };
             let when = if again { "if given up: " } else { "" };
             let what = match ranges {

@@ -6,6 +6,7 @@
 pub mod config;
 mod known;
 mod memory;
+mod moderation;
 mod names;
 mod newest;
 mod open;
@@ -36,6 +37,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use config::StorageConfig;
+pub use moderation::ModerationTable;
 pub use open::OpenError;
 
 use crate::{

@@ -20,6 +20,9 @@ impl Session {
     ) -> Result<(), End> {
         // NIP-01: a REQ with the id of an open subscription replaces it.
         self.forget(&id);
+        if let Some(reason) = self.refusal_to_read(&filters) {
+            return self.answer(Some(reason.prefix), message::closed(&id, &reason)).await;
+        }
         if self.open.len() >= self.relay.config.max_subscriptions {
             let max = self.relay.config.max_subscriptions;
             let text = format!("more than {max} subscriptions; close one first");
@@ -39,6 +42,9 @@ impl Session {
         for filter in &mut filters {
             let limit = filter.limit.unwrap_or(config.default_limit);
             filter.limit = Some(limit.min(config.max_limit));
+        }
+        if self.withholds(&filters) {
+            self.challenge().await?;
         }
         self.generation += 1;
         let interest = Interest { filters, scope: self.scope.clone(), viewer: self.viewer.clone() };
@@ -79,9 +85,11 @@ impl Session {
         let id = scanning.subscription.clone();
         match item {
             Some(ScanItem::Event(json)) => self.send(message::event(&id, &json)).await,
-            Some(ScanItem::End { at, complete: _ }) => {
+            Some(ScanItem::End { at, complete }) => {
                 self.scanning = None;
-                self.send(message::eose(&id)).await?;
+                let filters = self.open.get(&id).map_or(&[][..], |open| &open.interest.filters);
+                let complete = complete && !self.withholds(filters);
+                self.send(message::eose(&id, complete)).await?;
                 self.go_live(&id, at).await
             }
             Some(ScanItem::Failed(_)) | None => {

@@ -47,13 +47,12 @@ impl Access {
             return Some(Reason::new(Prefix::AuthRequired, text));
         }
         let rules = self.moderation.rules();
-        let listed =
-            |key| self.pubkeys.contains(key) || rules.allowed_pubkeys.contains_key(key);
-        let will_do = |key: &&PublicKey| {
-            !rules.banned_pubkeys.contains_key(*key)
-                && (rule == AccessRule::Authenticated || listed(*key))
+        let will_do = |key: &PublicKey| {
+            let listed = || self.pubkeys.contains(key) || rules.allowed_pubkeys.contains_key(key);
+            !rules.banned_pubkeys.contains_key(key)
+                && (rule == AccessRule::Authenticated || listed())
         };
-        if viewer.keys().iter().any(|key| will_do(&key)) {
+        if viewer.keys().iter().any(will_do) {
             return None;
         }
         Some(Reason::restricted(format!("none of your keys may {verb} here")))

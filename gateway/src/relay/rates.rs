@@ -19,8 +19,8 @@ use crate::{
     protocol::{Prefix, Reason},
 };
 
-/// Messages that are refused one after the other before the connection is closed.
-const PATIENCE: u32 = 100;
+/// What a connection may be refused in a minute before it is closed.
+const PATIENCE: NonZeroU32 = NonZeroU32::new(100).expect("a hundred is not zero");
 /// Addresses remembered while nothing of theirs is open.
 const MAX_IDLE: usize = 16_384;
 /// Seconds after which such an address is forgotten; every bucket is full again by then.
@@ -81,7 +81,7 @@ impl Rates {
             config: self.config.clone(),
             messages: per_second(self.config.messages_per_s, burst_s),
             bytes: per_second(self.config.bytes_per_s, burst_s),
-            refused_in_a_row: AtomicU32::new(0),
+            patience: DefaultDirectRateLimiter::direct(Quota::per_minute(PATIENCE)),
             connection,
         }))
     }
@@ -228,7 +228,7 @@ pub struct ClientRates {
     config: RatesConfig,
     messages: Bucket,
     bytes: Bucket,
-    refused_in_a_row: AtomicU32,
+    patience: DefaultDirectRateLimiter,
     connection: Held,
 }
 
@@ -248,37 +248,41 @@ impl ClientRates {
         } else if !spend(&address.bytes, bytes) {
             limited("bytes_per_s_per_ip", config.bytes_per_s_per_ip)
         } else {
-            self.refused_in_a_row.store(0, Ordering::Relaxed);
             return Ok(());
         };
-        let before = self.refused_in_a_row.fetch_add(1, Ordering::Relaxed);
-        Err(RateLimited { reason: refused, flooding: before + 1 >= PATIENCE })
+        Err(self.refused(refused))
     }
 
     /// To be asked for every EVENT, beside [`Self::message`].
     ///
     /// # Errors
     /// When its address publishes too many.
-    pub fn event(&self) -> Result<(), Reason> {
+    pub fn event(&self) -> Result<(), RateLimited> {
         let max = self.config.events_per_minute_per_ip;
-        let free = spend(&self.connection.address.events, 1);
-        free.then_some(()).ok_or_else(|| limited("events_per_minute_per_ip", max))
+        if spend(&self.connection.address.events, 1) {
+            return Ok(());
+        }
+        Err(self.refused(limited("events_per_minute_per_ip", max)))
     }
 
     /// To be asked for every REQ; the answer is kept as long as the subscription is open.
     ///
     /// # Errors
     /// When its address has too many open, or too many filters in them.
-    pub fn subscribe(&self, filters: usize) -> Result<[Held; 2], Reason> {
+    pub fn subscribe(&self, filters: usize) -> Result<[Held; 2], RateLimited> {
         let (config, address) = (&self.config, &self.connection.address);
         let take = |counter, count, max| Held::take(address.clone(), counter, count, max);
         let max = config.subscriptions_per_ip;
         let subscription = take(Counter::Subscriptions, 1, max)
-            .ok_or_else(|| limited("subscriptions_per_ip", max))?;
+            .ok_or_else(|| self.refused(limited("subscriptions_per_ip", max)))?;
         let (count, max) = (u32::try_from(filters).unwrap_or(u32::MAX), config.filters_per_ip);
         let filters = take(Counter::Filters, count, max)
-            .ok_or_else(|| limited("filters_per_ip", max))?;
+            .ok_or_else(|| self.refused(limited("filters_per_ip", max)))?;
         Ok([subscription, filters])
+    }
+
+    fn refused(&self, reason: Reason) -> RateLimited {
+        RateLimited { reason, flooding: self.patience.check().is_err() }
     }
 }
 
@@ -391,8 +395,10 @@ mod tests {
         let client = rates.connect(ip("203.0.113.7")).unwrap();
         client.message(1).unwrap();
         let flooding = (1..).find(|_| client.message(1).is_err_and(|limited| limited.flooding));
-        // A second may pass on a slow machine: then one of them gets through and it begins anew.
-        assert!(flooding.unwrap() >= PATIENCE);
+        assert!(flooding.unwrap() > PATIENCE.get());
+        let other = rates.connect(ip("203.0.113.7")).unwrap();
+        other.message(1).unwrap();
+        assert!(!other.message(1).unwrap_err().flooding);
     }
 
     #[test]

@@ -48,6 +48,21 @@ impl RawClient {
         Self { socket, skipped: VecDeque::new() }
     }
 
+    /// With further headers, as a proxy sends them.
+    pub async fn try_connect_with(
+        url: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Error> {
+        let mut request = url.into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().append(*name, value.parse().unwrap());
+        }
+        let connected =
+            tokio::time::timeout(PATIENCE, tokio_tungstenite::connect_async(request)).await;
+        let (socket, _) = connected.unwrap_or_else(|_| panic!("no answer from {url}"))?;
+        Ok(Self { socket, skipped: VecDeque::new() })
+    }
+
     pub async fn send(&mut self, message: &Value) {
         self.send_text(&message.to_string()).await;
     }
@@ -146,7 +161,10 @@ impl RawClient {
     pub async fn count(&mut self, filters: &[Value]) -> u64 {
         self.ask("COUNT", "count", filters).await;
         let text = self
-            .wait_for(|m| matches!(m[0].as_str(), Some("COUNT" | "CLOSED")) && m[1] == "count", "COUNT")
+            .wait_for(
+                |m| matches!(m[0].as_str(), Some("COUNT" | "CLOSED")) && m[1] == "count",
+                "COUNT",
+            )
             .await;
         let answer: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(answer[0], "COUNT", "{text}");
@@ -170,7 +188,11 @@ impl RawClient {
 
     /// Reconciles with what the relay has for a filter (NIP-77), as a client that has `have`.
     /// The error is the reason of a NEG-ERR.
-    pub async fn negentropy(&mut self, filter: &Value, have: &[Event]) -> Result<Difference, String> {
+    pub async fn negentropy(
+        &mut self,
+        filter: &Value,
+        have: &[Event],
+    ) -> Result<Difference, String> {
         let mut storage = NegentropyStorageVector::with_capacity(have.len());
         for event in have {
             let id = Id::from_byte_array(event.id.to_bytes());
@@ -183,9 +205,8 @@ impl RawClient {
         let mut difference = Difference::default();
         let (mut only_here, mut only_there) = (Vec::new(), Vec::new());
         loop {
-            let answers = |m: &Value| {
-                matches!(m[0].as_str(), Some("NEG-MSG" | "NEG-ERR")) && m[1] == "neg"
-            };
+            let answers =
+                |m: &Value| matches!(m[0].as_str(), Some("NEG-MSG" | "NEG-ERR")) && m[1] == "neg";
             let text = self.wait_for(answers, "NEG-MSG").await;
             let answer: Value = serde_json::from_str(&text).unwrap();
             let said = answer[2].as_str().unwrap();
@@ -243,13 +264,21 @@ impl RawClient {
         }
     }
 
+    /// Forgets what was received while waiting for something else.
+    pub fn forget(&mut self) {
+        self.skipped.clear();
+    }
+
     /// Opens a subscription and returns what is stored, in the order it came, up to EOSE.
     pub async fn req(&mut self, subscription: &str, filters: &[Value]) -> Vec<Value> {
         self.ask("REQ", subscription, filters).await;
         let mut stored = Vec::new();
         loop {
             let text = self
-                .wait_for(|m| m[0] != "OK" && m[0] != "AUTH" && m[1] == subscription, &format!("EOSE {subscription}"))
+                .wait_for(
+                    |m| m[0] != "OK" && m[0] != "AUTH" && m[1] == subscription,
+                    &format!("EOSE {subscription}"),
+                )
                 .await;
             let mut message: Value = serde_json::from_str(&text).unwrap();
             match message[0].as_str() {

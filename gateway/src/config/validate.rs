@@ -34,7 +34,9 @@ impl Config {
             ));
         }
         let needs_url = !relay.admins.is_empty()
-            || rules.iter().any(|rule| matches!(rule, AccessRule::Authenticated | AccessRule::List));
+            || rules
+                .iter()
+                .any(|rule| matches!(rule, AccessRule::Authenticated | AccessRule::List));
         if needs_url && relay.url.is_empty() && relay.listen.ip().is_unspecified() {
             warnings.push(
                 "relay.url is empty: only clients on this machine can authenticate, because they \

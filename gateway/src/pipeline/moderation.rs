@@ -69,10 +69,13 @@ pub struct Change {
     pub put: Vec<(List, String, String)>,
 }
 
+/// An entry as it is stored: list, item, text.
+pub type Stored = (String, String, String);
+
 /// Where the rules outlive the process.
 pub trait ModerationStore: Send + Sync + 'static {
-    /// All entries, as (list, item, text).
-    fn load(&self) -> BoxFuture<'_, Result<Vec<(String, String, String)>, StoreError>>;
+    /// All entries.
+    fn load(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>>;
 
     /// Commits a change before it returns.
     fn save(&self, change: Change) -> BoxFuture<'_, Result<(), StoreError>>;

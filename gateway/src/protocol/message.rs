@@ -14,16 +14,33 @@ pub const MAX_SUBSCRIPTION_ID: usize = 64;
 #[derive(Debug)]
 pub enum ClientMessage {
     Event(Box<Event>),
-    Req { subscription: String, filters: Vec<Filter> },
-    Close { subscription: String },
+    Req {
+        subscription: String,
+        filters: Vec<Filter>,
+    },
+    Close {
+        subscription: String,
+    },
     /// Somebody proves to hold a key (NIP-42).
     Auth(Box<Event>),
     /// How many events match (NIP-45).
-    Count { subscription: String, filters: Vec<Filter> },
+    Count {
+        subscription: String,
+        filters: Vec<Filter>,
+    },
     /// A reconciliation begins (NIP-77); `message` is negentropy's first.
-    NegOpen { subscription: String, filter: Box<Filter>, message: Vec<u8> },
-    NegMessage { subscription: String, message: Vec<u8> },
-    NegClose { subscription: String },
+    NegOpen {
+        subscription: String,
+        filter: Box<Filter>,
+        message: Vec<u8>,
+    },
+    NegMessage {
+        subscription: String,
+        message: Vec<u8>,
+    },
+    NegClose {
+        subscription: String,
+    },
 }
 
 /// Why a message was not understood, and what to answer.
@@ -82,9 +99,7 @@ pub fn parse(text: &str, max_filters: usize) -> Result<ClientMessage, MessageErr
             let (subscription, filters) = question(Verb::Req, rest, max_filters)?;
             Ok(ClientMessage::Req { subscription, filters })
         }
-        "CLOSE" => {
-            Ok(ClientMessage::Close { subscription: sole_id("CLOSE", rest)? })
-        }
+        "CLOSE" => Ok(ClientMessage::Close { subscription: sole_id("CLOSE", rest)? }),
         "AUTH" => Ok(ClientMessage::Auth(sole_event("AUTH", rest)?)),
         "COUNT" => {
             let (subscription, filters) = question(Verb::Count, rest, max_filters)?;
@@ -117,9 +132,7 @@ pub fn parse(text: &str, max_filters: usize) -> Result<ClientMessage, MessageErr
             let message = negentropy_bytes(message).map_err(refuse)?;
             Ok(ClientMessage::NegMessage { subscription, message })
         }
-        "NEG-CLOSE" => {
-            Ok(ClientMessage::NegClose { subscription: sole_id("NEG-CLOSE", rest)? })
-        }
+        "NEG-CLOSE" => Ok(ClientMessage::NegClose { subscription: sole_id("NEG-CLOSE", rest)? }),
         other => {
             let short: String = other.chars().take(32).collect();
             Err(MessageError::Notice(format!("unsupported: unknown verb {short:?}")))
@@ -159,8 +172,7 @@ fn question(
         return Err(bad(&format!("{name} has a subscription id and filters")));
     };
     let subscription = subscription_id(subscription)?;
-    let refuse =
-        |reason| MessageError::Closed { verb, subscription: subscription.clone(), reason };
+    let refuse = |reason| MessageError::Closed { verb, subscription: subscription.clone(), reason };
     if filters.is_empty() {
         return Err(refuse(Reason::invalid(format!("{name} needs at least one filter"))));
     }
@@ -192,8 +204,8 @@ fn negentropy_bytes(raw: &RawValue) -> Result<Vec<u8>, Reason> {
 }
 
 fn subscription_id(raw: &RawValue) -> Result<String, MessageError> {
-    let id: String = serde_json::from_str(raw.get())
-        .map_err(|_| bad("a subscription id is a string"))?;
+    let id: String =
+        serde_json::from_str(raw.get()).map_err(|_| bad("a subscription id is a string"))?;
     if id.is_empty() || id.chars().count() > MAX_SUBSCRIPTION_ID {
         let text = format!("a subscription id has 1 to {MAX_SUBSCRIPTION_ID} characters");
         return Err(bad(&text));
@@ -307,9 +319,15 @@ mod tests {
             // NIP-45: a refusal of COUNT is CLOSED.
             (r#"["COUNT"]"#, r#"["NOTICE","invalid: COUNT has a subscription id and filters"]"#),
             (r#"["COUNT","a"]"#, r#"["CLOSED","a","invalid: COUNT needs at least one filter"]"#),
-            (r#"["AUTH","abc"]"#, r#"["NOTICE","invalid: invalid type: string \"abc\", expected an event object"]"#),
+            (
+                r#"["AUTH","abc"]"#,
+                r#"["NOTICE","invalid: invalid type: string \"abc\", expected an event object"]"#,
+            ),
             // NIP-77: clients take a NOTICE for "no negentropy here".
-            (r#"["NEG-OPEN"]"#, r#"["NOTICE","invalid: NEG-OPEN has a subscription id, a filter and a message"]"#),
+            (
+                r#"["NEG-OPEN"]"#,
+                r#"["NOTICE","invalid: NEG-OPEN has a subscription id, a filter and a message"]"#,
+            ),
             (
                 r#"["NEG-OPEN","a",{}]"#,
                 r#"["NEG-ERR","a","invalid: NEG-OPEN has a subscription id, a filter and a message"]"#,

@@ -54,7 +54,8 @@ impl serde::Serialize for Network {
 impl<'de> serde::Deserialize<'de> for Network {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("neither an address nor a network"))
+        Self::parse(&text)
+            .ok_or_else(|| serde::de::Error::custom("neither an address nor a network"))
     }
 }
 
@@ -80,7 +81,9 @@ mod tests {
         ] {
             assert_eq!(Network::parse(text).unwrap().to_string(), written, "{text}");
         }
-        for text in ["", "203.0.113", "203.0.113.7/33", "203.0.113.7:80", "[::1]", "host", "::1/129"] {
+        for text in
+            ["", "203.0.113", "203.0.113.7/33", "203.0.113.7:80", "[::1]", "host", "::1/129"]
+        {
             assert_eq!(Network::parse(text), None, "{text}");
         }
     }

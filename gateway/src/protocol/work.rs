@@ -53,9 +53,7 @@ mod tests {
     fn both_the_work_and_the_stated_target_count() {
         let mined = |target: &str| {
             (0..)
-                .map(|n: u32| {
-                    Author::new(1).sign(1, 1, &[&["nonce", &n.to_string(), target]], "")
-                })
+                .map(|n: u32| Author::new(1).sign(1, 1, &[&["nonce", &n.to_string(), target]], ""))
                 .find(|event| difficulty(&event.id) >= 6)
                 .unwrap()
         };

@@ -128,7 +128,8 @@ mod tests {
         };
         assert!(trusted(&local, &[]));
         assert!(trusted(&local, &[("origin", "https://client.example.org")]));
-        for page in ["https://evil.example", "null", "", "https://client.example.org.evil.example"] {
+        for page in ["https://evil.example", "null", "", "https://client.example.org.evil.example"]
+        {
             assert!(!trusted(&local, &[("origin", page)]), "{page}");
         }
         let both = [("origin", "https://client.example.org"), ("origin", "https://evil.example")];

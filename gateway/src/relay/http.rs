@@ -123,8 +123,7 @@ fn upgrade(
     if relay.moderation.blocks(client.address) {
         return blocked();
     }
-    let visitor =
-        Visitor { connection, address: client.address, trusted, viewer, scope, rates };
+    let visitor = Visitor { connection, address: client.address, trusted, viewer, scope, rates };
     let upgrade = hyper::upgrade::on(&mut request);
     let span = tracing::debug_span!("conn", id = connection);
     let token = tasks.token().clone();

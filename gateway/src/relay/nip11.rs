@@ -40,9 +40,8 @@ pub(super) fn document(about: &About<'_>, scope: &Scope) -> String {
             (format!("{name} / {topic}"), format!("The topic {topic}. {description}"))
         }
     };
-    let restricted = access.restricts_writes()
-        || limits.min_pow != 0
-        || !rules.allowed_kinds.is_empty();
+    let restricted =
+        access.restricts_writes() || limits.min_pow != 0 || !rules.allowed_kinds.is_empty();
     let mut limitation = json!({
         "max_message_length": config.max_message_bytes,
         "max_subscriptions": config.max_subscriptions,

@@ -207,9 +207,7 @@ pub struct Held {
 impl Held {
     /// `None` when that would be more than `max`; 0 is no bound.
     fn take(address: Arc<Address>, counter: Counter, count: u32, max: u32) -> Option<Self> {
-        let add = |held: u32| {
-            held.checked_add(count).filter(|held| max == 0 || *held <= max)
-        };
+        let add = |held: u32| held.checked_add(count).filter(|held| max == 0 || *held <= max);
         let counted = address.counter(counter);
         counted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
         Some(Self { address, counter, count })

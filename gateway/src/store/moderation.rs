@@ -10,7 +10,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOp
 
 use crate::pipeline::{
     StoreError,
-    moderation::{Change, ModerationStore},
+    moderation::{Change, ModerationStore, Stored},
 };
 
 /// How long a change may wait for the writer's commits.
@@ -36,7 +36,7 @@ impl ModerationTable {
             .await
     }
 
-    async fn read(&self) -> sqlx::Result<Vec<(String, String, String)>> {
+    async fn read(&self) -> sqlx::Result<Vec<Stored>> {
         let mut connection = self.connect().await?;
         let entries = sqlx::query_as("SELECT list, item, text FROM moderation")
             .fetch_all(&mut connection)
@@ -69,7 +69,7 @@ impl ModerationTable {
 }
 
 impl ModerationStore for ModerationTable {
-    fn load(&self) -> BoxFuture<'_, Result<Vec<(String, String, String)>, StoreError>> {
+    fn load(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
         Box::pin(async { self.read().await.map_err(failed) })
     }
 

@@ -3,13 +3,21 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test code fails loudly")]
 
+mod access;
+mod auth;
 mod bad_messages;
 mod bad_start;
+mod count;
+mod deletion;
 mod harness;
 mod hostile;
 mod lifecycle;
 mod main_job;
+mod management;
 mod namespaces;
+mod negentropy;
+mod private;
+mod rates;
 mod relay;
 mod relay_http;
 

@@ -116,7 +116,12 @@ mod tests {
     const URL: &str = "https://relay.example.org/";
     const BODY: &[u8] = br#"{"method":"supportedmethods","params":[]}"#;
 
-    fn checked(kind: u16, at: u64, tags: &[&[&str]], query: Option<&str>) -> Result<(), &'static str> {
+    fn checked(
+        kind: u16,
+        at: u64,
+        tags: &[&[&str]],
+        query: Option<&str>,
+    ) -> Result<(), &'static str> {
         let own = OwnUrls::new(["wss://relay.example.org", "ws://127.0.0.1:4869"]);
         let asked = Asked { query, body: BODY, own: &own };
         check(&Author::new(1).sign(at, kind, tags, ""), &asked, NOW)

@@ -85,9 +85,11 @@ impl Caller<'_> {
         let rules = self.relay.moderation.rules();
         let params = Params(&call.params);
         match call.method.as_str() {
-            "supportedmethods" => {
-                Ok(METHODS.iter().filter(|method| **method != "supportedmethods").copied().collect())
-            }
+            "supportedmethods" => Ok(METHODS
+                .iter()
+                .filter(|method| **method != "supportedmethods")
+                .copied()
+                .collect()),
             "listbannedpubkeys" => Ok(listed("pubkey", &rules.banned_pubkeys)),
             "listallowedpubkeys" => Ok(listed("pubkey", &rules.allowed_pubkeys)),
             "listbannedevents" => Ok(listed("id", &rules.banned_events)),
@@ -168,7 +170,9 @@ impl Caller<'_> {
 
     /// In place of the configuration's; an empty text goes back to that.
     async fn rename(&self, field: &str, value: String) -> Result<Value, String> {
-        if value.is_empty() { self.take(List::Relay, field).await } else {
+        if value.is_empty() {
+            self.take(List::Relay, field).await
+        } else {
             self.put(List::Relay, field, value, &[]).await
         }
     }

@@ -58,9 +58,8 @@ impl Params<'_> {
     /// The URL of an image, or nothing.
     pub fn icon(&self) -> Result<String, String> {
         let text = self.short_text(MAX_REASON)?;
-        let is_url = |text: &str| {
-            Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
-        };
+        let is_url =
+            |text: &str| Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
         if text.is_empty() || is_url(&text) {
             return Ok(text);
         }

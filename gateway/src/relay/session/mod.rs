@@ -41,9 +41,7 @@ use super::{
 };
 use crate::{
     metrics::{CauseLabels, Metrics},
-    pipeline::{
-        LogEntry, Origin, Scan, ScanItem, Scope, Seq, SharedViewer, StoreError,
-    },
+    pipeline::{LogEntry, Origin, Scan, ScanItem, Scope, Seq, SharedViewer, StoreError},
     protocol::{
         Prefix,
         message::{self, ClientMessage, MessageError, Verb},

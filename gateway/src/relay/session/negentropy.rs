@@ -11,8 +11,8 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, future::BoxFuture};
 use ::negentropy::{Id, Negentropy, NegentropyStorageVector};
+use futures_util::{FutureExt, future::BoxFuture};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep_until, timeout},
@@ -70,12 +70,21 @@ pub(super) struct Negentropies {
 
 enum State {
     /// NEG-OPEN was received.
-    Asked { filter: Box<Filter>, message: Vec<u8> },
+    Asked {
+        filter: Box<Filter>,
+        message: Vec<u8>,
+    },
     /// NEG-MSG was received.
-    Told { set: Arc<Set>, message: Vec<u8> },
+    Told {
+        set: Arc<Set>,
+        message: Vec<u8>,
+    },
     Running,
     /// It is the client's turn, until then.
-    Answered { set: Arc<Set>, until: Instant },
+    Answered {
+        set: Arc<Set>,
+        until: Instant,
+    },
 }
 
 /// Ids to compare with, sorted.
@@ -284,10 +293,7 @@ async fn answer(turns: Arc<Semaphore>, set: Arc<Set>, message: Vec<u8>) -> Answe
 
 /// Runs it off the async workers when its turn comes. It keeps its turn to the end even when nobody
 /// waits for it any more.
-async fn in_turn(
-    turns: Arc<Semaphore>,
-    work: impl FnOnce() -> Answer + Send + 'static,
-) -> Answer {
+async fn in_turn(turns: Arc<Semaphore>, work: impl FnOnce() -> Answer + Send + 'static) -> Answer {
     let Ok(turn) = turns.acquire_owned().await else { return Err(no_room()) };
     let worked = tasks::blocking(move || {
         let _turn = turn;

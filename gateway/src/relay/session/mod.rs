@@ -228,10 +228,11 @@ impl Session {
     async fn serve(&mut self, token: &CancellationToken) -> End {
         let mut deadline = Instant::now() + self.idle;
         let mut unflushed = 0;
-        if self.demands_auth()
-            && let Err(end) = self.challenge().await
-        {
-            return end;
+        if self.demands_auth() {
+            if let Err(end) = self.challenge().await {
+                return end;
+            }
+            unflushed += 1;
         }
         loop {
             if token.is_cancelled() {

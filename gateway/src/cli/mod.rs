@@ -1,6 +1,7 @@
 //! The command line. Each subcommand has a file of its own; what it prints for its user goes to the
 //! standard output, everything else to the standard error.
 
+pub mod bench;
 mod config;
 mod logging;
 pub mod run;
@@ -54,6 +55,10 @@ pub enum Command {
     Run(RunArgs),
     /// Look at the configuration
     Config(ConfigArgs),
+    /// Measure a relay: publishing, queries, live delivery, idle connections
+    ///
+    /// Publishes thousands of meaningless events, so give it a relay with an empty data directory.
+    Bench(bench::BenchArgs),
 }
 
 #[derive(Debug, Clone, Default, Args)]
@@ -133,6 +138,7 @@ pub fn main() -> ExitCode {
             }
             run::run(loaded)
         }
+        Command::Bench(args) => bench::run(args, places.data_dir),
         Command::Config(args) => match args.command {
             ConfigCommand::Show(args) => match read(places, args.overrides) {
                 Ok(loaded) => print(&crate::config::show(&loaded)),

@@ -7,6 +7,7 @@ mod access;
 mod auth;
 mod bad_messages;
 mod bad_start;
+mod bench;
 mod count;
 mod deletion;
 mod harness;

@@ -7,6 +7,7 @@ mod bell;
 pub mod config;
 mod known;
 mod memory;
+mod moderation;
 mod names;
 mod newest;
 mod open;
@@ -40,6 +41,7 @@ use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 pub use config::{RetentionConfig, StorageConfig};
+pub use moderation::ModerationTable;
 pub use open::OpenError;
 
 use crate::{

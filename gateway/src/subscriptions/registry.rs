@@ -133,7 +133,8 @@ impl Registry {
             if entry.event.is_expired(now) {
                 continue;
             }
-            let wants = |live: &Live| entry.seq > live.after && live.interest.wants_unexpired(entry);
+            let wants =
+                |live: &Live| entry.seq > live.after && live.interest.wants_unexpired(entry);
             self.offer(&entry.event, Some(entry.seq), wants, &mut messages);
         }
         self.wake();
@@ -208,7 +209,7 @@ fn outgoing(messages: &mut Messages, subscription: &Arc<str>, event: &Arc<Event>
         }
         Entry::Occupied(mut entry) => {
             let message = entry.get_mut().get_or_insert_with(|| {
-                Bytes::from(message::event(subscription, event.json()))
+                Bytes::from(message::event(subscription, event.json()).concat())
             });
             Outgoing::Message(message.clone())
         }

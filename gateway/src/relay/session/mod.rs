@@ -265,11 +265,7 @@ impl Session {
                 Step::Reconciled(reconciled) => self.reconciled(reconciled).await,
                 Step::Scanned(item) => self.scanned(item).await,
                 Step::Logged(entries) => self.logged(entries).await,
-                Step::News(News::Delivery(delivery)) => self.deliver(delivery).await,
-                Step::News(News::Lagged) => {
-                    self.behind.extend(self.feed.take_lagged());
-                    Ok(())
-                }
+                Step::News(news) => self.news(news).await,
             };
             if let Err(end) = handled {
                 return end;
@@ -315,7 +311,7 @@ impl Session {
             item = scanning => Some(Step::Scanned(item)),
             counted = counted => Some(Step::Counted(counted)),
             reconciled = reconciled => Some(Step::Reconciled(reconciled)),
-            news = self.feed.next() => news.map(Step::News),
+            news = self.feed.next() => Some(Step::News(news)),
             message = self.out.socket.next(), if room => Some(Step::Received(message)),
             () = sleep_until(deadline) => Some(Step::Idle),
         }
@@ -414,7 +410,7 @@ impl Session {
     }
 
     async fn send(&mut self, text: String) -> Result<(), End> {
-        self.out.text(&text).await.map_err(End::from)
+        self.out.text(text).await.map_err(End::from)
     }
 
     fn malformed(&self, cause: &'static str) {

@@ -9,7 +9,7 @@ use crate::{
     clock::unix_now,
     pipeline::{ScanItem, Seq, StoreError},
     protocol::{Filter, Prefix, Reason, message},
-    subscriptions::{Delivery, Interest, Lagged},
+    subscriptions::{Delivery, Interest, Lagged, News, Outgoing},
 };
 
 impl Session {
@@ -159,13 +159,28 @@ impl Session {
         }
     }
 
-    pub(super) async fn deliver(&mut self, delivery: Delivery) -> Result<(), End> {
-        let Delivery { subscription, generation, event } = delivery;
+    /// What was delivered since the last time, and who was left behind meanwhile.
+    pub(super) async fn news(&mut self, news: News) -> Result<(), End> {
+        for delivery in news.deliveries {
+            self.deliver(delivery).await?;
+        }
+        for Lagged { subscription, generation, after } in news.lagged {
+            // Most often it is all still in memory.
+            if self.open.get(&subscription).is_some_and(|open| open.generation == generation) {
+                self.go_live(&subscription, after).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn deliver(&mut self, delivery: Delivery) -> Result<(), End> {
+        let Delivery { subscription, generation, message } = delivery;
         // What was queued for a subscription that is closed or replaced by now is not sent.
         match self.open.get(&subscription) {
-            Some(open) if open.generation == generation => {
-                Ok(self.out.event(&subscription, event.json()).await?)
-            }
+            Some(open) if open.generation == generation => match message {
+                Outgoing::Event(event) => Ok(self.out.event(&subscription, event.json()).await?),
+                Outgoing::Message(text) => Ok(self.out.text(text).await?),
+            },
             _ => Ok(()),
         }
     }

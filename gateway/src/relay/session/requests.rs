@@ -84,7 +84,12 @@ impl Session {
         let Some(scanning) = &self.scanning else { return Ok(()) };
         let id = scanning.subscription.clone();
         match item {
-            Some(ScanItem::Event(json)) => Ok(self.out.event(&id, &json).await?),
+            Some(ScanItem::Events(events)) => {
+                for json in events {
+                    self.out.event(&id, &json).await?;
+                }
+                Ok(())
+            }
             Some(ScanItem::End { at, complete }) => {
                 self.scanning = None;
                 let filters = self.open.get(&id).map_or(&[][..], |open| &open.interest.filters);

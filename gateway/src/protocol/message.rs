@@ -115,7 +115,7 @@ pub fn parse(text: &str, max_filters: usize) -> Result<ClientMessage, MessageErr
                 let text = "NEG-OPEN has a subscription id, a filter and a message";
                 return Err(refuse(Reason::invalid(text)));
             };
-            let filter = Filter::parse(filter.get()).map_err(|e| refuse(bad_filter(&e)))?;
+            let filter = sole_filter(filter).map_err(&refuse)?;
             let message = negentropy_bytes(message).map_err(refuse)?;
             Ok(ClientMessage::NegOpen { subscription, filter: Box::new(filter), message })
         }
@@ -191,6 +191,20 @@ fn bad_filter(error: &FilterError) -> Reason {
         FilterError::Unsupported(_) => Prefix::Unsupported,
     };
     Reason::new(prefix, error.to_string())
+}
+
+/// The filter of a reconciliation. NIP-77 has one filter there; NDK sends a list, mostly of one.
+fn sole_filter(raw: &RawValue) -> Result<Filter, Reason> {
+    let list: Option<Vec<&RawValue>> = serde_json::from_str(raw.get()).ok();
+    let filter = match list.as_deref() {
+        None => raw,
+        Some([filter]) => filter,
+        Some(_) => {
+            let text = "a reconciliation has one filter (NIP-77)";
+            return Err(Reason::new(Prefix::Unsupported, text));
+        }
+    };
+    Filter::parse(filter.get()).map_err(|error| bad_filter(&error))
 }
 
 /// A message of the negentropy protocol. The frame's limit bounds it.
@@ -334,6 +348,10 @@ mod tests {
                 r#"["NEG-ERR","a","invalid: NEG-OPEN has a subscription id, a filter and a message"]"#,
             ),
             (
+                r#"["NEG-OPEN","a",[{},{}],"61"]"#,
+                r#"["NEG-ERR","a","unsupported: a reconciliation has one filter (NIP-77)"]"#,
+            ),
+            (
                 r#"["NEG-OPEN","a",{"x":1},"61"]"#,
                 r#"["NEG-ERR","a","unsupported: filter contains unknown element \"x\""]"#,
             ),
@@ -360,6 +378,19 @@ mod tests {
         for id in ["a", "with space", "\"", "\\", "\n\u{1}", "é\u{7f}\u{2028}"] {
             let text = event(id, r#"{"id":1}"#).concat();
             assert_eq!(text, format!(r#"["EVENT",{},{{"id":1}}]"#, quoted(id)));
+        }
+    }
+
+    #[test]
+    fn a_list_of_one_filter_is_a_filter_to_reconcile_by() {
+        for filter in [r#"{"kinds":[7]}"#, r#"[{"kinds":[7]}]"#] {
+            let text = format!(r#"["NEG-OPEN","a",{filter},"61"]"#);
+            match parse(&text, 10) {
+                Ok(ClientMessage::NegOpen { filter, .. }) => {
+                    assert_eq!(filter.kinds.as_deref(), Some(&[7][..]))
+                }
+                other => panic!("{text}: {other:?}"),
+            }
         }
     }
 

@@ -47,16 +47,15 @@ impl Outbox {
         Self { socket, frames: Vec::new() }
     }
 
-    /// Queues a text message, which is UTF-8; it is sent at the latest by [`Self::flush`].
-    pub async fn text(&mut self, text: impl AsRef<[u8]>) -> Result<(), Gone> {
-        append_text(&mut self.frames, [text.as_ref()]);
+    /// Queues a text message; it is sent at the latest by [`Self::flush`].
+    pub async fn text(&mut self, text: &str) -> Result<(), Gone> {
+        append_text(&mut self.frames, [text]);
         self.write_if_full().await
     }
 
     /// Queues an event for a subscription; see [`message::event`].
     pub async fn event(&mut self, subscription: &str, json: &str) -> Result<(), Gone> {
-        let parts = message::event(subscription, json);
-        append_text(&mut self.frames, parts.each_ref().map(|part| part.as_bytes()));
+        append_text(&mut self.frames, message::event(subscription, json));
         self.write_if_full().await
     }
 
@@ -113,8 +112,8 @@ impl Outbox {
 }
 
 /// Appends a text frame with these parts: final, not masked (RFC 6455 §5.2).
-fn append_text<const N: usize>(frames: &mut Vec<u8>, parts: [&[u8]; N]) {
-    let length: usize = parts.iter().map(|part| part.len()).sum();
+fn append_text<const N: usize>(frames: &mut Vec<u8>, parts: [impl AsRef<str>; N]) {
+    let length: usize = parts.iter().map(|part| part.as_ref().len()).sum();
     frames.reserve(length + 10);
     frames.push(0x81);
     match length {
@@ -128,8 +127,8 @@ fn append_text<const N: usize>(frames: &mut Vec<u8>, parts: [&[u8]; N]) {
             frames.extend_from_slice(&(length as u64).to_be_bytes());
         }
     }
-    for part in parts {
-        frames.extend_from_slice(part);
+    for part in &parts {
+        frames.extend_from_slice(part.as_ref().as_bytes());
     }
 }
 
@@ -159,8 +158,8 @@ mod tests {
         for length in [0, 1, 125, 126, 127, 65_535, 65_536, 200_000] {
             let text = "é".repeat(length / 2) + &"x".repeat(length % 2);
             let mut frames = Vec::new();
-            append_text(&mut frames, [text.as_bytes(), b""]);
-            append_text(&mut frames, [b"a", b"b", b"c"]);
+            append_text(&mut frames, [text.as_str(), ""]);
+            append_text(&mut frames, ["a", "b", "c"]);
             let stream = std::io::Cursor::new(frames);
             let mut client = WebSocket::from_raw_socket(stream, Role::Client, None);
             assert_eq!(client.read().unwrap(), Message::text(text), "{length}");

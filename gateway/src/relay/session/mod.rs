@@ -7,6 +7,7 @@ mod auth;
 mod count;
 mod negentropy;
 mod publish;
+mod rates;
 mod requests;
 
 use std::{
@@ -36,10 +37,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Relay,
     outbox::{Gone, Outbox},
+    rates::{ClientRates, Held},
 };
 use crate::{
     metrics::{CauseLabels, Metrics},
-    pipeline::{LogEntry, Origin, Scan, ScanItem, Scope, Seq, SharedViewer, StoreError, Viewer},
+    pipeline::{LogEntry, Origin, Scan, ScanItem, Scope, Seq, SharedViewer, StoreError},
     protocol::{
         Prefix,
         message::{self, ClientMessage, MessageError, Verb},
@@ -71,7 +73,10 @@ pub(super) struct Visitor {
     /// A program on this machine, or a web page named in `relay.trusted_origins`: it may read
     /// private topics without authenticating.
     pub trusted: bool,
+    pub viewer: SharedViewer,
     pub scope: Scope,
+    /// The bounds of this client; programs on this machine have none.
+    pub rates: Option<Arc<ClientRates>>,
 }
 
 /// Serves one connection until the client leaves, misbehaves, or the gateway stops.
@@ -82,7 +87,7 @@ pub(super) async fn run(
     token: CancellationToken,
     _permit: Arc<OwnedSemaphorePermit>,
 ) {
-    let Visitor { connection, address, trusted, scope } = visitor;
+    let Visitor { connection, address, trusted, viewer, scope, rates } = visitor;
     let mut config = WebSocketConfig::default();
     config.max_message_size = Some(relay.config.max_message_bytes);
     config.max_frame_size = Some(relay.config.max_message_bytes);
@@ -97,12 +102,12 @@ pub(super) async fn run(
     open.metrics.connections.inc();
     let feed = relay.subscriptions.connect(connection);
     let idle = Duration::from_secs(relay.config.idle_timeout_s);
-    let viewer = Arc::new(Viewer::new(Default::default(), trusted, &relay.private));
     let mut session = Session {
         out: Outbox::new(socket),
-        origin: Origin::Client { connection, address, viewer: viewer.clone() },
+        origin: Origin::Client { connection, address, viewer: viewer.load_full() },
         trusted,
-        viewer: SharedViewer::new(viewer.into()),
+        viewer,
+        rates,
         auth: None,
         scope,
         feed,
@@ -134,6 +139,7 @@ struct Session {
     trusted: bool,
     /// What this connection may see: one for all its subscriptions, exchanged by AUTH.
     viewer: SharedViewer,
+    rates: Option<Arc<ClientRates>>,
     auth: Option<Box<Auth>>,
     scope: Scope,
     feed: Feed,
@@ -158,6 +164,8 @@ struct Session {
 struct Subscription {
     interest: Arc<Interest>,
     generation: u64,
+    /// What it takes of what its address may have open.
+    _held: Option<[Held; 2]>,
 }
 
 /// What is answered with OK.
@@ -207,6 +215,8 @@ enum End {
     Protocol,
     /// A text message that is not UTF-8.
     Text,
+    /// It goes on and on although it is told that it is too fast.
+    Flooding,
 }
 
 impl From<Gone> for End {
@@ -219,10 +229,11 @@ impl Session {
     async fn serve(&mut self, token: &CancellationToken) -> End {
         let mut deadline = Instant::now() + self.idle;
         let mut unflushed = 0;
-        if self.demands_auth()
-            && let Err(end) = self.challenge().await
-        {
-            return end;
+        if self.demands_auth() {
+            if let Err(end) = self.challenge().await {
+                return end;
+            }
+            unflushed += 1;
         }
         loop {
             if token.is_cancelled() {
@@ -353,6 +364,9 @@ impl Session {
     }
 
     async fn obey(&mut self, text: &str) -> Result<(), End> {
+        if let Some(limited) = self.exceeds_rate(text.len()) {
+            return self.refuse_for_rate(text, limited).await;
+        }
         match message::parse(text, self.relay.config.max_filters) {
             Ok(ClientMessage::Event(event)) => self.publish(*event).await,
             Ok(ClientMessage::Req { subscription, filters }) => {
@@ -410,7 +424,7 @@ impl Session {
     }
 
     async fn send(&mut self, text: String) -> Result<(), End> {
-        self.out.text(text).await.map_err(End::from)
+        self.out.text(&text).await.map_err(End::from)
     }
 
     fn malformed(&self, cause: &'static str) {
@@ -445,6 +459,7 @@ impl Session {
             }
             End::Idle => Some((CloseCode::Away, "the connection was idle")),
             End::Text => Some((CloseCode::Invalid, "text messages are UTF-8")),
+            End::Flooding => Some((CloseCode::Policy, "rate-limited: far too many messages")),
             End::Protocol => Some((CloseCode::Protocol, "this is not the websocket protocol")),
         };
         if let Some((code, reason)) = farewell {

@@ -9,7 +9,7 @@ use crate::{
     clock::unix_now,
     pipeline::{ScanItem, Seq, StoreError},
     protocol::{Filter, Prefix, Reason, message},
-    subscriptions::{Delivery, Interest, Lagged, News, Outgoing},
+    subscriptions::{Delivery, Interest, Lagged, News},
 };
 
 impl Session {
@@ -38,6 +38,14 @@ impl Session {
             let reason = Reason::new(Prefix::RateLimited, text);
             return self.send(message::closed(&id, &reason)).await;
         }
+        let held = match self.rates.as_ref().map(|rates| rates.subscribe(filters.len())) {
+            Some(Err(limited)) => {
+                let reason = self.patience(limited)?;
+                return self.send(message::closed(&id, &reason)).await;
+            }
+            Some(Ok(held)) => Some(held),
+            None => None,
+        };
         let config = &self.relay.config;
         for filter in &mut filters {
             let limit = filter.limit.unwrap_or(config.default_limit);
@@ -48,8 +56,8 @@ impl Session {
         }
         self.generation += 1;
         let interest = Interest { filters, scope: self.scope.clone(), viewer: self.viewer.clone() };
-        let subscription =
-            Subscription { interest: Arc::new(interest), generation: self.generation };
+        let (interest, generation) = (Arc::new(interest), self.generation);
+        let subscription = Subscription { interest, generation, _held: held };
         self.open.insert(id.clone(), subscription);
         self.gauges.subscriptions(1);
         self.waiting.push_back(id);
@@ -179,13 +187,12 @@ impl Session {
     }
 
     async fn deliver(&mut self, delivery: Delivery) -> Result<(), End> {
-        let Delivery { subscription, generation, message } = delivery;
+        let Delivery { subscription, generation, event } = delivery;
         // What was queued for a subscription that is closed or replaced by now is not sent.
         match self.open.get(&subscription) {
-            Some(open) if open.generation == generation => match message {
-                Outgoing::Event(event) => Ok(self.out.event(&subscription, event.json()).await?),
-                Outgoing::Message(text) => Ok(self.out.text(text).await?),
-            },
+            Some(open) if open.generation == generation => {
+                Ok(self.out.event(&subscription, event.json()).await?)
+            }
             _ => Ok(()),
         }
     }

@@ -122,6 +122,7 @@ fn fill(store: &Store, events: u64) {
             topics: if n.is_multiple_of(4) { vec![topic()] } else { vec![] },
             private: false,
             vanish: false,
+            under_way: 1_024,
             origin: Origin::Client {
                 connection: 1,
                 address: [127, 0, 0, 1].into(),
@@ -155,10 +156,7 @@ fn shapes(events: u64) -> Vec<(&'static str, Scope, Question)> {
                 json!({ "authors": [author], "kinds": [1], "limit": 20 })
             })),
         ),
-        (
-            "hashtag, limit 50",
-            all(Box::new(|n| json!({ "#t": [hashtag(n % 100)], "limit": 50 }))),
-        ),
+        ("hashtag, limit 50", all(Box::new(|n| json!({ "#t": [hashtag(n % 100)], "limit": 50 })))),
         ("kind 1, limit 100", all(Box::new(|_| json!({ "kinds": [1], "limit": 100 })))),
         ("everything, limit 100", all(Box::new(|_| json!({ "limit": 100 })))),
         ("home feed, 500 authors, limit 100", all(Box::new(feed))),
@@ -188,9 +186,7 @@ fn shapes(events: u64) -> Vec<(&'static str, Scope, Question)> {
         ),
         (
             "hashtag and rare kind, limit 20",
-            all(Box::new(|n| {
-                json!({ "#t": [hashtag(n % 10)], "kinds": [30_023], "limit": 20 })
-            })),
+            all(Box::new(|n| json!({ "#t": [hashtag(n % 10)], "kinds": [30_023], "limit": 20 }))),
         ),
     ];
     shapes.into_iter().map(|(name, (scope, question))| (name, scope, question)).collect()

@@ -150,6 +150,7 @@ impl App {
             background.spawn("admin", admin.run(socket, background.clone()));
         }
         let relay = Relay {
+            syncs: relay::Syncs::new(config.relay.max_negentropy_events),
             config: config.relay,
             limits,
             ingest: ingest.clone(),

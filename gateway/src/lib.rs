@@ -2,6 +2,10 @@
 //!
 //! `ARCHITECTURE.md` is the map. The parts meet in [`pipeline`]; what they say is in [`protocol`].
 
+/// Events are many small allocations on several threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 pub mod admin;
 pub mod app;
 #[cfg(test)]

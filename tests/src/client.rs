@@ -3,12 +3,13 @@
 use std::{collections::VecDeque, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
+use negentropy::{Id, Negentropy, NegentropyStorageVector};
 use nostr_sdk::{Client, Event, Keys};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream,
-    tungstenite::{Error, Message},
+    tungstenite::{Error, Message, client::IntoClientRequest},
 };
 
 use crate::events;
@@ -35,6 +36,16 @@ impl RawClient {
         let connected = tokio::time::timeout(PATIENCE, tokio_tungstenite::connect_async(url)).await;
         let (socket, _) = connected.unwrap_or_else(|_| panic!("no answer from {url}"))?;
         Ok(Self { socket, skipped: VecDeque::new() })
+    }
+
+    /// A web page of this origin (RFC 6454): browsers say where a page is from.
+    pub async fn connect_from_page(url: &str, origin: &str) -> Self {
+        let mut request = url.into_client_request().unwrap();
+        request.headers_mut().insert("Origin", origin.parse().unwrap());
+        let connected =
+            tokio::time::timeout(PATIENCE, tokio_tungstenite::connect_async(request)).await;
+        let (socket, _) = connected.unwrap_or_else(|_| panic!("no answer from {url}")).unwrap();
+        Self { socket, skipped: VecDeque::new() }
     }
 
     pub async fn send(&mut self, message: &Value) {
@@ -87,6 +98,120 @@ impl RawClient {
         (message[2].as_bool().unwrap(), message[3].as_str().unwrap().to_owned())
     }
 
+    /// Asks something that makes the relay send its challenge (NIP-42), and returns it.
+    pub async fn challenge(&mut self) -> String {
+        let question = json!({"kinds": [4], "limit": 1});
+        let refused = self.refused_req("challenge", &[question]).await;
+        assert!(refused.starts_with("auth-required: "), "{refused}");
+        self.next_challenge().await
+    }
+
+    /// Waits for the challenge (NIP-42).
+    pub async fn next_challenge(&mut self) -> String {
+        let text = self.wait_for(|m| m[0] == "AUTH", "AUTH").await;
+        serde_json::from_str::<Value>(&text).unwrap()[1].as_str().unwrap().to_owned()
+    }
+
+    /// Sends AUTH and returns the last two elements of its OK.
+    pub async fn send_auth(&mut self, event: &Event) -> (bool, String) {
+        self.send_text(&format!(r#"["AUTH",{}]"#, events::json(event))).await;
+        self.ok(&event.id.to_hex()).await
+    }
+
+    /// Authenticates with a key as the relay at `url`, on a connection that was not challenged yet.
+    pub async fn authenticate(&mut self, keys: &Keys, url: &str) {
+        let challenge = self.challenge().await;
+        self.authenticate_with(keys, url, &challenge).await;
+    }
+
+    /// The same with a challenge that is known.
+    pub async fn authenticate_with(&mut self, keys: &Keys, url: &str, challenge: &str) {
+        let (accepted, message) = self.send_auth(&events::auth(keys, url, challenge)).await;
+        assert!(accepted, "{message}");
+    }
+
+    /// Sends a REQ that must be answered with CLOSED, and returns the reason.
+    pub async fn refused_req(&mut self, subscription: &str, filters: &[Value]) -> String {
+        self.ask("REQ", subscription, filters).await;
+        self.closed_reason(subscription).await
+    }
+
+    /// Sends a COUNT that must be answered with CLOSED (NIP-45), and returns the reason.
+    pub async fn refused_count(&mut self, subscription: &str, filters: &[Value]) -> String {
+        self.ask("COUNT", subscription, filters).await;
+        self.closed_reason(subscription).await
+    }
+
+    /// COUNT (NIP-45).
+    pub async fn count(&mut self, filters: &[Value]) -> u64 {
+        self.ask("COUNT", "count", filters).await;
+        let text = self
+            .wait_for(
+                |m| matches!(m[0].as_str(), Some("COUNT" | "CLOSED")) && m[1] == "count",
+                "COUNT",
+            )
+            .await;
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(answer[0], "COUNT", "{text}");
+        answer[2]["count"].as_u64().unwrap_or_else(|| panic!("no count: {text}"))
+    }
+
+    async fn ask(&mut self, verb: &str, subscription: &str, filters: &[Value]) {
+        let mut message = vec![json!(verb), json!(subscription)];
+        message.extend_from_slice(filters);
+        self.send(&Value::Array(message)).await;
+    }
+
+    async fn closed_reason(&mut self, subscription: &str) -> String {
+        let answers =
+            |m: &Value| !matches!(m[0].as_str(), Some("OK" | "AUTH")) && m[1] == subscription;
+        let text = self.wait_for(answers, &format!("CLOSED {subscription}")).await;
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(answer[0], "CLOSED", "{text}");
+        answer[2].as_str().unwrap().to_owned()
+    }
+
+    /// Reconciles with what the relay has for a filter (NIP-77), as a client that has `have`.
+    /// The error is the reason of a NEG-ERR.
+    pub async fn negentropy(
+        &mut self,
+        filter: &Value,
+        have: &[Event],
+    ) -> Result<Difference, String> {
+        let mut storage = NegentropyStorageVector::with_capacity(have.len());
+        for event in have {
+            let id = Id::from_byte_array(event.id.to_bytes());
+            storage.insert(event.created_at.as_secs(), id).unwrap();
+        }
+        storage.seal().unwrap();
+        let mut client = Negentropy::owned(storage, 60_000).unwrap();
+        let first = hex(&client.initiate().unwrap());
+        self.send(&json!(["NEG-OPEN", "neg", filter, first])).await;
+        let mut difference = Difference::default();
+        let (mut only_here, mut only_there) = (Vec::new(), Vec::new());
+        loop {
+            let answers =
+                |m: &Value| matches!(m[0].as_str(), Some("NEG-MSG" | "NEG-ERR")) && m[1] == "neg";
+            let text = self.wait_for(answers, "NEG-MSG").await;
+            let answer: Value = serde_json::from_str(&text).unwrap();
+            let said = answer[2].as_str().unwrap();
+            if answer[0] == "NEG-ERR" {
+                return Err(said.to_owned());
+            }
+            let next =
+                client.reconcile_with_ids(&unhex(said), &mut only_here, &mut only_there).unwrap();
+            difference.rounds += 1;
+            match next {
+                Some(next) => self.send(&json!(["NEG-MSG", "neg", hex(&next)])).await,
+                None => break,
+            }
+        }
+        self.send(&json!(["NEG-CLOSE", "neg"])).await;
+        difference.only_here = sorted_hex(&only_here);
+        difference.only_there = sorted_hex(&only_there);
+        Ok(difference)
+    }
+
     /// Waits for the next text frame, of whatever kind.
     pub async fn next_text(&mut self) -> String {
         if let Some(text) = self.skipped.pop_front() {
@@ -124,15 +249,21 @@ impl RawClient {
         }
     }
 
+    /// Forgets what was received while waiting for something else.
+    pub fn forget(&mut self) {
+        self.skipped.clear();
+    }
+
     /// Opens a subscription and returns what is stored, in the order it came, up to EOSE.
     pub async fn req(&mut self, subscription: &str, filters: &[Value]) -> Vec<Value> {
-        let mut message = vec![json!("REQ"), json!(subscription)];
-        message.extend_from_slice(filters);
-        self.send(&Value::Array(message)).await;
+        self.ask("REQ", subscription, filters).await;
         let mut stored = Vec::new();
         loop {
             let text = self
-                .wait_for(|m| m[0] != "OK" && m[1] == subscription, &format!("EOSE {subscription}"))
+                .wait_for(
+                    |m| m[0] != "OK" && m[0] != "AUTH" && m[1] == subscription,
+                    &format!("EOSE {subscription}"),
+                )
                 .await;
             let mut message: Value = serde_json::from_str(&text).unwrap();
             match message[0].as_str() {
@@ -230,6 +361,30 @@ pub async fn publish_until_the_end(url: String) -> Vec<String> {
     }
     writer.abort();
     acknowledged
+}
+
+/// What a reconciliation found: ids in hexadecimal, sorted.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    pub only_here: Vec<String>,
+    pub only_there: Vec<String>,
+    /// Messages of the relay.
+    pub rounds: usize,
+}
+
+fn sorted_hex(ids: &[Id]) -> Vec<String> {
+    let mut ids: Vec<String> = ids.iter().map(|id| hex(&**id)).collect();
+    ids.sort();
+    ids
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digits = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+    (0..text.len()).step_by(2).map(digits).collect()
 }
 
 /// A client of nostr-sdk, connected to one relay.

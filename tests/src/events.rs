@@ -18,6 +18,11 @@ pub fn note(keys: &Keys, content: &str) -> Event {
     event(keys, 1, content, &[], now())
 }
 
+/// What a client authenticates with (NIP-42).
+pub fn auth(keys: &Keys, url: &str, challenge: &str) -> Event {
+    event(keys, 22_242, "", &[&["relay", url], &["challenge", challenge]], now())
+}
+
 /// Seconds since the Unix epoch.
 pub fn now() -> u64 {
     Timestamp::now().as_secs()

@@ -13,7 +13,7 @@ mod netns;
 mod relay;
 
 pub use child::Child;
-pub use client::{PATIENCE, RawClient, publish_until_the_end, sdk_client};
+pub use client::{Difference, PATIENCE, RawClient, publish_until_the_end, sdk_client};
 pub use dht::Testnet;
 pub use gateway::{Gateway, GatewayBuilder};
 pub use netns::{Namespace, Network};

@@ -388,7 +388,16 @@ async fn a_stuck_topic_holds_up_nobody_and_loses_nothing() {
         let event = VerifiedEvent::from_store(event.json()).unwrap();
         let topics = vec![slow.clone(), fast.clone()];
         let done = Box::new(|_: Result<Committed, StoreError>| {});
-        log.write(Write { event, topics, private: false, vanish: false, origin, done }).unwrap();
+        log.write(Write {
+            event,
+            topics,
+            private: false,
+            vanish: false,
+            under_way: 1,
+            origin,
+            done,
+        })
+        .unwrap();
     };
     let client =
         || Origin::Client { connection: 1, address: [127, 0, 0, 1].into(), viewer: Arc::default() };

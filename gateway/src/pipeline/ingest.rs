@@ -39,7 +39,7 @@ pub enum Target {
 }
 
 /// How many events may be on their way at once.
-const MAX_UNDER_WAY: usize = 4_096;
+pub(super) const MAX_UNDER_WAY: usize = 4_096;
 /// How much text they may have, in KiB. The parsed event takes about as much again.
 const MAX_KIB_UNDER_WAY: u32 = 64 * 1024;
 
@@ -101,12 +101,14 @@ impl Ingest {
         let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let (queue, jobs) = crossbeam_channel::bounded(MAX_UNDER_WAY + threads);
         let (passing, _) = broadcast::channel(EPHEMERAL_QUEUE);
+        let permits = Arc::new(Semaphore::new(MAX_UNDER_WAY));
         let shared = Arc::new(Shared {
             writer,
             routing: routing.clone(),
             passing: passing.clone(),
             recent: Recent::default(),
             metrics: metrics.clone(),
+            permits: permits.clone(),
         });
         let workers = (0..threads)
             .map(|n| {
@@ -119,7 +121,7 @@ impl Ingest {
             own_urls: Arc::new(own_urls),
             routing,
             inflight: Inflight::default(),
-            permits: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
+            permits,
             memory: Arc::new(Semaphore::new(MAX_KIB_UNDER_WAY as usize)),
             queue,
             passing,

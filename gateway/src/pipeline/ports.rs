@@ -38,6 +38,9 @@ pub struct Write {
     pub private: bool,
     /// It is a request to vanish (NIP-62) that counts here.
     pub vanish: bool,
+    /// How many events were under way in the pipeline when this one was handed over, itself
+    /// included: what a group commit may wait for.
+    pub under_way: usize,
     pub origin: Origin,
     /// Called once, after the commit or with the failure.
     pub done: Box<dyn FnOnce(Result<Committed, StoreError>) + Send>,

@@ -6,12 +6,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 
 use super::{
     Committed, Context, Decision, EventWriter, Outcome, Passing, Policy, PolicyWorker, Presence,
     Routing, Write,
-    ingest::{Evaluation, Job},
+    ingest::{Evaluation, Job, MAX_UNDER_WAY},
 };
 use crate::{
     metrics::Metrics,
@@ -25,6 +25,8 @@ pub(super) struct Shared {
     pub passing: broadcast::Sender<Passing>,
     pub recent: Recent,
     pub metrics: Arc<Metrics>,
+    /// One for each event that may be under way.
+    pub permits: Arc<Semaphore>,
 }
 
 /// Runs until it is told to stop.
@@ -124,7 +126,8 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         answer(reply, outcome);
         drop(_permits);
     });
-    let write = Write { event, topics, private, vanish, origin, done };
+    let under_way = MAX_UNDER_WAY - shared.permits.available_permits();
+    let write = Write { event, topics, private, vanish, under_way, origin, done };
     if let Err(error) = shared.writer.write(write) {
         // The write took the reply with it: the submitter learns of it by the closed channel.
         tracing::error!(%error, "the store takes no more events");

@@ -31,6 +31,8 @@ pub struct RelayConfig {
     pub max_limit: u64,
     /// Stored events for a filter without a limit.
     pub default_limit: u64,
+    /// Most events that one reconciliation may cover (NIP-77).
+    pub max_negentropy_events: usize,
     /// Longest websocket message from a client, in bytes.
     pub max_message_bytes: usize,
     /// Seconds after which a connection that says nothing is pinged; twice that and it is closed.
@@ -51,6 +53,7 @@ impl Default for RelayConfig {
             max_filters: 50,
             max_limit: 5_000,
             default_limit: 500,
+            max_negentropy_events: 500_000,
             max_message_bytes: 1_048_576,
             idle_timeout_s: 120,
         }

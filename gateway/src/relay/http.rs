@@ -1,6 +1,9 @@
 //! What the relay's port answers over HTTP: the upgrade, the NIP-11 document, health.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -10,7 +13,7 @@ use hyper::{
     body::Incoming,
     header::{
         ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-        ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue,
+        ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, ORIGIN,
         SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
     },
 };
@@ -20,7 +23,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument;
 
-use super::{Relay, nip11, session};
+use super::{
+    Relay, nip11,
+    session::{self, Visitor},
+};
 use crate::{pipeline::Scope, protocol::TopicName, tasks::Tasks};
 
 type Answer = Response<Full<Bytes>>;
@@ -74,6 +80,12 @@ pub(super) fn answer(
         }
     };
     let accept = derive_accept_key(key.as_bytes());
+    let visitor = Visitor {
+        connection,
+        address: remote.ip(),
+        trusted: is_trusted(remote.ip(), headers, &relay.config.trusted_origins),
+        scope,
+    };
     let upgrade = hyper::upgrade::on(&mut request);
     let span = tracing::debug_span!("conn", id = connection);
     let token = tasks.token().clone();
@@ -82,16 +94,7 @@ pub(super) fn answer(
         async move {
             match upgrade.await {
                 Ok(stream) => {
-                    session::run(
-                        TokioIo::new(stream),
-                        remote,
-                        connection,
-                        scope,
-                        relay,
-                        token,
-                        permit,
-                    )
-                    .await;
+                    session::run(TokioIo::new(stream), visitor, relay, token, permit).await;
                 }
                 Err(error) => tracing::debug!(%error, "the upgrade failed"),
             }
@@ -135,6 +138,15 @@ fn place(path: &str, relay: &Relay) -> Option<Place> {
             }
         }
     }
+}
+
+/// Whether this is a program on this machine rather than a web page that somebody visits here:
+/// browsers send an `Origin` with every websocket.
+fn is_trusted(address: IpAddr, headers: &HeaderMap, trusted_origins: &[String]) -> bool {
+    address.to_canonical().is_loopback()
+        && headers.get_all(ORIGIN).iter().all(|origin| {
+            trusted_origins.iter().any(|trusted| trusted.as_bytes() == origin.as_bytes())
+        })
 }
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {

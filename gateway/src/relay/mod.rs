@@ -11,6 +11,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 pub use config::RelayConfig;
 pub use listener::{Listener, bind};
+pub use session::Syncs;
 
 use crate::{
     metrics::Metrics,
@@ -29,6 +30,7 @@ pub struct Relay {
     pub topics: JoinedTopics,
     pub private: PrivateTopics,
     pub own_urls: OwnUrls,
+    pub syncs: Syncs,
     pub metrics: Arc<Metrics>,
     /// What keeps the gateway from its work at the moment, for `/health`.
     pub trouble: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,

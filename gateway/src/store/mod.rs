@@ -33,7 +33,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use rusqlite::Connection;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 pub use config::StorageConfig;
 pub use open::OpenError;
@@ -89,7 +89,7 @@ impl Store {
         let tail = Arc::new(Tail::new(head));
         let memory = Arc::new(Memory::new(stored_at_start));
         let failing = Arc::new(AtomicBool::new(false));
-        let (queue, waiting) = mpsc::channel(WRITE_QUEUE);
+        let (queue, waiting) = crossbeam_channel::bounded(WRITE_QUEUE);
         let thread = {
             let shared = writer::Shared {
                 tail: tail.clone(),
@@ -97,7 +97,7 @@ impl Store {
                 failing: failing.clone(),
                 metrics,
             };
-            tasks::thread("store-writer", move || writer::run(write, waiting, &shared))
+            tasks::thread("store-writer", move || writer::run(write, &waiting, &shared))
         };
         let thread = thread.map_err(|e| OpenError::thread(&path, &e))?;
         let readers = Readers::start(&path, read).map_err(|e| OpenError::thread(&path, &e))?;

@@ -29,6 +29,7 @@ async fn write(store: &Arc<Store>, event: &VerifiedEvent, topics: &[&str]) -> Co
         event: event.clone(),
         topics: topics.iter().map(|name| topic(name)).collect(),
         private: false,
+        under_way: 1,
         vanish: event.kind == kinds::VANISH,
         origin: client(),
         done: Box::new(move |result| drop(done.send(result))),

@@ -1,12 +1,12 @@
 //! The one writer: takes what is waiting, commits it as a group, then says so.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
-
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
-use tokio::sync::mpsc;
 
 use super::{
     known::prefix,
@@ -23,9 +23,13 @@ use crate::{
     pipeline::{Committed, LogEntry, Seq, StoreError, Write},
     protocol::{Event, TopicName, VerifiedEvent, kinds, kinds::Class},
 };
+use crossbeam_channel::Receiver;
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 /// The most orders of one commit.
 const MAX_GROUP: usize = 1_024;
+/// How long a commit may wait for events that are under way.
+const LONGEST_WAIT: Duration = Duration::from_millis(5);
 
 /// What the writer shares with the rest of the store.
 pub(super) struct Shared {
@@ -37,7 +41,7 @@ pub(super) struct Shared {
 }
 
 /// Runs until the queue is closed and empty.
-pub(super) fn run(mut connection: Connection, mut queue: mpsc::Receiver<Order>, shared: &Shared) {
+pub(super) fn run(mut connection: Connection, queue: &Receiver<Order>, shared: &Shared) {
     let mut writer = Writer {
         memory: &shared.memory,
         topics: Names::topics(),
@@ -45,7 +49,7 @@ pub(super) fn run(mut connection: Connection, mut queue: mpsc::Receiver<Order>, 
         head: *shared.tail.head().borrow(),
     };
     let mut group = Vec::new();
-    while queue.blocking_recv_many(&mut group, MAX_GROUP) > 0 {
+    while collect(queue, &mut group) {
         match writer.commit(&mut connection, &group) {
             Ok(commit) => {
                 shared.metrics.store_commits.inc();
@@ -72,6 +76,30 @@ pub(super) fn run(mut connection: Connection, mut queue: mpsc::Receiver<Order>, 
     }
 }
 
+/// Takes the next group; false at the end.
+///
+/// A commit costs about as much as the pages it touches, so it waits a little until half of what is
+/// under way is there; the other half is verified meanwhile. A lone event is committed at once.
+fn collect(queue: &Receiver<Order>, group: &mut Vec<Order>) -> bool {
+    let Ok(first) = queue.recv() else { return false };
+    let mut under_way = first.under_way();
+    group.push(first);
+    let deadline = Instant::now() + LONGEST_WAIT;
+    while group.len() < MAX_GROUP {
+        let next = match queue.try_recv() {
+            Ok(next) => next,
+            Err(_) if group.len() >= under_way / 2 => break,
+            Err(_) => match queue.recv_deadline(deadline) {
+                Ok(next) => next,
+                Err(_) => break,
+            },
+        };
+        under_way = next.under_way();
+        group.push(next);
+    }
+    true
+}
+
 /// What an order did.
 enum Done {
     Written(Committed),
@@ -79,6 +107,13 @@ enum Done {
 }
 
 impl Order {
+    fn under_way(&self) -> usize {
+        match self {
+            Self::Write(write) => write.under_way,
+            Self::Remove(..) | Self::Evict(..) => 0,
+        }
+    }
+
     fn answer(self, result: Result<Done, StoreError>) {
         let removed = |answer: Answer, result: Result<Done, StoreError>| {
             answer(result.map(|done| match done {

@@ -5,7 +5,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use tokio::sync::mpsc;
+use crossbeam_channel::Sender;
 
 use crate::pipeline::{Removal, StoreError, Write};
 
@@ -21,12 +21,12 @@ pub(super) enum Order {
 pub(super) type Answer = Box<dyn FnOnce(Result<u64, StoreError>) + Send>;
 
 pub(super) struct Writes {
-    queue: RwLock<Option<mpsc::Sender<Order>>>,
+    queue: RwLock<Option<Sender<Order>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Writes {
-    pub fn new(queue: mpsc::Sender<Order>, thread: JoinHandle<()>) -> Self {
+    pub fn new(queue: Sender<Order>, thread: JoinHandle<()>) -> Self {
         Self { queue: RwLock::new(Some(queue)), thread: Mutex::new(Some(thread)) }
     }
 
@@ -34,13 +34,13 @@ impl Writes {
     pub fn send(&self, order: Order) -> Result<(), StoreError> {
         let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner).clone();
         let closed = || StoreError("the store is closed".to_owned());
-        queue.ok_or_else(closed)?.blocking_send(order).map_err(|_| closed())
+        queue.ok_or_else(closed)?.send(order).map_err(|_| closed())
     }
 
     /// Whether the writer still takes events.
     pub fn is_open(&self) -> bool {
-        let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
-        queue.as_ref().is_some_and(|queue| !queue.is_closed())
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     pub fn close(&self) -> Option<JoinHandle<()>> {

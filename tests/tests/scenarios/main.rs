@@ -3,14 +3,19 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test code fails loudly")]
 
+mod auth;
 mod bad_messages;
 mod bad_start;
 mod bench;
+mod count;
+mod deletion;
 mod harness;
 mod hostile;
 mod lifecycle;
 mod main_job;
 mod namespaces;
+mod negentropy;
+mod private;
 mod relay;
 mod relay_http;
 

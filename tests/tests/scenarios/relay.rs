@@ -365,7 +365,7 @@ async fn a_refused_req_ends_the_subscription_that_it_was_to_replace() {
     let gateway = gateway().await;
     let mut client = RawClient::connect(&gateway.url()).await;
     assert!(client.req("a", &[json!({})]).await.is_empty());
-    client.send(&json!(["REQ", "a", {"search": "x"}])).await;
+    client.send(&json!(["REQ", "a", {"kinds": "1"}])).await;
     let closed = client.next().await;
     assert_eq!((&closed[0], &closed[1]), (&json!("CLOSED"), &json!("a")));
     client.accept(&one(&Keys::generate(), 1, "not for a", events::now())).await;

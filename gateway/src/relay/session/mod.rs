@@ -3,11 +3,15 @@
 //! One task does it all. It never waits for a commit or a query while the client has something to
 //! say: published events and the running query are futures of its own loop.
 
+mod auth;
+mod count;
+mod negentropy;
+mod publish;
 mod requests;
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::SocketAddr,
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -35,16 +39,19 @@ use super::{
 };
 use crate::{
     metrics::{CauseLabels, Metrics},
-    pipeline::{
-        Candidate, LogEntry, Origin, Outcome, Scan, ScanItem, Scope, Seq, SharedViewer, StoreError,
-        Target,
-    },
+    pipeline::{LogEntry, Origin, Scan, ScanItem, Scope, Seq, SharedViewer, StoreError, Viewer},
     protocol::{
-        Event, EventId, TopicName,
-        message::{self, ClientMessage, MessageError},
+        Prefix,
+        message::{self, ClientMessage, MessageError, Verb},
     },
     subscriptions::{Feed, Interest, Lagged, News},
 };
+use auth::{Auth, Authenticated};
+use count::{Counted, Counting};
+use negentropy::{Negentropies, Reconciled};
+use publish::Published;
+
+pub use negentropy::Syncs;
 
 /// Events of one connection on their way, and their text in bytes; above it the connection is not
 /// read.
@@ -57,31 +64,45 @@ const BURST: usize = 128;
 /// Log entries read at once while a subscription catches up.
 const PAGE: usize = 500;
 
+/// Who a connection is from, and where it leads.
+pub(super) struct Visitor {
+    pub connection: u64,
+    pub address: IpAddr,
+    /// A program on this machine, or a web page named in `relay.trusted_origins`: it may read
+    /// private topics without authenticating.
+    pub trusted: bool,
+    pub scope: Scope,
+}
+
 /// Serves one connection until the client leaves, misbehaves, or the gateway stops.
 pub(super) async fn run(
     stream: TokioIo<Upgraded>,
-    remote: SocketAddr,
-    connection: u64,
-    scope: Scope,
+    visitor: Visitor,
     relay: Arc<Relay>,
     token: CancellationToken,
     _permit: Arc<OwnedSemaphorePermit>,
 ) {
+    let Visitor { connection, address, trusted, scope } = visitor;
     let mut config = WebSocketConfig::default();
     config.max_message_size = Some(relay.config.max_message_bytes);
     config.max_frame_size = Some(relay.config.max_message_bytes);
-    config.read_buffer_size = 8 * 1024;
+    // Held by every connection, however idle.
+    config.read_buffer_size = 4 * 1024;
     config.write_buffer_size = 16 * 1024;
     config.max_write_buffer_size = 64 << 20;
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
-    tracing::debug!(%remote, ?scope, "connected");
+    tracing::debug!(%address, trusted, ?scope, "connected");
     let open = Gauges { metrics: relay.metrics.clone(), subscriptions: 0 };
     open.metrics.connections.inc();
     let feed = relay.subscriptions.connect(connection);
     let idle = Duration::from_secs(relay.config.idle_timeout_s);
+    let viewer = Arc::new(Viewer::new(Default::default(), trusted, &relay.private));
     let mut session = Session {
         socket,
-        origin: Origin::Client { connection, address: remote.ip(), viewer: Arc::default() },
+        origin: Origin::Client { connection, address, viewer: viewer.clone() },
+        trusted,
+        viewer: SharedViewer::new(viewer.into()),
+        auth: None,
         scope,
         feed,
         open: HashMap::new(),
@@ -89,13 +110,14 @@ pub(super) async fn run(
         scanning: None,
         behind: VecDeque::new(),
         catching_up: None,
+        counting: None,
+        negentropies: None,
         gauges: open,
         bytes_under_way: 0,
         under_way: FuturesUnordered::new(),
         generation: 0,
         idle,
         pinged: false,
-        viewer: SharedViewer::default(),
         relay,
     };
     let end = session.serve(&token).await;
@@ -103,10 +125,15 @@ pub(super) async fn run(
     tracing::debug!("disconnected");
 }
 
+/// A connection. What most connections never need is in a box that they never make.
 struct Session {
     relay: Arc<Relay>,
     socket: Socket,
     origin: Origin,
+    trusted: bool,
+    /// What this connection may see: one for all its subscriptions, exchanged by AUTH.
+    viewer: SharedViewer,
+    auth: Option<Box<Auth>>,
     scope: Scope,
     feed: Feed,
     open: HashMap<Arc<str>, Subscription>,
@@ -116,13 +143,15 @@ struct Session {
     /// Live subscriptions that must read on from the log first.
     behind: VecDeque<Lagged>,
     catching_up: Option<(Lagged, BoxFuture<'static, Result<LogPage, StoreError>>)>,
-    under_way: FuturesUnordered<BoxFuture<'static, Published>>,
+    counting: Option<Box<Counting>>,
+    negentropies: Option<Box<Negentropies>>,
+    /// Events on their way through the pipeline, and keys being checked.
+    under_way: FuturesUnordered<BoxFuture<'static, Done>>,
     bytes_under_way: usize,
     gauges: Gauges,
     generation: u64,
     idle: Duration,
     pinged: bool,
-    viewer: SharedViewer,
 }
 
 struct Subscription {
@@ -130,17 +159,16 @@ struct Subscription {
     generation: u64,
 }
 
+/// What is answered with OK.
+enum Done {
+    Published(Published),
+    Authenticated(Authenticated),
+}
+
 /// A part of the log, and the position that it reaches.
 struct LogPage {
     entries: Vec<LogEntry>,
     reached: Seq,
-}
-
-/// How the way of a published event ended, and how many bytes it had.
-struct Published {
-    id: EventId,
-    outcome: Outcome,
-    bytes: usize,
 }
 
 /// What this connection adds to the relay's figures; taken back however it ends.
@@ -190,12 +218,19 @@ impl Session {
     async fn serve(&mut self, token: &CancellationToken) -> End {
         let mut deadline = Instant::now() + self.idle;
         let mut unflushed = 0;
+        if self.demands_auth()
+            && let Err(end) = self.challenge().await
+        {
+            return end;
+        }
         loop {
             if token.is_cancelled() {
                 return End::Stopping;
             }
             self.start_next_scan();
             self.start_next_catch_up();
+            self.start_next_count();
+            self.start_next_reconciliation();
             // While more is ready at once, nothing is flushed, within a bound.
             let step = if unflushed == 0 {
                 self.step(token, deadline).await
@@ -224,14 +259,12 @@ impl Session {
                     deadline = Instant::now() + self.idle;
                     self.receive(message).await
                 }
-                Step::Ended(published) => self.ended(published).await,
+                Step::Done(done) => self.done(done).await,
+                Step::Counted(counted) => self.counted(counted).await,
+                Step::Reconciled(reconciled) => self.reconciled(reconciled).await,
                 Step::Scanned(item) => self.scanned(item).await,
                 Step::Logged(entries) => self.logged(entries).await,
-                Step::News(News::Delivery(delivery)) => self.deliver(delivery).await,
-                Step::News(News::Lagged) => {
-                    self.behind.extend(self.feed.take_lagged());
-                    Ok(())
-                }
+                Step::News(news) => self.news(news).await,
             };
             if let Err(end) = handled {
                 return end;
@@ -254,16 +287,30 @@ impl Session {
                 None => std::future::pending().await,
             }
         };
+        let counted = async {
+            match &mut self.counting {
+                Some(counting) => counting.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        let reconciled = async {
+            match &mut self.negentropies {
+                Some(negentropies) => negentropies.next().await,
+                None => std::future::pending().await,
+            }
+        };
         let room =
             self.under_way.len() < MAX_UNDER_WAY && self.bytes_under_way < MAX_BYTES_UNDER_WAY;
         // In no order of preference: neither a long answer nor a fast feed may keep a client from
         // being heard.
         tokio::select! {
             () = token.cancelled() => Some(Step::Stop),
-            Some(published) = self.under_way.next() => Some(Step::Ended(published)),
+            Some(done) = self.under_way.next() => Some(Step::Done(done)),
             entries = logged => Some(Step::Logged(entries)),
             item = scanning => Some(Step::Scanned(item)),
-            news = self.feed.next() => news.map(Step::News),
+            counted = counted => Some(Step::Counted(counted)),
+            reconciled = reconciled => Some(Step::Reconciled(reconciled)),
+            news = self.feed.next() => Some(Step::News(news)),
             message = self.socket.next(), if room => Some(Step::Received(message)),
             () = sleep_until(deadline) => Some(Step::Idle),
         }
@@ -301,11 +348,12 @@ impl Session {
                 return Err(End::Left);
             }
         };
-        match message::parse(&text, self.relay.config.max_filters) {
-            Ok(ClientMessage::Event(event)) => {
-                self.publish(*event);
-                Ok(())
-            }
+        self.obey(&text).await
+    }
+
+    async fn obey(&mut self, text: &str) -> Result<(), End> {
+        match message::parse(text, self.relay.config.max_filters) {
+            Ok(ClientMessage::Event(event)) => self.publish(*event).await,
             Ok(ClientMessage::Req { subscription, filters }) => {
                 self.request(subscription.into(), filters).await
             }
@@ -313,40 +361,51 @@ impl Session {
                 self.forget(&subscription.into());
                 Ok(())
             }
+            Ok(ClientMessage::Auth(event)) => self.authenticate(*event).await,
+            Ok(ClientMessage::Count { subscription, filters }) => {
+                self.count(subscription.into(), filters).await
+            }
+            Ok(ClientMessage::NegOpen { subscription, filter, message }) => {
+                self.open_negentropy(subscription.into(), *filter, message).await
+            }
+            Ok(ClientMessage::NegMessage { subscription, message }) => {
+                self.go_on_with_negentropy(subscription.into(), message).await
+            }
+            Ok(ClientMessage::NegClose { subscription }) => {
+                self.close_negentropy(&subscription.into());
+                Ok(())
+            }
             Err(error) => {
                 self.malformed("message");
-                // After CLOSED there is no such subscription, whatever was open under this id.
-                if let MessageError::Closed(id, _) = &error {
-                    self.forget(&id.as_str().into());
+                // Whatever was open under this id is over.
+                match &error {
+                    MessageError::Closed { verb: Verb::Req, subscription, .. } => {
+                        self.forget(&subscription.as_str().into());
+                    }
+                    MessageError::Negentropy(subscription, _) => {
+                        self.close_negentropy(&subscription.as_str().into());
+                    }
+                    _ => {}
                 }
                 self.send(error.answer()).await
             }
         }
     }
 
-    fn publish(&mut self, event: Event) {
-        let target = match &self.scope {
-            Scope::All => Target::Routed,
-            Scope::Topic(name) => Target::Topics(vec![TopicName::clone(name)]),
-        };
-        let (id, ingest) = (event.id, self.relay.ingest.clone());
-        let bytes = event.json().len();
-        self.bytes_under_way += bytes;
-        let candidate = Candidate { event, origin: self.origin.clone(), target };
-        self.under_way.push(
-            async move {
-                let outcome = ingest.submit(candidate).await;
-                Published { id, outcome, bytes }
-            }
-            .boxed(),
-        );
+    async fn done(&mut self, done: Done) -> Result<(), End> {
+        match done {
+            Done::Published(published) => self.published(published).await,
+            Done::Authenticated(authenticated) => self.authenticated(authenticated).await,
+        }
     }
 
-    async fn ended(&mut self, published: Published) -> Result<(), End> {
-        let Published { id, outcome, bytes } = published;
-        self.bytes_under_way -= bytes;
-        let (accepted, text) = outcome.ok();
-        self.send(message::ok(&id, accepted, &text)).await
+    /// Sends an answer with this reason in it. The client must have a challenge before it is told to
+    /// authenticate (NIP-42).
+    async fn answer(&mut self, prefix: Option<Prefix>, text: String) -> Result<(), End> {
+        if prefix == Some(Prefix::AuthRequired) {
+            self.challenge().await?;
+        }
+        self.send(text).await
     }
 
     async fn send(&mut self, text: String) -> Result<(), End> {
@@ -367,8 +426,8 @@ impl Session {
                 None
             }
             End::Stopping => {
-                while let Some(published) = self.under_way.next().await {
-                    if self.ended(published).await.is_err() {
+                while let Some(done) = self.under_way.next().await {
+                    if self.done(done).await.is_err() {
                         break;
                     }
                 }
@@ -398,7 +457,9 @@ enum Step {
     Stop,
     Idle,
     Received(Option<Result<Message, Error>>),
-    Ended(Published),
+    Done(Done),
+    Counted(Counted),
+    Reconciled(Reconciled),
     Logged(Result<LogPage, StoreError>),
     Scanned(Option<ScanItem>),
     News(News),

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 
+use super::super::outbox;
 use super::{End, LogPage, MAX_FILTER_VALUES, PAGE, Scanning, Session, Subscription};
 use crate::{
     clock::unix_now,
     pipeline::{ScanItem, Seq, StoreError},
     protocol::{Filter, Prefix, Reason, message},
-    subscriptions::{Delivery, Interest, Lagged},
+    subscriptions::{Delivery, Interest, Lagged, News, Outgoing},
 };
 
 impl Session {
@@ -20,6 +21,9 @@ impl Session {
     ) -> Result<(), End> {
         // NIP-01: a REQ with the id of an open subscription replaces it.
         self.forget(&id);
+        if let Some(reason) = self.refusal_to_read(&filters) {
+            return self.answer(Some(reason.prefix), message::closed(&id, &reason)).await;
+        }
         if self.open.len() >= self.relay.config.max_subscriptions {
             let max = self.relay.config.max_subscriptions;
             let text = format!("more than {max} subscriptions; close one first");
@@ -39,6 +43,9 @@ impl Session {
         for filter in &mut filters {
             let limit = filter.limit.unwrap_or(config.default_limit);
             filter.limit = Some(limit.min(config.max_limit));
+        }
+        if self.withholds(&filters) {
+            self.challenge().await?;
         }
         self.generation += 1;
         let interest = Interest { filters, scope: self.scope.clone(), viewer: self.viewer.clone() };
@@ -84,9 +91,11 @@ impl Session {
                 }
                 Ok(())
             }
-            Some(ScanItem::End { at, complete: _ }) => {
+            Some(ScanItem::End { at, complete }) => {
                 self.scanning = None;
-                self.send(message::eose(&id)).await?;
+                let filters = self.open.get(&id).map_or(&[][..], |open| &open.interest.filters);
+                let complete = complete && !self.withholds(filters);
+                self.send(message::eose(&id, complete)).await?;
                 self.go_live(&id, at).await
             }
             Some(ScanItem::Failed(_)) | None => {
@@ -156,13 +165,32 @@ impl Session {
         }
     }
 
-    pub(super) async fn deliver(&mut self, delivery: Delivery) -> Result<(), End> {
-        let Delivery { subscription, generation, event } = delivery;
+    /// What was delivered since the last time, and who was left behind meanwhile.
+    pub(super) async fn news(&mut self, news: News) -> Result<(), End> {
+        for delivery in news.deliveries {
+            self.deliver(delivery).await?;
+        }
+        for Lagged { subscription, generation, after } in news.lagged {
+            // Most often it is all still in memory.
+            if self.open.get(&subscription).is_some_and(|open| open.generation == generation) {
+                self.go_live(&subscription, after).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn deliver(&mut self, delivery: Delivery) -> Result<(), End> {
+        let Delivery { subscription, generation, message } = delivery;
         // What was queued for a subscription that is closed or replaced by now is not sent.
         match self.open.get(&subscription) {
-            Some(open) if open.generation == generation => {
-                self.send(message::event(&subscription, event.json())).await
-            }
+            Some(open) if open.generation == generation => match message {
+                Outgoing::Event(event) => {
+                    self.send(message::event(&subscription, event.json())).await
+                }
+                Outgoing::Message(text) => {
+                    outbox::send_shared(&mut self.socket, text).await.map_err(End::from)
+                }
+            },
             _ => Ok(()),
         }
     }

@@ -230,14 +230,24 @@ impl<'c> Merge<'c> {
             if let Some(oldest) = range.page.last() {
                 range.before = *oldest;
             }
+            let in_one_second = range
+                .page
+                .first()
+                .is_some_and(|newest| newest.created_at == range.before.created_at);
+            range.page_size = next_page(range.page_size, in_one_second);
             range.page.reverse();
-            range.page_size = (range.page_size * 2).min(MAX_PAGE);
         }
         if let Some(place) = range.page.pop() {
             self.heads.push(Head { place, range: Range::Open(n) });
         }
         Ok(())
     }
+}
+
+/// Pages grow to a bound; but within a second that fills one, a page is found by passing over the
+/// entries that were read before, so there they go on growing.
+pub(super) fn next_page(size: i64, in_one_second: bool) -> i64 {
+    if in_one_second { size.saturating_mul(2) } else { (size * 2).min(MAX_PAGE) }
 }
 
 /// How far back a number of places reaches: the further, the fewer there are in a time.

@@ -5,7 +5,11 @@
 
 use rusqlite::{CachedStatement, Connection};
 
-use super::{conditions::Conditions, merge::Place, plan::Effort};
+use super::{
+    conditions::Conditions,
+    merge::{Place, next_page},
+    plan::Effort,
+};
 
 pub(super) const WALK: &str = "SELECT created_at, row, kind, author FROM events INDEXED BY events_by_time \
      WHERE (created_at, kind, author, row) < (?1, ?2, ?3, ?4) AND created_at >= ?5 \
@@ -117,8 +121,10 @@ impl<'q> Walk<'q> {
         if let Some(Entry { place, kind, author }) = self.page.last() {
             self.after = (place.created_at, i64::from(*kind), i64::from(*author), place.row);
         }
+        let in_one_second =
+            self.page.first().is_some_and(|newest| newest.place.created_at == self.after.0);
+        self.page_size = next_page(self.page_size, in_one_second);
         self.page.reverse();
-        self.page_size = (self.page_size * 2).min(1_024);
         Ok(())
     }
 }

@@ -1,0 +1,100 @@
+//! NIP-45: COUNT. One query at a time for each connection; further ones wait.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use futures_util::{FutureExt, future::BoxFuture};
+
+use super::{End, MAX_FILTER_VALUES, Session};
+use crate::{
+    pipeline::{Count, StoreError},
+    protocol::{Filter, Prefix, Reason, message},
+};
+
+/// The COUNTs of a connection that are not answered yet.
+#[derive(Default)]
+pub(super) struct Counting {
+    waiting: VecDeque<(Arc<str>, Vec<Filter>)>,
+    running: Option<(Arc<str>, BoxFuture<'static, Result<Count, StoreError>>)>,
+}
+
+/// The answer to one.
+pub(super) struct Counted {
+    id: Arc<str>,
+    result: Result<Count, StoreError>,
+}
+
+impl Counting {
+    /// Waits for the next answer. Cancel safe.
+    pub async fn next(&mut self) -> Counted {
+        match &mut self.running {
+            Some((id, running)) => {
+                let (result, id) = (running.await, id.clone());
+                self.running = None;
+                Counted { id, result }
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Session {
+    /// The id of a COUNT has nothing to do with that of a REQ.
+    pub(super) async fn count(&mut self, id: Arc<str>, filters: Vec<Filter>) -> Result<(), End> {
+        if let Some(reason) = self.refusal_to_count(&filters) {
+            // NIP-45: a refusal is CLOSED.
+            return self.answer(Some(reason.prefix), message::closed(&id, &reason)).await;
+        }
+        if self.withholds(&filters) {
+            self.challenge().await?;
+        }
+        self.counting.get_or_insert_default().waiting.push_back((id, filters));
+        Ok(())
+    }
+
+    fn refusal_to_count(&self, filters: &[Filter]) -> Option<Reason> {
+        if let Some(reason) = self.refusal_to_read(filters) {
+            return Some(reason);
+        }
+        let waiting = self.counting.as_ref().map(|counting| &counting.waiting);
+        let max = self.relay.config.max_subscriptions;
+        if waiting.is_some_and(|waiting| waiting.len() >= max) {
+            let text = format!("more than {max} counts at once; wait for their answers");
+            return Some(Reason::new(Prefix::RateLimited, text));
+        }
+        let waiting = waiting.into_iter().flatten().flat_map(|(_, filters)| filters);
+        let values: usize = waiting.chain(filters).map(Filter::values).sum();
+        (values > MAX_FILTER_VALUES).then(|| {
+            let text = format!(
+                "more than {MAX_FILTER_VALUES} ids, authors, kinds and tag values in all counts"
+            );
+            Reason::new(Prefix::RateLimited, text)
+        })
+    }
+
+    pub(super) fn start_next_count(&mut self) {
+        let Some(counting) = &mut self.counting else { return };
+        if counting.running.is_some() {
+            return;
+        }
+        let Some((id, filters)) = counting.waiting.pop_front() else {
+            self.counting = None;
+            return;
+        };
+        let (reader, scope) = (self.relay.reader.clone(), self.scope.clone());
+        let viewer = self.viewer.load_full();
+        let running = async move { reader.count(filters, scope, viewer).await }.boxed();
+        counting.running = Some((id, running));
+    }
+
+    pub(super) async fn counted(&mut self, counted: Counted) -> Result<(), End> {
+        let Counted { id, result } = counted;
+        let answer = match result {
+            Ok(Count { count, approximate }) => message::count(&id, count, approximate),
+            Err(error) => {
+                tracing::error!(%error, "a count failed");
+                message::closed(&id, &Reason::error("the query could not be answered"))
+            }
+        };
+        self.send(answer).await
+    }
+}

@@ -1,0 +1,323 @@
+//! NIP-77: reconciliation with clients and other relays. This side answers; the client leads.
+//!
+//! The ids of an open reconciliation stay in memory, so there is room for a few sets at once over all
+//! connections. Sorting and comparing runs off the async workers, one message after another for each
+//! connection.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use ::negentropy::{Id, Negentropy, NegentropyStorageVector};
+use futures_util::{FutureExt, future::BoxFuture};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{End, MAX_FILTER_VALUES, Session};
+use crate::{
+    pipeline::IdSet,
+    protocol::{EventId, Filter, Prefix, Reason, message},
+    tasks,
+};
+
+/// Reconciliations of one connection at once.
+const MAX_OPEN: usize = 5;
+/// The longest answer, in bytes; twice that in hexadecimal.
+const FRAME_BYTES: u64 = 128 * 1024;
+/// How long a client may take for its next message.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How long one waits for room.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// Sets of the largest size for which there is room.
+const LARGEST_SETS: usize = 4;
+/// Ids that one permit stands for, 40 bytes each.
+const IDS_A_PERMIT: usize = 1_000;
+
+/// What the reconciliations of all connections share.
+pub struct Syncs {
+    /// The largest set (`relay.max_negentropy_events`).
+    max: usize,
+    room: Arc<Semaphore>,
+    /// Half of the cores may compare sets.
+    turns: Arc<Semaphore>,
+}
+
+impl Syncs {
+    pub fn new(max: usize) -> Self {
+        let room = LARGEST_SETS * permits(max) as usize;
+        let turns = thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+        Self { max, room: Arc::new(Semaphore::new(room)), turns: Arc::new(Semaphore::new(turns)) }
+    }
+}
+
+fn permits(ids: usize) -> u32 {
+    u32::try_from(ids.div_ceil(IDS_A_PERMIT).max(1)).unwrap_or(u32::MAX)
+}
+
+/// The reconciliations of a connection.
+#[derive(Default)]
+pub(super) struct Negentropies {
+    open: HashMap<Arc<str>, State>,
+    /// Those that wait for their turn.
+    waiting: VecDeque<Arc<str>>,
+    running: Option<(Arc<str>, BoxFuture<'static, Answer>)>,
+}
+
+enum State {
+    /// NEG-OPEN was received.
+    Asked {
+        filter: Box<Filter>,
+        message: Vec<u8>,
+    },
+    /// NEG-MSG was received.
+    Told {
+        set: Arc<Set>,
+        message: Vec<u8>,
+    },
+    Running,
+    /// It is the client's turn, until then.
+    Answered {
+        set: Arc<Set>,
+        until: Instant,
+    },
+}
+
+/// Ids to compare with, sorted.
+pub(super) struct Set {
+    ids: NegentropyStorageVector,
+    _room: OwnedSemaphorePermit,
+}
+
+/// A set and what this side says about it, or why the reconciliation ends.
+type Answer = Result<(Arc<Set>, Vec<u8>), Reason>;
+
+/// What happened to a reconciliation.
+pub(super) enum Reconciled {
+    Answer(Arc<str>, Answer),
+    /// The client did not go on.
+    Expired(Arc<str>),
+}
+
+impl Negentropies {
+    /// Waits for the next answer, or for the client to be late. Cancel safe.
+    pub async fn next(&mut self) -> Reconciled {
+        let latest = self.open.iter().filter_map(|(id, state)| match state {
+            State::Answered { until, .. } => Some((*until, id)),
+            _ => None,
+        });
+        let latest = latest.min().map(|(until, id)| (until, id.clone()));
+        let expired = async {
+            match latest {
+                Some((until, id)) => {
+                    sleep_until(until).await;
+                    id
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let answered = async {
+            match &mut self.running {
+                Some((id, running)) => (id.clone(), running.await),
+                None => std::future::pending().await,
+            }
+        };
+        let (id, answer) = tokio::select! {
+            answered = answered => answered,
+            id = expired => return Reconciled::Expired(id),
+        };
+        self.running = None;
+        Reconciled::Answer(id, answer)
+    }
+
+    fn forget(&mut self, id: &Arc<str>) {
+        self.open.remove(id);
+        self.waiting.retain(|waiting| waiting != id);
+        if self.running.as_ref().is_some_and(|(running, _)| running == id) {
+            self.running = None;
+        }
+    }
+}
+
+impl Session {
+    /// NEG-OPEN. The id has nothing to do with that of a REQ; an open one is replaced.
+    pub(super) async fn open_negentropy(
+        &mut self,
+        id: Arc<str>,
+        filter: Filter,
+        message: Vec<u8>,
+    ) -> Result<(), End> {
+        self.close_negentropy(&id);
+        if let Some(reason) = self.refusal_to_reconcile(&filter) {
+            return self.answer(Some(reason.prefix), message::neg_error(&id, &reason)).await;
+        }
+        if self.withholds(std::slice::from_ref(&filter)) {
+            self.challenge().await?;
+        }
+        let negentropies = self.negentropies.get_or_insert_default();
+        negentropies.open.insert(id.clone(), State::Asked { filter: Box::new(filter), message });
+        negentropies.waiting.push_back(id);
+        Ok(())
+    }
+
+    fn refusal_to_reconcile(&self, filter: &Filter) -> Option<Reason> {
+        if let Some(reason) = self.refusal_to_read(std::slice::from_ref(filter)) {
+            return Some(reason);
+        }
+        let open = self.negentropies.as_ref().map_or(0, |negentropies| negentropies.open.len());
+        if open >= MAX_OPEN {
+            let text = format!("more than {MAX_OPEN} reconciliations at once; close one first");
+            return Some(Reason::new(Prefix::RateLimited, text));
+        }
+        (filter.values() > MAX_FILTER_VALUES).then(|| {
+            let text = format!("more than {MAX_FILTER_VALUES} ids, authors, kinds and tag values");
+            Reason::new(Prefix::RateLimited, text)
+        })
+    }
+
+    /// NEG-MSG.
+    pub(super) async fn go_on_with_negentropy(
+        &mut self,
+        id: Arc<str>,
+        message: Vec<u8>,
+    ) -> Result<(), End> {
+        let negentropies = self.negentropies.as_mut();
+        let Some(negentropies) = negentropies.filter(|all| all.open.contains_key(&id)) else {
+            let why = "closed: there is no such reconciliation; begin with NEG-OPEN";
+            return self.send(message::neg_error(&id, &why)).await;
+        };
+        // Whatever its state was, it is taken out: a client that does not wait for its turn is not
+        // gone on with.
+        let Some(State::Answered { set, .. }) = negentropies.open.remove(&id) else {
+            self.close_negentropy(&id);
+            let reason = Reason::invalid("NEG-MSG before the last one was answered");
+            return self.send(message::neg_error(&id, &reason)).await;
+        };
+        negentropies.open.insert(id.clone(), State::Told { set, message });
+        negentropies.waiting.push_back(id);
+        Ok(())
+    }
+
+    /// NEG-CLOSE.
+    pub(super) fn close_negentropy(&mut self, id: &Arc<str>) {
+        let Some(negentropies) = &mut self.negentropies else { return };
+        negentropies.forget(id);
+        if negentropies.open.is_empty() {
+            self.negentropies = None;
+        }
+    }
+
+    pub(super) fn start_next_reconciliation(&mut self) {
+        let Some(negentropies) = &mut self.negentropies else { return };
+        if negentropies.running.is_some() {
+            return;
+        }
+        let Some(id) = negentropies.waiting.pop_front() else { return };
+        let Some(state) = negentropies.open.get_mut(&id) else { return };
+        let turns = self.relay.syncs.turns.clone();
+        let running = match std::mem::replace(state, State::Running) {
+            State::Asked { filter, message } => {
+                let (reader, scope) = (self.relay.reader.clone(), self.scope.clone());
+                let viewer = self.viewer.load_full();
+                let (room, max) = (self.relay.syncs.room.clone(), self.relay.syncs.max);
+                async move {
+                    let most = filter.limit.map_or(max, |limit| max.min(limit as usize));
+                    let room = timeout(LONGEST_WAIT, room.acquire_many_owned(permits(most))).await;
+                    let Ok(Ok(room)) = room else { return Err(no_room()) };
+                    match reader.ids(*filter, scope, viewer, max).await {
+                        Ok(IdSet::All(ids)) => answer_first(turns, room, ids, message).await,
+                        Ok(IdSet::TooMany) => Err(too_many(max)),
+                        Err(error) => {
+                            tracing::error!(%error, "the ids to reconcile could not be read");
+                            Err(Reason::error("the query could not be answered"))
+                        }
+                    }
+                }
+                .boxed()
+            }
+            State::Told { set, message } => answer(turns, set, message).boxed(),
+            State::Running | State::Answered { .. } => return,
+        };
+        negentropies.running = Some((id, running));
+    }
+
+    pub(super) async fn reconciled(&mut self, reconciled: Reconciled) -> Result<(), End> {
+        let Some(negentropies) = &mut self.negentropies else { return Ok(()) };
+        let text = match reconciled {
+            Reconciled::Answer(id, Ok((set, answer))) => {
+                let until = Instant::now() + PATIENCE;
+                negentropies.open.insert(id.clone(), State::Answered { set, until });
+                message::neg_message(&id, &answer)
+            }
+            Reconciled::Answer(id, Err(reason)) => {
+                self.close_negentropy(&id);
+                message::neg_error(&id, &reason)
+            }
+            Reconciled::Expired(id) => {
+                self.close_negentropy(&id);
+                message::neg_error(&id, &"closed: the reconciliation was idle for too long")
+            }
+        };
+        self.send(text).await
+    }
+}
+
+/// Sorts the ids, gives back the room that they do not need, and answers the first message.
+async fn answer_first(
+    turns: Arc<Semaphore>,
+    mut room: OwnedSemaphorePermit,
+    ids: Vec<(u64, EventId)>,
+    message: Vec<u8>,
+) -> Answer {
+    in_turn(turns, move || {
+        let mut sorted = NegentropyStorageVector::with_capacity(ids.len());
+        for (created_at, id) in &ids {
+            sorted.insert(*created_at, Id::from_byte_array(id.0)).map_err(broken)?;
+        }
+        sorted.seal().map_err(broken)?;
+        let needed = permits(ids.len()) as usize;
+        let spare = room.num_permits().saturating_sub(needed);
+        drop(room.split(spare));
+        reconcile(Arc::new(Set { ids: sorted, _room: room }), &message)
+    })
+    .await
+}
+
+async fn answer(turns: Arc<Semaphore>, set: Arc<Set>, message: Vec<u8>) -> Answer {
+    in_turn(turns, move || reconcile(set, &message)).await
+}
+
+/// Runs it off the async workers when its turn comes. It keeps its turn to the end even when nobody
+/// waits for it any more.
+async fn in_turn(turns: Arc<Semaphore>, work: impl FnOnce() -> Answer + Send + 'static) -> Answer {
+    let Ok(turn) = turns.acquire_owned().await else { return Err(no_room()) };
+    let worked = tasks::blocking(move || {
+        let _turn = turn;
+        work()
+    });
+    worked.await.unwrap_or_else(|_| Err(Reason::error("the reconciliation failed")))
+}
+
+fn reconcile(set: Arc<Set>, message: &[u8]) -> Answer {
+    let mut negentropy = Negentropy::borrowed(&set.ids, FRAME_BYTES).map_err(broken)?;
+    let answer = negentropy.reconcile(message).map_err(broken)?;
+    Ok((set, answer))
+}
+
+/// The ids are sound, so it is the message that is not.
+fn broken(error: ::negentropy::Error) -> Reason {
+    Reason::invalid(format!("the negentropy message: {error}"))
+}
+
+/// NIP-77 wants the word and the number.
+fn too_many(max: usize) -> Reason {
+    Reason::blocked(format!("this query is too big: more than {max} events"))
+}
+
+fn no_room() -> Reason {
+    Reason::new(Prefix::RateLimited, "too many reconciliations at the moment; try again later")
+}

@@ -1,0 +1,320 @@
+//! What is not for everybody: messages between parties (NIP-04, NIP-17, NIP-59) and private topics,
+//! in every way out of the relay.
+
+use nostr_gateway_tests::{Gateway, GatewayBuilder, RawClient, events};
+use nostr_sdk::{Event, Keys};
+use serde_json::{Value, json};
+
+use crate::GATEWAY;
+
+const EVIL: &str = "https://evil.example";
+const FRIEND: &str = "https://friend.example";
+
+fn message(kind: u16, from: &Keys, to: &Keys) -> Event {
+    let tags: [&[&str]; 2] = [&["p", &to.public_key().to_hex()], &["t", "x"]];
+    events::event(from, kind, "secret", &tags, events::now())
+}
+
+async fn authenticated(gateway: &Gateway, keys: &Keys) -> RawClient {
+    let mut client = RawClient::connect(&gateway.url()).await;
+    client.authenticate(keys, &gateway.url()).await;
+    client
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_are_shown_to_their_parties_alone() {
+    let gateway = GatewayBuilder::new(GATEWAY, "messages").start().await;
+    let (alice, bob, eve) = (Keys::generate(), Keys::generate(), Keys::generate());
+    let mut at_alice = authenticated(&gateway, &alice).await;
+    let mut at_bob = authenticated(&gateway, &bob).await;
+    let mut at_eve = authenticated(&gateway, &eve).await;
+    let mut nobody = RawClient::connect(&gateway.url()).await;
+    for client in [&mut at_alice, &mut at_bob, &mut at_eve, &mut nobody] {
+        assert!(client.req("live", &[json!({})]).await.is_empty());
+    }
+
+    // NIP-04: a direct message is for both. NIP-59: a gift wrap is for its recipient; the key that
+    // signed it is nobody's.
+    let (dm, wrap) = (message(4, &alice, &bob), message(1_059, &alice, &bob));
+    nobody.accept(&dm).await;
+    nobody.accept(&wrap).await;
+    // NIP-59: 21059 is ephemeral.
+    let passing = message(21_059, &alice, &bob);
+    nobody.accept(&passing).await;
+    for event in [&dm, &wrap, &passing] {
+        let id = json!(event.id.to_hex());
+        at_bob.wait_for(|m| m[0] == "EVENT" && m[2]["id"] == id, "bob's own").await;
+    }
+    assert_eq!(at_alice.live("live").await["id"], dm.id.to_hex());
+    for client in [&mut at_alice, &mut at_bob, &mut at_eve, &mut nobody] {
+        client.expect_silence().await;
+    }
+
+    // Whatever is asked, and however.
+    let ids = json!({"ids": [dm.id.to_hex(), wrap.id.to_hex(), passing.id.to_hex()]});
+    let questions = [
+        json!({}),
+        ids,
+        json!({"kinds": [4, 1_059, 21_059, 1]}),
+        json!({"kinds": [4, 1_059]}),
+        json!({"authors": [alice.public_key().to_hex()]}),
+        json!({"authors": [alice.public_key().to_hex()], "kinds": [4, 1_059, 1]}),
+        json!({"#p": [bob.public_key().to_hex()]}),
+        json!({"#t": ["x"], "kinds": [1_059, 4, 1]}),
+        json!({"#t": ["x"], "limit": 1, "kinds": [1_059, 4, 1, 7]}),
+    ];
+    for (n, question) in questions.iter().enumerate() {
+        let limited = question.get("limit").is_some();
+        for (client, seen) in
+            [(&mut at_bob, vec![&dm, &wrap]), (&mut at_alice, vec![&dm]), (&mut at_eve, vec![])]
+        {
+            let stored = client.stored_ids(std::slice::from_ref(question)).await;
+            let expected = if limited { seen.len().min(1) } else { seen.len() };
+            assert_eq!(stored.len(), expected, "{n} {question}");
+            assert!(stored.iter().all(|id| events::ids(seen.clone()).contains(id)), "{question}");
+            assert_eq!(client.count(std::slice::from_ref(question)).await as usize, seen.len());
+            let found = client.negentropy(question, &[]).await.unwrap();
+            assert_eq!(found.only_there.len(), expected, "{n} {question}");
+        }
+    }
+    for question in &questions {
+        let kinds = question["kinds"].as_array();
+        let only_guarded = kinds.is_some_and(|kinds| !kinds.contains(&json!(1)));
+        let one = std::slice::from_ref(question);
+        if only_guarded {
+            // NIP-42: what nobody may see without a key is refused.
+            for reason in [
+                nobody.refused_req("q", one).await,
+                nobody.refused_count("q", one).await,
+                nobody.negentropy(question, &[]).await.unwrap_err(),
+            ] {
+                assert!(reason.starts_with("auth-required: "), "{question}: {reason}");
+            }
+        } else {
+            assert!(nobody.stored_ids(one).await.is_empty(), "{question}");
+            assert_eq!(nobody.count(one).await, 0, "{question}");
+            let found = nobody.negentropy(question, &[]).await.unwrap();
+            assert!(found.only_there.is_empty(), "{question}");
+        }
+    }
+    // An id of a message that is known to exist finds nothing either.
+    let have = nobody.negentropy(&json!({}), &[dm.clone(), wrap.clone()]).await.unwrap();
+    assert_eq!(have.only_here, events::ids([&dm, &wrap]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mixed_question_is_answered_with_what_may_be_seen() {
+    let gateway = GatewayBuilder::new(GATEWAY, "mixed").start().await;
+    let (alice, bob) = (Keys::generate(), Keys::generate());
+    let mut client = RawClient::connect(&gateway.url()).await;
+    let (note, dm) = (events::note(&alice, "for all"), message(4, &alice, &bob));
+    client.accept(&note).await;
+    client.accept(&dm).await;
+    client.send(&json!(["REQ", "mixed", {"kinds": [4]}, {"kinds": [1, 1059]}])).await;
+    // NIP-42: the relay may send a challenge at any moment.
+    let challenge = client.next().await;
+    assert_eq!(challenge[0], "AUTH");
+    assert_eq!(client.live("mixed").await["id"], note.id.to_hex());
+    // NIP-67: there is more for whoever authenticates.
+    assert_eq!(client.next().await, json!(["EOSE", "mixed"]));
+    client.authenticate_with(&bob, &gateway.url(), challenge[1].as_str().unwrap()).await;
+    let both = client.stored_ids(&[json!({"kinds": [4]}), json!({"kinds": [1, 1059]})]).await;
+    assert_eq!(both.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_recipient_of_a_gift_wrap_deletes_it() {
+    let gateway = GatewayBuilder::new(GATEWAY, "wraps").start().await;
+    let (nobody, bob, eve) = (Keys::generate(), Keys::generate(), Keys::generate());
+    let mut at_bob = authenticated(&gateway, &bob).await;
+    let (wrap, other) = (message(1_059, &nobody, &bob), message(1_059, &nobody, &eve));
+    at_bob.accept(&wrap).await;
+    at_bob.accept(&other).await;
+    let delete = |keys: &Keys, event: &Event| {
+        let tags: [&[&str]; 2] = [&["e", &event.id.to_hex()], &["k", "1059"]];
+        events::event(keys, 5, "", &tags, events::now())
+    };
+    // NIP-09 "Deletion of Gift Wrap Events by Recipient": by no other.
+    at_bob.accept(&delete(&eve, &wrap)).await;
+    at_bob.accept(&delete(&bob, &other)).await;
+    let wraps = [json!({"kinds": [1_059]})];
+    assert_eq!(at_bob.stored_ids(&wraps).await, [wrap.id.to_hex()]);
+    let mut at_eve = authenticated(&gateway, &eve).await;
+    assert_eq!(at_eve.stored_ids(&wraps).await, [other.id.to_hex()]);
+    at_bob.accept(&delete(&bob, &wrap)).await;
+    assert!(at_bob.stored_ids(&wraps).await.is_empty());
+    at_bob.refuse(&wrap, "blocked").await;
+}
+
+/// A gateway with a private topic and one event in it, and one more that is also public.
+struct Home {
+    gateway: Gateway,
+    reader: Keys,
+    secret: Event,
+    keys: Keys,
+}
+
+impl Home {
+    async fn start() -> Self {
+        let (reader, keys) = (Keys::generate(), Keys::generate());
+        let gateway = GatewayBuilder::new(GATEWAY, "home")
+            .topics(&["town"])
+            .set("relay", "trusted_origins", &format!("[{FRIEND:?}]"))
+            .table(&format!(
+                "[[private_topic]]\nname = \"family\"\nreaders = [\"{}\"]",
+                reader.public_key().to_hex()
+            ))
+            .start()
+            .await;
+        let secret = events::event(&keys, 1, "at home", &[&["t", "x"]], events::now() - 5);
+        let home = Self { gateway, reader, secret, keys };
+        let mut local = RawClient::connect(&home.topic()).await;
+        local.accept(&home.secret).await;
+        home
+    }
+
+    fn topic(&self) -> String {
+        self.gateway.topic_url("family")
+    }
+
+    fn another(&self, text: &str) -> Event {
+        events::note(&self.keys, text)
+    }
+
+    fn questions(&self) -> Vec<Value> {
+        vec![
+            json!({}),
+            json!({"ids": [self.secret.id.to_hex()]}),
+            json!({"kinds": [1]}),
+            json!({"authors": [self.keys.public_key().to_hex()]}),
+            json!({"authors": [self.keys.public_key().to_hex()], "kinds": [1, 7]}),
+            json!({"#t": ["x"]}),
+            json!({"search": "home"}),
+        ]
+    }
+
+    /// Checks that this client gets nothing on `/`: stored, live, counted, searched, reconciled.
+    async fn sees_nothing_on_the_root(&self, client: &mut RawClient) {
+        for question in self.questions() {
+            let one = std::slice::from_ref(&question);
+            assert!(client.stored_ids(one).await.is_empty(), "{question}");
+            assert_eq!(client.count(one).await, 0, "{question}");
+            let found = client.negentropy(&question, &[]).await.unwrap();
+            assert!(found.only_there.is_empty(), "{question}");
+        }
+        // Live: stored events and passing ones. What comes after is seen, so those were not held up.
+        assert!(client.req("live", &[json!({})]).await.is_empty());
+        let mut local = RawClient::connect(&self.topic()).await;
+        local.accept(&self.another("live at home")).await;
+        let passing = events::event(&self.keys, 20_001, "passing at home", &[], events::now());
+        local.accept(&passing).await;
+        let public = self.another("for all");
+        RawClient::connect(&self.gateway.topic_url("town")).await.accept(&public).await;
+        assert_eq!(client.live("live").await["id"], public.id.to_hex());
+        client.expect_silence().await;
+    }
+
+    /// Checks that every verb is refused with this prefix at the topic's own URL.
+    async fn is_refused_at_the_topic(&self, client: &mut RawClient, prefix: &str) {
+        let mut reasons = Vec::new();
+        for question in self.questions() {
+            let one = std::slice::from_ref(&question);
+            reasons.push(client.refused_req("q", one).await);
+            reasons.push(client.refused_count("q", one).await);
+            reasons.push(client.negentropy(&question, &[]).await.unwrap_err());
+        }
+        let event = self.another("from outside");
+        let (accepted, reason) = client.publish(&event).await;
+        assert!(!accepted);
+        reasons.push(reason);
+        for reason in reasons {
+            assert!(reason.starts_with(&format!("{prefix}: ")), "{reason}");
+        }
+        let mut local = RawClient::connect(&self.topic()).await;
+        assert!(local.stored_ids(&[json!({"ids": [event.id.to_hex()]})]).await.is_empty());
+    }
+
+    /// Checks that this client sees the topic on both URLs, stored and live.
+    async fn sees_everything(&self, root: &mut RawClient, topic: &mut RawClient) {
+        let secret = self.secret.id.to_hex();
+        for client in [&mut *root, &mut *topic] {
+            let one = [json!({"ids": [secret]})];
+            assert_eq!(client.stored_ids(&one).await, [secret.clone()]);
+            assert_eq!(client.count(&one).await, 1);
+            let found = client.negentropy(&one[0], &[]).await.unwrap();
+            assert_eq!(found.only_there, [secret.clone()]);
+            client.req("live", &[json!({"limit": 0})]).await;
+        }
+        let event = self.another("said by a reader");
+        topic.accept(&event).await;
+        for client in [root, topic] {
+            assert_eq!(client.live("live").await["id"], event.id.to_hex());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_web_page_gets_nothing_of_a_private_topic() {
+    let home = Home::start().await;
+    let mut root = RawClient::connect_from_page(&home.gateway.url(), EVIL).await;
+    home.sees_nothing_on_the_root(&mut root).await;
+    // Origins that look like a trusted one, and that of a page without one (RFC 6454 §7.3).
+    for origin in ["null", "http://friend.example", "https://friend.example.evil.example", ""] {
+        let mut root = RawClient::connect_from_page(&home.gateway.url(), origin).await;
+        let ids = [json!({"ids": [home.secret.id.to_hex()]})];
+        assert!(root.stored_ids(&ids).await.is_empty(), "{origin:?}");
+    }
+    let mut topic = RawClient::connect_from_page(&home.topic(), EVIL).await;
+    home.is_refused_at_the_topic(&mut topic, "auth-required").await;
+    let challenge = topic.next_challenge().await;
+
+    // Whoever is no reader gains nothing by authenticating (NIP-42: "restricted").
+    let stranger = Keys::generate();
+    topic.authenticate_with(&stranger, &home.gateway.url(), &challenge).await;
+    home.is_refused_at_the_topic(&mut topic, "restricted").await;
+    let mut root = RawClient::connect_from_page(&home.gateway.url(), EVIL).await;
+    root.authenticate(&stranger, &home.gateway.url()).await;
+    let ids = [json!({"ids": [home.secret.id.to_hex()]})];
+    assert!(root.stored_ids(&ids).await.is_empty());
+    // No tag leads into the topic.
+    let tagged = events::event(&stranger, 1, "let me in", &[&["t", "family"]], events::now());
+    root.accept(&tagged).await;
+    let mut local = RawClient::connect(&home.topic()).await;
+    assert!(local.stored_ids(&[json!({"ids": [tagged.id.to_hex()]})]).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_topic_is_there_for_its_own() {
+    let home = Home::start().await;
+    let (root_url, topic_url) = (home.gateway.url(), home.topic());
+    // A program on this machine.
+    let mut root = RawClient::connect(&root_url).await;
+    let mut topic = RawClient::connect(&topic_url).await;
+    home.sees_everything(&mut root, &mut topic).await;
+    // A page that the operator trusts.
+    let mut root = RawClient::connect_from_page(&root_url, FRIEND).await;
+    let mut topic = RawClient::connect_from_page(&topic_url, FRIEND).await;
+    home.sees_everything(&mut root, &mut topic).await;
+    // A reader, whatever page it is on.
+    let mut root = RawClient::connect_from_page(&root_url, EVIL).await;
+    let mut topic = RawClient::connect_from_page(&topic_url, EVIL).await;
+    for client in [&mut root, &mut topic] {
+        client.authenticate(&home.reader, &root_url).await;
+    }
+    home.sees_everything(&mut root, &mut topic).await;
+    // Even a local program reads no messages of others there.
+    let dm = message(4, &Keys::generate(), &Keys::generate());
+    topic.accept(&dm).await;
+    let mut local = RawClient::connect(&topic_url).await;
+    assert!(local.stored_ids(&[json!({"ids": [dm.id.to_hex()]})]).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_in_a_public_topic_too_is_for_all() {
+    let home = Home::start().await;
+    RawClient::connect(&home.gateway.topic_url("town")).await.accept(&home.secret).await;
+    let mut page = RawClient::connect_from_page(&home.gateway.url(), EVIL).await;
+    let ids = [json!({"ids": [home.secret.id.to_hex()]})];
+    assert_eq!(page.stored_ids(&ids).await, [home.secret.id.to_hex()]);
+    assert_eq!(page.count(&ids).await, 1);
+}

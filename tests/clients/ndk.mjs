@@ -178,6 +178,19 @@ for (const how of ["restart", "crash"]) {
     });
 }
 
+await check("alive", async () => {
+    // How the library looks whether a connection lives after a computer has slept.
+    const client = await connect();
+    const inbox = new Inbox();
+    const { connectivity } = client.relay;
+    connectivity.netDebug = (text, _, direction) => inbox.push({ direction, message: JSON.parse(text) });
+    connectivity.handlePossibleWake();
+    const sent = await inbox.until("the question", ({ direction }) => direction === "send");
+    const { message } = await inbox.until("the answer", ({ direction }) => direction === "recv");
+    assert.deepEqual(message.slice(0, 2), ["EOSE", sent.message[1]]);
+    disconnect(client);
+});
+
 const [me, from, stranger] = [newSigner(), newSigner(), newSigner()];
 const toMe = [["p", me.pubkey]];
 const wrapped = { kinds: [1059], "#p": [me.pubkey] };

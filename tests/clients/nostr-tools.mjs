@@ -130,6 +130,20 @@ for (const how of ["restart", "crash"]) {
     });
 }
 
+await check("alive", async () => {
+    // How the library looks whether a connection lives, in Node and in browsers.
+    const relay = await Relay.connect(url);
+    assert.ok(await within(5_000, "a pong", relay.waitForPingPong()));
+    let closed;
+    const { subscribe } = relay;
+    relay.subscribe = (filters, params) =>
+        subscribe.call(relay, filters, { ...params, onclose: (reason) => (closed = reason) });
+    // Within the time in which the library would take silence for EOSE.
+    assert.ok(await within(4_000, "EOSE", relay.waitForDummyReq()));
+    assert.equal(closed, "closed by caller");
+    relay.close();
+});
+
 const [me, stranger] = [generateSecretKey(), generateSecretKey()];
 const wrapped = { kinds: [1059], "#p": [getPublicKey(me)] };
 const toMe = [["p", getPublicKey(me)]];

@@ -346,7 +346,7 @@ impl Sdk<'_> {
             ("walrus", vec![]),
         ] {
             let events = fetch(&relay, by(&keys).search(text)).await?;
-            ensure!(events == expected, "{text:?} finds {events:?}");
+            ensure!(events == expected, "{text:?} finds {} events", events.len());
         }
         client.shutdown().await;
         Ok(())

@@ -110,7 +110,11 @@ impl GatewayBuilder {
     pub fn namespace(mut self, namespace: Arc<Namespace>) -> Self {
         let any = format!(r#""{}:0""#, namespace.address());
         self.namespace = Some(namespace);
-        self.set("relay", "listen", &any).set("admin", "listen", &any).set("endpoint", "bind", &any)
+        self.set("relay", "listen", &any)
+            .set("admin", "listen", &any)
+            .set("endpoint", "bind", &any)
+            .set("access", "read", r#""open""#)
+            .set("access", "write", r#""open""#)
     }
 
     /// Installs the shipped blocklist plugin with these `[config]` lists.

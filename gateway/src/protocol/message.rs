@@ -1,6 +1,6 @@
 //! Messages between a client and this relay (NIP-01, NIP-42, NIP-45, NIP-67, NIP-77).
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -237,15 +237,16 @@ fn id_of(json: &str) -> Option<EventId> {
     EventId::parse(&id)
 }
 
-/// `["EVENT", subscription, event]`, with the event's canonical JSON as it is.
-pub fn event(subscription: &str, json: &str) -> String {
-    let mut text = String::with_capacity(json.len() + subscription.len() + 16);
-    text.push_str("[\"EVENT\",");
-    text.push_str(&quoted(subscription));
-    text.push(',');
-    text.push_str(json);
-    text.push(']');
-    text
+/// The parts of `["EVENT", subscription, event]`, with the event's canonical JSON as it is. Clients
+/// look for the words at their places, so there is no white space.
+pub fn event<'m>(subscription: &'m str, json: &'m str) -> [Cow<'m, str>; 5] {
+    let plain = subscription.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\');
+    let [before, id, after] = if plain {
+        ["[\"EVENT\",\"".into(), subscription.into(), "\",".into()]
+    } else {
+        ["[\"EVENT\",".into(), quoted(subscription).into(), ",".into()]
+    };
+    [before, id, after, json.into(), "]".into()]
 }
 
 /// `["OK", id, accepted, message]`; always four elements.
@@ -370,6 +371,14 @@ mod tests {
             answer(&format!(r#"["EVENT",{{"id":"{id}"}}]"#)),
             format!(r#"["OK","{id}",false,"invalid: the field \"pubkey\" is missing"]"#)
         );
+    }
+
+    #[test]
+    fn an_event_message_is_json_whatever_the_subscription_is_called() {
+        for id in ["a", "with space", "\"", "\\", "\n\u{1}", "é\u{7f}\u{2028}"] {
+            let text = event(id, r#"{"id":1}"#).concat();
+            assert_eq!(text, format!(r#"["EVENT",{},{{"id":1}}]"#, quoted(id)));
+        }
     }
 
     #[test]

@@ -28,11 +28,11 @@ async fn the_information_document_is_there_for_every_url() {
         let document: Value = serde_json::from_str(&response.body).unwrap();
         assert!(document["name"].is_string(), "{document}");
         let nips = document["supported_nips"].as_array().unwrap();
-        for nip in [1, 11] {
+        for nip in [1, 9, 11, 40, 42, 45, 59, 62, 67, 70, 77] {
             assert!(nips.contains(&json!(nip)), "{document}");
         }
-        // Not built yet, so not claimed.
-        for nip in [9, 42, 45, 50, 62, 77] {
+        // Off, or the clients' business alone.
+        for nip in [13, 65, 86, 98] {
             assert!(!nips.contains(&json!(nip)), "claims NIP-{nip}: {document}");
         }
         let limits = &document["limitation"];

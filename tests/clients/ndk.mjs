@@ -183,7 +183,10 @@ await check("alive", async () => {
     const client = await connect();
     const inbox = new Inbox();
     const { connectivity } = client.relay;
-    connectivity.netDebug = (text, _, direction) => inbox.push({ direction, message: JSON.parse(text) });
+    connectivity.netDebug = (text, _, direction) => {
+        // It tells of connections, too, without a direction.
+        if (direction) inbox.push({ direction, message: JSON.parse(text) });
+    };
     connectivity.handlePossibleWake();
     const sent = await inbox.until("the question", ({ direction }) => direction === "send");
     const { message } = await inbox.until("the answer", ({ direction }) => direction === "recv");

@@ -1,6 +1,6 @@
 // NDK, and its package for reconciliation: what an application built on them sees of the gateway.
 import assert from "node:assert/strict";
-import { check, gateway, ids, Inbox, now, refusal, silence, topicUrl, url, within } from "./harness.mjs";
+import { check, gateway, ids, Inbox, now, refusal, silence, soon, topicUrl, url, within } from "./harness.mjs";
 import NDK, {
     NDKEvent,
     NDKPrivateKeySigner,
@@ -307,9 +307,7 @@ await check("search", async () => {
     await publish(found, await event(signer, 1, "A green heron sleeps"));
     const client = await connect();
     const search = async (text) => ids(await stored(client, { authors: [signer.pubkey], search: text }));
-    // The index is at most a second behind.
-    await new Promise((resolve) => setTimeout(resolve, 1_100));
-    assert.deepEqual(await search("purple ostrich"), [found.id]);
+    assert.deepEqual(await soon(() => search("purple ostrich")), [found.id]);
     // NIP-50: extensions that are not supported are ignored.
     assert.deepEqual(await search("ostrich language:en"), [found.id]);
     assert.deepEqual(await search("walrus"), []);

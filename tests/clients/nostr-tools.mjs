@@ -7,7 +7,7 @@ import { nip77 } from "nostr-tools";
 import { useWebSocketImplementation as useInPool } from "nostr-tools/pool";
 import { useWebSocketImplementation as useInRelay } from "nostr-tools/relay";
 import { WebSocket } from "ws";
-import { check, gateway, ids, Inbox, now, refusal, silence, topicUrl, url, within } from "./harness.mjs";
+import { check, gateway, ids, Inbox, now, refusal, silence, soon, topicUrl, url, within } from "./harness.mjs";
 
 useInPool(WebSocket);
 useInRelay(WebSocket);
@@ -244,9 +244,7 @@ await check("search", async () => {
     await publish(found, other);
     const relay = await Relay.connect(url);
     const search = async (text) => ids(await stored(relay, { ...author, search: text }));
-    // The index is at most a second behind.
-    await new Promise((resolve) => setTimeout(resolve, 1_100));
-    assert.deepEqual(await search("purple ostrich"), [found.id]);
+    assert.deepEqual(await soon(() => search("purple ostrich")), [found.id]);
     // NIP-50: extensions that are not supported are ignored.
     assert.deepEqual(await search("ostrich language:en"), [found.id]);
     assert.deepEqual(await search("walrus"), []);

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::SinkExt;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Error, Message,
+        Error, Message, Utf8Bytes,
         protocol::{CloseFrame, frame::coding::CloseCode},
     },
 };
@@ -26,6 +27,14 @@ pub(super) struct Gone;
 /// Queues a text message; it is sent at the latest by [`flush`].
 pub(super) async fn send(socket: &mut Socket, text: String) -> Result<(), Gone> {
     within(socket.feed(Message::text(text))).await
+}
+
+/// The same for a message that several connections send. Text that is not UTF-8 is not sent.
+pub(super) async fn send_shared(socket: &mut Socket, text: Bytes) -> Result<(), Gone> {
+    match Utf8Bytes::try_from(text) {
+        Ok(text) => within(socket.feed(Message::Text(text))).await,
+        Err(_) => Ok(()),
+    }
 }
 
 pub(super) async fn flush(socket: &mut Socket) -> Result<(), Gone> {

@@ -133,7 +133,8 @@ impl Registry {
             if entry.event.is_expired(now) {
                 continue;
             }
-            let wants = |live: &Live| entry.seq > live.after && live.interest.wants_unexpired(entry);
+            let wants =
+                |live: &Live| entry.seq > live.after && live.interest.wants_unexpired(entry);
             self.offer(&entry.event, Some(entry.seq), wants, &mut messages);
         }
         self.wake();
@@ -207,9 +208,9 @@ fn outgoing(messages: &mut Messages, subscription: &Arc<str>, event: &Arc<Event>
             Outgoing::Event(event.clone())
         }
         Entry::Occupied(mut entry) => {
-            let message = entry.get_mut().get_or_insert_with(|| {
-                Bytes::from(message::event(subscription, event.json()))
-            });
+            let message = entry
+                .get_mut()
+                .get_or_insert_with(|| Bytes::from(message::event(subscription, event.json())));
             Outgoing::Message(message.clone())
         }
     }

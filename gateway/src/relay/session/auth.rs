@@ -195,7 +195,7 @@ mod tests {
         const NOW: u64 = 1_700_000_000;
         let own = OwnUrls::new(["wss://relay.example.org"]);
         let result = |kind, at, tags: &[&[&str]]| {
-            let event = Author::new(1).sign(kind, at, tags, "");
+            let event = Author::new(1).sign(at, kind, tags, "");
             check(&event, "abc", &own, NOW).map_err(|reason| reason.to_string())
         };
         let (relay, challenge) =

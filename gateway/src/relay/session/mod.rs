@@ -264,11 +264,7 @@ impl Session {
                 Step::Reconciled(reconciled) => self.reconciled(reconciled).await,
                 Step::Scanned(item) => self.scanned(item).await,
                 Step::Logged(entries) => self.logged(entries).await,
-                Step::News(News::Delivery(delivery)) => self.deliver(delivery).await,
-                Step::News(News::Lagged) => {
-                    self.behind.extend(self.feed.take_lagged());
-                    Ok(())
-                }
+                Step::News(news) => self.news(news).await,
             };
             if let Err(end) = handled {
                 return end;
@@ -314,7 +310,7 @@ impl Session {
             item = scanning => Some(Step::Scanned(item)),
             counted = counted => Some(Step::Counted(counted)),
             reconciled = reconciled => Some(Step::Reconciled(reconciled)),
-            news = self.feed.next() => news.map(Step::News),
+            news = self.feed.next() => Some(Step::News(news)),
             message = self.socket.next(), if room => Some(Step::Received(message)),
             () = sleep_until(deadline) => Some(Step::Idle),
         }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 
+use super::super::outbox;
 use super::{End, LogPage, MAX_FILTER_VALUES, PAGE, Scanning, Session, Subscription};
 use crate::{
     clock::unix_now,
     pipeline::{ScanItem, Seq, StoreError},
     protocol::{Filter, Prefix, Reason, message},
-    subscriptions::{Delivery, Interest, Lagged},
+    subscriptions::{Delivery, Interest, Lagged, News, Outgoing},
 };
 
 impl Session {
@@ -84,7 +85,12 @@ impl Session {
         let Some(scanning) = &self.scanning else { return Ok(()) };
         let id = scanning.subscription.clone();
         match item {
-            Some(ScanItem::Event(json)) => self.send(message::event(&id, &json)).await,
+            Some(ScanItem::Events(events)) => {
+                for json in events {
+                    self.send(message::event(&id, &json)).await?;
+                }
+                Ok(())
+            }
             Some(ScanItem::End { at, complete }) => {
                 self.scanning = None;
                 let filters = self.open.get(&id).map_or(&[][..], |open| &open.interest.filters);
@@ -159,13 +165,32 @@ impl Session {
         }
     }
 
-    pub(super) async fn deliver(&mut self, delivery: Delivery) -> Result<(), End> {
-        let Delivery { subscription, generation, event } = delivery;
+    /// What was delivered since the last time, and who was left behind meanwhile.
+    pub(super) async fn news(&mut self, news: News) -> Result<(), End> {
+        for delivery in news.deliveries {
+            self.deliver(delivery).await?;
+        }
+        for Lagged { subscription, generation, after } in news.lagged {
+            // Most often it is all still in memory.
+            if self.open.get(&subscription).is_some_and(|open| open.generation == generation) {
+                self.go_live(&subscription, after).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn deliver(&mut self, delivery: Delivery) -> Result<(), End> {
+        let Delivery { subscription, generation, message } = delivery;
         // What was queued for a subscription that is closed or replaced by now is not sent.
         match self.open.get(&subscription) {
-            Some(open) if open.generation == generation => {
-                self.send(message::event(&subscription, event.json())).await
-            }
+            Some(open) if open.generation == generation => match message {
+                Outgoing::Event(event) => {
+                    self.send(message::event(&subscription, event.json())).await
+                }
+                Outgoing::Message(text) => {
+                    outbox::send_shared(&mut self.socket, text).await.map_err(End::from)
+                }
+            },
             _ => Ok(()),
         }
     }

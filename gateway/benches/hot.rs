@@ -92,7 +92,9 @@ fn events(c: &mut Criterion) {
 
     each(c, "parse", &events, |event| Event::parse(event.json()).unwrap());
     each(c, "canonical id", &events, compute_id);
-    each(c, "message to a subscriber", &events, |event| message::event("sub", event.json()));
+    each(c, "message to a subscriber", &events, |event| {
+        message::event("sub", event.json()).concat()
+    });
     each(c, "OK", &events, |event| message::ok(&event.id, true, ""));
 }
 

@@ -12,12 +12,13 @@ use crate::{
     gossip::{Gossip, StartGossip},
     metrics::Metrics,
     pipeline::{
-        EventReader, EventWriter, Ingest, JoinedTopics, Policy, PrivateTopics, Routing, StartIngest,
+        EventReader, EventWriter, Ingest, JoinedTopics, Moderation, Policy, PrivateTopics, Routing,
+        StartIngest,
     },
     plugins::PluginChain,
     protocol::limits::Limits,
-    relay::{self, Listener, Relay},
-    store::Store,
+    relay::{self, Access, Connections, Listener, Management, Rates, Relay},
+    store::{ModerationTable, Store},
     subscriptions::Subscriptions,
     tasks::{self, Tasks},
     upstream::Stream,
@@ -56,6 +57,9 @@ impl App {
         let store = Arc::new(store);
         let reader: Arc<dyn EventReader> = store.clone();
         let writer: Arc<dyn EventWriter> = store.clone();
+        let rules = Box::new(ModerationTable::new(data_dir.path()));
+        let moderation = Moderation::load(rules).await.context("cannot read the rules")?;
+        let moderation = Arc::new(moderation);
 
         let plugins = Arc::new(load_plugins(&config, &data_dir, metrics.clone()).await?);
         let joined = JoinedTopics::new(config.topics.join.iter().cloned());
@@ -72,9 +76,10 @@ impl App {
         let policy: Arc<dyn Policy> = plugins.clone();
         let ingest = Ingest::start(StartIngest {
             limits: limits.clone(),
+            moderation: moderation.clone(),
             routing,
             own_urls: own_urls.clone(),
-            writer,
+            writer: writer.clone(),
             policy,
             metrics: metrics.clone(),
         })
@@ -150,6 +155,12 @@ impl App {
             background.spawn("admin", admin.run(socket, background.clone()));
         }
         let relay = Relay {
+            access: Access::new(&config.access, moderation.clone()),
+            rates: Rates::new(config.rates),
+            connections: Connections::default(),
+            management: Management::new(&config.relay.admins, writer),
+            moderation,
+            search: false,
             syncs: relay::Syncs::new(config.relay.max_negentropy_events),
             config: config.relay,
             limits,

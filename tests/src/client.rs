@@ -48,6 +48,21 @@ impl RawClient {
         Self { socket, skipped: VecDeque::new() }
     }
 
+    /// With further headers, as a proxy sends them.
+    pub async fn try_connect_with(
+        url: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Error> {
+        let mut request = url.into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().append(*name, value.parse().unwrap());
+        }
+        let connected =
+            tokio::time::timeout(PATIENCE, tokio_tungstenite::connect_async(request)).await;
+        let (socket, _) = connected.unwrap_or_else(|_| panic!("no answer from {url}"))?;
+        Ok(Self { socket, skipped: VecDeque::new() })
+    }
+
     pub async fn send(&mut self, message: &Value) {
         self.send_text(&message.to_string()).await;
     }

@@ -110,7 +110,11 @@ impl GatewayBuilder {
     pub fn namespace(mut self, namespace: Arc<Namespace>) -> Self {
         let any = format!(r#""{}:0""#, namespace.address());
         self.namespace = Some(namespace);
-        self.set("relay", "listen", &any).set("admin", "listen", &any).set("endpoint", "bind", &any)
+        self.set("relay", "listen", &any)
+            .set("admin", "listen", &any)
+            .set("endpoint", "bind", &any)
+            .set("access", "read", r#""open""#)
+            .set("access", "write", r#""open""#)
     }
 
     /// Installs the shipped blocklist plugin with these `[config]` lists.
@@ -325,6 +329,12 @@ impl Gateway {
     pub async fn interrupt(&mut self) -> ExitStatus {
         self.signal("INT");
         self.exit().await
+    }
+
+    /// Starts it again after its end, as a configured relay is: same data directory, same address.
+    pub async fn restart_in_place(mut self) -> Self {
+        self.builder = self.builder.set("relay", "listen", &format!("{:?}", self.relay));
+        self.restart().await
     }
 
     /// Starts it again after its end, with the same data directory. The ports may differ.

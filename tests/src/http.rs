@@ -34,7 +34,18 @@ pub async fn request(
     path: &str,
     headers: &[(&str, &str)],
 ) -> Response {
-    tokio::time::timeout(Duration::from_secs(10), exchange(address, method, path, headers))
+    with_body(address, method, path, headers, "").await
+}
+
+/// The same with a body, unless it is empty.
+pub async fn with_body(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Response {
+    tokio::time::timeout(Duration::from_secs(10), exchange(address, method, path, headers, body))
         .await
         .unwrap_or_else(|_| panic!("no answer to {method} {path} from {address}"))
         .unwrap_or_else(|error| panic!("{method} {path} from {address}: {error}"))
@@ -45,16 +56,26 @@ async fn exchange(
     method: &str,
     path: &str,
     headers: &[(&str, &str)],
+    body: &str,
 ) -> std::io::Result<Response> {
     let mut stream = TcpStream::connect(address).await?;
     let mut text = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n");
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
+    if !body.is_empty() {
+        text.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
     text.push_str("\r\n");
-    stream.write_all(text.as_bytes()).await?;
+    text.push_str(body);
+    // A body that is refused is not read to its end.
+    let _ = stream.write_all(text.as_bytes()).await;
     let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).await?;
+    if let Err(error) = stream.read_to_end(&mut bytes).await
+        && bytes.is_empty()
+    {
+        return Err(error);
+    }
     let text = String::from_utf8_lossy(&bytes);
     let (head, body) = text.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
     let mut lines = head.lines();

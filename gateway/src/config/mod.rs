@@ -28,7 +28,7 @@ use crate::{
     gossip::config::{DiscoveryConfig, EndpointConfig},
     pipeline::config::{LimitsConfig, PrivateTopicConfig, RouteConfig, TopicsConfig},
     plugins::config::PluginsConfig,
-    relay::config::RelayConfig,
+    relay::config::{AccessConfig, RatesConfig, RelayConfig},
     store::config::StorageConfig,
     upstream::config::UpstreamConfig,
 };
@@ -45,6 +45,8 @@ const FILE: &str = "config.toml";
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     pub relay: RelayConfig,
+    pub access: AccessConfig,
+    pub rates: RatesConfig,
     pub admin: AdminConfig,
     pub endpoint: EndpointConfig,
     pub discovery: DiscoveryConfig,

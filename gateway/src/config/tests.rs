@@ -247,8 +247,8 @@ fn unknown_names_are_refused_with_the_allowed_ones() {
     refused("[relays]\n", "config.toml:1: relays: unknown section; did you mean relay?");
     refused(
         "[database]\nx = 1\n",
-        "config.toml:1: database: unknown section; allowed: relay, admin, endpoint, discovery, \
-         limits, topics, plugins, storage, route, private_topic, upstream",
+        "config.toml:1: database: unknown section; allowed: relay, access, rates, admin, endpoint, \
+         discovery, limits, topics, plugins, storage, route, private_topic, upstream",
     );
     refused("max_filters = 3\n", "config.toml:1: max_filters: this key belongs under [relay]");
     refused(
@@ -320,7 +320,7 @@ fn wrong_values_are_refused_with_what_is_allowed() {
 #[test]
 fn values_that_contradict_one_another_are_refused() {
     refused(
-        "[relay]\nlisten = \"0.0.0.0:4870\"\n",
+        "[relay]\nlisten = \"0.0.0.0:4870\"\n[access]\nread = \"open\"\nwrite = \"open\"\n",
         "config.toml:2: admin.listen: 127.0.0.1:4870 is taken by relay.listen (0.0.0.0:4870); use \
          another port",
     );
@@ -342,6 +342,76 @@ fn values_that_contradict_one_another_are_refused() {
         &format!("[topics]\njoin = [{}]\n", many.join(",")),
         "config.toml:2: topics.join: 101 topics are too many; at most 100",
     );
+}
+
+#[test]
+fn whoever_lets_others_in_says_whom() {
+    const WHO: &str = "must say who may: \"open\" (everybody), \"authenticated\" (whoever proves to \
+                       hold a key, NIP-42) or \"list\" (the keys in access.pubkeys)";
+    refused(
+        "[relay]\nlisten = \"0.0.0.0:4869\"\n",
+        &format!(
+            "config.toml:2: relay.listen: 0.0.0.0:4869 lets other machines connect, so access.read \
+             and access.write {WHO}"
+        ),
+    );
+    refused(
+        "[access]\nread = \"open\"\n[relay]\nlisten = \"192.168.1.2:4869\"\n",
+        &format!(
+            "config.toml:4: relay.listen: 192.168.1.2:4869 lets other machines connect, so \
+             access.write {WHO}"
+        ),
+    );
+    refused(
+        "[relay]\ntrusted_proxies = [\"127.0.0.1\"]\n",
+        &format!(
+            "config.toml:2: relay.trusted_proxies: 127.0.0.1 lets other machines connect, so \
+             access.read and access.write {WHO}"
+        ),
+    );
+    let flag = User::new().flags(|flags| flags.listen = Some("[::]:4869".to_owned()));
+    assert_eq!(
+        flag.errors(),
+        format!(
+            "--listen: relay.listen: [::]:4869 lets other machines connect, so access.read and \
+             access.write {WHO}"
+        )
+    );
+    for address in ["127.0.0.1:0", "127.8.8.8:1", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
+        User::with_file(&format!("[relay]\nlisten = \"{address}\"\n")).load();
+    }
+    let open = "[relay]\nlisten = \"0.0.0.0:4869\"\n[access]\nread = \"open\"\nwrite = \"list\"\n";
+    let loaded = User::with_file(open).load();
+    let warnings = loaded.config.warnings().join("\n");
+    assert!(warnings.contains("relay.listen is 0.0.0.0:4869"), "{warnings}");
+    assert!(warnings.contains("relay.url is empty"), "{warnings}");
+    assert!(warnings.contains("access.pubkeys and relay.admins are empty"), "{warnings}");
+    // One mistake is told once.
+    refused(
+        "[relay]\nlisten = \"0.0.0.0:4869\"\n[access]\nread = \"opne\"\nwrite = \"open\"\n",
+        "config.toml:4: access.read: \"opne\" is not one of: \"\", \"open\", \"authenticated\", \"list\"",
+    );
+}
+
+#[test]
+fn access_and_rates_are_checked() {
+    refused(
+        "[relay]\ntrusted_proxies = [\"proxy\"]\nadmins = [\"me\"]\nicon = \"x\"\npubkey = \"y\"\n",
+        "config.toml:2: relay.trusted_proxies[0]: \"proxy\" is neither an IP address nor a network; \
+         write it like 10.0.0.0/8\n\
+         config.toml:3: relay.admins[0]: \"me\" is not a public key; write 64 hexadecimal digits or \
+         npub1…\n\
+         config.toml:4: relay.icon: \"x\" is not an http:// or https:// URL; leave it empty (\"\") \
+         for none\n\
+         config.toml:5: relay.pubkey: \"y\" is not a public key; write 64 hexadecimal digits or \
+         npub1…; leave it empty (\"\") for none",
+    );
+    refused(
+        "[rates]\nbytes_per_s = 1000\nburst_s = 2\n",
+        "config.toml:2: rates.bytes_per_s: 1000 times rates.burst_s is 2000, less than \
+         relay.max_message_bytes (1048576), so the longest messages could never be sent",
+    );
+    User::with_file("[rates]\nbytes_per_s = 0\nbytes_per_s_per_ip = 0\n").load();
 }
 
 #[test]

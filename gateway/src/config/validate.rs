@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Config, check, errors::Problem};
-use crate::protocol::TopicName;
+use crate::{protocol::TopicName, relay::config::AccessRule};
 
 /// The most topics joined at start: each costs DHT lookups every minute.
 const MAX_TOPICS: usize = 100;
@@ -19,10 +19,44 @@ impl Config {
     pub fn warnings(&self) -> Vec<String> {
         let listeners = [("relay.listen", self.relay.listen), ("admin.listen", self.admin.listen)];
         let open = listeners.iter().filter(|(_, address)| !address.ip().is_loopback());
-        open.map(|(key, address)| {
-            format!("{key} is {address}: other machines may be able to connect")
-        })
-        .collect()
+        let mut warnings: Vec<String> = open
+            .map(|(key, address)| {
+                format!("{key} is {address}: other machines may be able to connect")
+            })
+            .collect();
+        let (relay, access) = (&self.relay, &self.access);
+        let rules = [access.read, access.write];
+        if !relay.url.is_empty() && rules.contains(&AccessRule::Unstated) {
+            warnings.push(format!(
+                "relay.url is {:?}, and access.read and access.write are not both set: whoever \
+                 reaches it may use it",
+                relay.url
+            ));
+        }
+        let needs_url = !relay.admins.is_empty()
+            || rules
+                .iter()
+                .any(|rule| matches!(rule, AccessRule::Authenticated | AccessRule::List));
+        if needs_url && relay.url.is_empty() && relay.listen.ip().is_unspecified() {
+            warnings.push(
+                "relay.url is empty: only clients on this machine can authenticate, because they \
+                 have to name the relay's URL (NIP-42)"
+                    .to_owned(),
+            );
+        }
+        match (rules.contains(&AccessRule::List), access.pubkeys.is_empty()) {
+            (true, true) if relay.admins.is_empty() => warnings.push(
+                "access.pubkeys and relay.admins are empty: nobody is on the list, and nobody can \
+                 put anybody there"
+                    .to_owned(),
+            ),
+            (false, false) => warnings.push(
+                "access.pubkeys counts for nothing: neither access.read nor access.write is \"list\""
+                    .to_owned(),
+            ),
+            _ => {}
+        }
+        warnings
     }
 }
 
@@ -30,6 +64,7 @@ impl Config {
 pub(super) fn across(config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     listeners(config, &mut problems);
+    access(config, &mut problems);
     sizes(config, &mut problems);
     topics(config, &mut problems);
     routes(config, &mut problems);
@@ -48,6 +83,32 @@ fn listeners(config: &Config, problems: &mut Vec<Problem>) {
     }
 }
 
+/// Nobody is to run an open relay by accident.
+fn access(config: &Config, problems: &mut Vec<Problem>) {
+    let (relay, access) = (&config.relay, &config.access);
+    let (key, value) = if !relay.listen.ip().to_canonical().is_loopback() {
+        ("relay.listen", relay.listen.to_string())
+    } else if let Some(proxy) = relay.trusted_proxies.first() {
+        ("relay.trusted_proxies", proxy.to_string())
+    } else {
+        return;
+    };
+    let rules = [("access.read", access.read), ("access.write", access.write)];
+    let missing: Vec<&'static str> = rules
+        .iter()
+        .filter(|(_, rule)| *rule == AccessRule::Unstated)
+        .map(|(key, _)| *key)
+        .collect();
+    let Some(first) = missing.first() else { return };
+    let text = format!(
+        "{value} lets other machines connect, so {} must say who may: \"open\" (everybody), \
+         \"authenticated\" (whoever proves to hold a key, NIP-42) or \"list\" (the keys in \
+         access.pubkeys)",
+        missing.join(" and ")
+    );
+    problems.push(Problem::new(key, text).with(first));
+}
+
 fn sizes(config: &Config, problems: &mut Vec<Problem>) {
     let (message, event) = (config.relay.max_message_bytes, config.limits.max_event_bytes);
     if message < event {
@@ -55,6 +116,19 @@ fn sizes(config: &Config, problems: &mut Vec<Problem>) {
             "{message} is less than limits.max_event_bytes ({event}), so the largest events could not be sent"
         );
         problems.push(Problem::new("relay.max_message_bytes", text).with("limits.max_event_bytes"));
+    }
+    for (key, rate) in [
+        ("rates.bytes_per_s", config.rates.bytes_per_s),
+        ("rates.bytes_per_s_per_ip", config.rates.bytes_per_s_per_ip),
+    ] {
+        let burst = u64::from(rate) * u64::from(config.rates.burst_s);
+        if rate != 0 && burst < message as u64 {
+            let text = format!(
+                "{rate} times rates.burst_s is {burst}, less than relay.max_message_bytes \
+                 ({message}), so the longest messages could never be sent"
+            );
+            problems.push(Problem::new(key, text).with("relay.max_message_bytes"));
+        }
     }
     let (default, max) = (config.relay.default_limit, config.relay.max_limit);
     if default > max {

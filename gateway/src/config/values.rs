@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use crate::protocol::{PublicKey, TopicName};
+use crate::protocol::{Network, PublicKey, TopicName};
 
 /// Why a text is not what it should be, as a sentence that continues after `key:`.
 pub(super) type Check = fn(&str) -> Result<(), String>;
@@ -80,6 +80,23 @@ pub(super) fn public_key(text: &str) -> Result<(), String> {
     require(PublicKey::from_text(text).is_some(), || {
         format!("{text:?} is not a public key; write 64 hexadecimal digits or npub1…")
     })
+}
+
+pub(super) fn public_key_or_empty(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    public_key(text).map_err(|error| format!("{error}; leave it empty (\"\") for none"))
+}
+
+pub(super) fn network(text: &str) -> Result<(), String> {
+    require(Network::parse(text).is_some(), || {
+        format!("{text:?} is neither an IP address nor a network; write it like 10.0.0.0/8")
+    })
+}
+
+pub(super) fn access_rule(text: &str) -> Result<(), String> {
+    word::<crate::relay::config::AccessRule>(text)
 }
 
 fn is_url(text: &str, schemes: &[&str]) -> bool {

@@ -196,6 +196,7 @@ impl Gateway {
         let limits = Limits::from(&crate::pipeline::config::LimitsConfig::default());
         let ingest = Ingest::start(StartIngest {
             limits: limits.clone(),
+            moderation: Default::default(),
             routing: Arc::new(routing),
             own_urls: Default::default(),
             writer: log.clone(),

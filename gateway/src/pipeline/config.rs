@@ -16,11 +16,20 @@ pub struct LimitsConfig {
     pub max_future_s: u64,
     /// How far in the past `created_at` may lie, in seconds; 0 is no bound.
     pub max_past_s: u64,
+    /// Proof of work that events of clients must show (NIP-13), in bits; 0 is none. What topics and
+    /// upstream relays carry is taken as it is: it was published elsewhere, under other rules.
+    pub min_pow: u32,
 }
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { max_event_bytes: 524_288, max_event_tags: 10_000, max_future_s: 900, max_past_s: 0 }
+        Self {
+            max_event_bytes: 524_288,
+            max_event_tags: 10_000,
+            max_future_s: 900,
+            max_past_s: 0,
+            min_pow: 0,
+        }
     }
 }
 
@@ -31,6 +40,7 @@ impl From<&LimitsConfig> for Limits {
             max_event_tags: config.max_event_tags,
             max_future_s: config.max_future_s,
             max_past_s: config.max_past_s,
+            min_pow: config.min_pow,
         }
     }
 }

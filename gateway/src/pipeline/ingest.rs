@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot};
 
 use super::{
-    EventWriter, Outcome, Passing, Policy, Routing,
+    EventWriter, Moderation, Outcome, Passing, Policy, Routing,
     inflight::Inflight,
     origin::Origin,
     worker::{self, Recent, Shared},
@@ -49,6 +49,8 @@ const EPHEMERAL_QUEUE: usize = 1_024;
 /// What the pipeline is made of.
 pub struct StartIngest {
     pub limits: Limits,
+    /// What the operator bans, whoever brings it (NIP-86).
+    pub moderation: Arc<Moderation>,
     pub routing: Arc<Routing>,
     /// The URLs of this relay, for requests to vanish (NIP-62).
     pub own_urls: OwnUrls,
@@ -61,6 +63,7 @@ pub struct StartIngest {
 #[derive(Clone)]
 pub struct Ingest {
     limits: Arc<Limits>,
+    moderation: Arc<Moderation>,
     own_urls: Arc<OwnUrls>,
     routing: Arc<Routing>,
     inflight: Inflight,
@@ -96,7 +99,7 @@ impl Ingest {
     /// # Errors
     /// When the operating system has no thread left.
     pub fn start(start: StartIngest) -> std::io::Result<Self> {
-        let StartIngest { limits, routing, own_urls, writer, policy, metrics } = start;
+        let StartIngest { limits, moderation, routing, own_urls, writer, policy, metrics } = start;
         // The semaphore bounds the queue; the channel's own bound leaves room for the stop jobs.
         let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let (queue, jobs) = crossbeam_channel::bounded(MAX_UNDER_WAY + threads);
@@ -118,6 +121,7 @@ impl Ingest {
             .collect::<std::io::Result<Vec<_>>>()?;
         Ok(Self {
             limits: Arc::new(limits),
+            moderation,
             own_urls: Arc::new(own_urls),
             routing,
             inflight: Inflight::default(),
@@ -149,6 +153,14 @@ impl Ingest {
         let Candidate { event, origin, target } = candidate;
         let now = unix_now();
         if let Some(reason) = self.limits.refusal(&event, now) {
+            return Outcome::Refused(reason);
+        }
+        if let Some(reason) = self.moderation.refusal(&event) {
+            return Outcome::Refused(reason);
+        }
+        if matches!(origin, Origin::Client { .. })
+            && let Some(reason) = self.limits.refusal_of_work(&event)
+        {
             return Outcome::Refused(reason);
         }
         if let Some(reason) = protection(&event, &origin) {

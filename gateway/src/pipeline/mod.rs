@@ -7,6 +7,7 @@ pub mod config;
 pub mod decision;
 pub mod inflight;
 pub mod ingest;
+pub mod moderation;
 pub mod origin;
 pub mod ports;
 pub mod routing;
@@ -16,6 +17,7 @@ mod worker;
 
 pub use decision::{Decision, Outcome};
 pub use ingest::{Candidate, Ingest, StartIngest, Target};
+pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
 pub use ports::{
     Committed, Context, Count, EventReader, EventWriter, IdSet, LogEntry, Passing, Policy,

@@ -1,6 +1,6 @@
 //! The cheap checks that come before everything else.
 
-use super::{Event, Reason, kinds};
+use super::{Event, Reason, kinds, work};
 
 /// Bounds on a single event. Each is announced in the NIP-11 document where it has a name there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub struct Limits {
     pub max_future_s: u64,
     /// How far in the past `created_at` may lie, in seconds; 0 is no bound.
     pub max_past_s: u64,
+    /// Proof of work asked of clients (NIP-13), in leading zero bits; 0 is none.
+    pub min_pow: u32,
 }
 
 impl Limits {
@@ -44,5 +46,11 @@ impl Limits {
             return Some(Reason::invalid("authentication events are not published (NIP-42)"));
         }
         None
+    }
+
+    /// Why a client's event shows too little work, or `None` (NIP-13). A request to vanish needs
+    /// none: nobody may be kept from it (NIP-62).
+    pub fn refusal_of_work(&self, event: &Event) -> Option<Reason> {
+        if event.kind == kinds::VANISH { None } else { work::refusal(event, self.min_pow) }
     }
 }

@@ -9,14 +9,17 @@ pub mod hex;
 pub mod kinds;
 pub mod limits;
 pub mod message;
+pub mod network;
 pub mod reason;
 pub mod relay_url;
 #[cfg(test)]
 pub mod signing;
 pub mod topic;
+pub mod work;
 
 pub use event::{Event, EventError, EventId, PublicKey, Tag, VerifiedEvent, VerifyError};
 pub use filter::{Filter, FilterError};
+pub use network::Network;
 pub use reason::{Prefix, Reason};
 pub use relay_url::OwnUrls;
 pub use topic::{TopicName, TopicNameError};

@@ -1,9 +1,7 @@
-//! What the relay's port answers over HTTP: the upgrade, the NIP-11 document, health.
+//! What the relay's port answers over HTTP: the upgrade, the NIP-11 document, health, and the
+//! operator's requests (NIP-86).
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -13,7 +11,7 @@ use hyper::{
     body::Incoming,
     header::{
         ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-        ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, ORIGIN,
+        ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue,
         SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
     },
 };
@@ -24,23 +22,38 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument;
 
 use super::{
-    Relay, nip11,
+    Relay,
+    forwarded::Client,
+    management, nip11,
     session::{self, Visitor},
 };
-use crate::{pipeline::Scope, protocol::TopicName, tasks::Tasks};
+use crate::{
+    pipeline::{Scope, SharedViewer, Viewer},
+    protocol::TopicName,
+    tasks::Tasks,
+};
 
-type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<Full<Bytes>>;
 
 /// Answers one request. An upgraded connection goes on as a session of its own.
 /// It holds the permit as long as it lives.
-pub(super) fn answer(
-    mut request: Request<Incoming>,
-    remote: SocketAddr,
+pub(super) async fn answer(
+    request: Request<Incoming>,
+    peer: IpAddr,
     connection: u64,
     relay: Arc<Relay>,
     permit: Arc<OwnedSemaphorePermit>,
     tasks: &Tasks,
 ) -> Answer {
+    let client = Client::of(peer, request.headers(), &relay.config.trusted_proxies);
+    if relay.moderation.blocks(client.address) {
+        return blocked();
+    }
+    if !client.local
+        && let Err(reason) = relay.rates.request(client.address)
+    {
+        return text(StatusCode::TOO_MANY_REQUESTS, format!("{reason}\n"));
+    }
     let Some(place) = place(request.uri().path(), &relay) else {
         return text(StatusCode::NOT_FOUND, "there is no relay at this path\n");
     };
@@ -56,6 +69,9 @@ pub(super) fn answer(
     };
     match *request.method() {
         Method::OPTIONS => return with_cors(status(StatusCode::NO_CONTENT)),
+        Method::POST if scope == Scope::All && management::is_meant(&relay, request.headers()) => {
+            return with_cors(management::answer(relay, client, request, tasks).await);
+        }
         Method::GET | Method::HEAD => {}
         _ => {
             let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
@@ -64,14 +80,26 @@ pub(super) fn answer(
         }
     }
     let headers = request.headers();
-    if request.method() != Method::GET || !wants_upgrade(headers) {
-        return if accepts_nostr_json(headers) {
-            document(&relay, &scope)
-        } else {
-            text(StatusCode::OK, greeting(&scope))
-        };
+    if request.method() == Method::GET && wants_upgrade(headers) {
+        return upgrade(request, client, connection, scope, relay, permit, tasks);
     }
-    let key = match upgrade_key(headers) {
+    if accepts_nostr_json(headers) {
+        document(&relay, &scope)
+    } else {
+        text(StatusCode::OK, greeting(&scope))
+    }
+}
+
+fn upgrade(
+    mut request: Request<Incoming>,
+    client: Client,
+    connection: u64,
+    scope: Scope,
+    relay: Arc<Relay>,
+    permit: Arc<OwnedSemaphorePermit>,
+    tasks: &Tasks,
+) -> Answer {
+    let key = match upgrade_key(request.headers()) {
         Ok(key) => key,
         Err(why) => {
             let mut answer = text(StatusCode::BAD_REQUEST, why);
@@ -80,12 +108,22 @@ pub(super) fn answer(
         }
     };
     let accept = derive_accept_key(key.as_bytes());
-    let visitor = Visitor {
-        connection,
-        address: remote.ip(),
-        trusted: is_trusted(remote.ip(), headers, &relay.config.trusted_origins),
-        scope,
+    let rates = match (client.local, relay.rates.connect(client.address)) {
+        (true, _) => None,
+        (false, Ok(rates)) => Some(rates),
+        (false, Err(reason)) => {
+            return text(StatusCode::TOO_MANY_REQUESTS, format!("{reason}\n"));
+        }
     };
+    let trusted = client.is_trusted(request.headers(), &relay.config.trusted_origins);
+    let viewer = Viewer::new(Default::default(), trusted, &relay.private);
+    let viewer: SharedViewer = Arc::new(Arc::new(viewer).into());
+    // Whoever blocks the address now finds it listed; whoever did so before is found here.
+    let listed = relay.connections.list(connection, client.address, viewer.clone());
+    if relay.moderation.blocks(client.address) {
+        return blocked();
+    }
+    let visitor = Visitor { connection, address: client.address, trusted, viewer, scope, rates };
     let upgrade = hyper::upgrade::on(&mut request);
     let span = tracing::debug_span!("conn", id = connection);
     let token = tasks.token().clone();
@@ -94,7 +132,13 @@ pub(super) fn answer(
         async move {
             match upgrade.await {
                 Ok(stream) => {
-                    session::run(TokioIo::new(stream), visitor, relay, token, permit).await;
+                    let session = session::run(TokioIo::new(stream), visitor, relay, token, permit);
+                    tokio::select! {
+                        () = session => {}
+                        () = listed.end.cancelled() => {
+                            tracing::debug!("no longer welcome; closed");
+                        }
+                    }
                 }
                 Err(error) => tracing::debug!(%error, "the upgrade failed"),
             }
@@ -124,6 +168,8 @@ fn place(path: &str, relay: &Relay) -> Option<Place> {
         "/health" => Some(Place::Health),
         _ => {
             let name = path.strip_prefix("/topic/")?;
+            // NDK appends a slash to every relay's URL; one in a topic's name is escaped.
+            let name = name.strip_suffix('/').unwrap_or(name);
             if name.is_empty() || name.contains('/') {
                 return None;
             }
@@ -138,15 +184,6 @@ fn place(path: &str, relay: &Relay) -> Option<Place> {
             }
         }
     }
-}
-
-/// Whether this is a program on this machine rather than a web page that somebody visits here:
-/// browsers send an `Origin` with every websocket.
-fn is_trusted(address: IpAddr, headers: &HeaderMap, trusted_origins: &[String]) -> bool {
-    address.to_canonical().is_loopback()
-        && headers.get_all(ORIGIN).iter().all(|origin| {
-            trusted_origins.iter().any(|trusted| trusted.as_bytes() == origin.as_bytes())
-        })
 }
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {
@@ -167,7 +204,7 @@ fn upgrade_key(headers: &HeaderMap) -> Result<&HeaderValue, &'static str> {
         .ok_or("the Sec-WebSocket-Key header is not 16 bytes in base64\n")
 }
 
-fn has_token(headers: &HeaderMap, name: hyper::header::HeaderName, token: &str) -> bool {
+pub(super) fn has_token(headers: &HeaderMap, name: hyper::header::HeaderName, token: &str) -> bool {
     headers
         .get_all(name)
         .iter()
@@ -182,19 +219,31 @@ fn accepts_nostr_json(headers: &HeaderMap) -> bool {
 }
 
 fn document(relay: &Relay, scope: &Scope) -> Answer {
-    let document = nip11::document(&relay.config, &relay.limits, scope);
+    let about = nip11::About {
+        config: &relay.config,
+        limits: &relay.limits,
+        access: &relay.access,
+        rules: &relay.moderation.rules(),
+        search: relay.search,
+        managed: relay.management.is_some(),
+    };
+    let document = nip11::document(&about, scope);
     let mut answer = Response::new(Full::new(Bytes::from(document)));
     let content_type = HeaderValue::from_static("application/nostr+json");
     answer.headers_mut().insert(CONTENT_TYPE, content_type);
     with_cors(answer)
 }
 
-/// NIP-11: the document is for web pages too.
+/// NIP-11 and NIP-86 are for web pages too. A `*` does not stand for `Authorization` (Fetch standard).
 fn with_cors(mut answer: Answer) -> Answer {
     let headers = answer.headers_mut();
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-    headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*"));
-    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, OPTIONS"));
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("*, Accept, Authorization, Content-Type"),
+    );
+    let methods = HeaderValue::from_static("GET, HEAD, OPTIONS, POST");
+    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);
     answer
 }
 
@@ -220,8 +269,12 @@ fn status(status: StatusCode) -> Answer {
     answer
 }
 
-fn text(code: StatusCode, body: &'static str) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+fn blocked() -> Answer {
+    text(StatusCode::FORBIDDEN, "this address is blocked here\n")
+}
+
+fn text(code: StatusCode, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = code;
     let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
     answer.headers_mut().insert(CONTENT_TYPE, content_type);

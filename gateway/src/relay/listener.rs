@@ -95,12 +95,20 @@ async fn serve(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
+    // Nobody may take all connections by saying nothing on them. A proxy speaks for many.
+    let peer = remote.ip().to_canonical();
+    let speaks_for_many =
+        peer.is_loopback() || relay.config.trusted_proxies.iter().any(|p| p.contains(peer));
+    let socket = (!speaks_for_many).then(|| relay.rates.socket(peer));
+    if matches!(socket, Some(None)) {
+        tracing::debug!(%peer, "far too many connections of one address; closed");
+        return;
+    }
     let service = hyper::service::service_fn(|request| {
         let (relay, permit, tasks) = (relay.clone(), permit.clone(), tasks.clone());
         async move {
-            Ok::<_, std::convert::Infallible>(http::answer(
-                request, remote, connection, relay, permit, &tasks,
-            ))
+            let answer = http::answer(request, peer, connection, relay, permit, &tasks).await;
+            Ok::<_, std::convert::Infallible>(answer)
         }
     });
     let mut http = http1::Builder::new();

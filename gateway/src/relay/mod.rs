@@ -1,21 +1,30 @@
 //! The websocket that Nostr clients connect to: listener, HTTP, sessions.
 
+mod access;
 pub mod config;
+mod connections;
+mod forwarded;
 mod http;
 mod listener;
+mod management;
 mod nip11;
 mod outbox;
+mod rates;
 mod session;
 
 use std::{net::SocketAddr, sync::Arc};
 
-pub use config::RelayConfig;
+pub use access::{Access, Action};
+pub use config::{AccessConfig, RatesConfig, RelayConfig};
+pub use connections::Connections;
 pub use listener::{Listener, bind};
+pub use management::Management;
+pub use rates::Rates;
 pub use session::Syncs;
 
 use crate::{
     metrics::Metrics,
-    pipeline::{EventReader, Ingest, JoinedTopics, PrivateTopics},
+    pipeline::{EventReader, Ingest, JoinedTopics, Moderation, PrivateTopics},
     protocol::{OwnUrls, limits::Limits},
     subscriptions::Subscriptions,
 };
@@ -31,6 +40,15 @@ pub struct Relay {
     pub private: PrivateTopics,
     pub own_urls: OwnUrls,
     pub syncs: Syncs,
+    pub access: Access,
+    pub rates: Rates,
+    pub connections: Connections,
+    /// What the operator bans and allows (NIP-86).
+    pub moderation: Arc<Moderation>,
+    /// The operator's way in; `None` while `relay.admins` is empty.
+    pub management: Option<Management>,
+    /// Whether there is a search index (NIP-50).
+    pub search: bool,
     pub metrics: Arc<Metrics>,
     /// What keeps the gateway from its work at the moment, for `/health`.
     pub trouble: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,

@@ -6,6 +6,7 @@
 pub mod config;
 mod known;
 mod memory;
+mod moderation;
 mod names;
 mod newest;
 mod open;
@@ -36,6 +37,7 @@ use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 pub use config::StorageConfig;
+pub use moderation::ModerationTable;
 pub use open::OpenError;
 
 use crate::{

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test code fails loudly")]
 
+mod access;
 mod auth;
 mod bad_messages;
 mod bad_start;
@@ -13,9 +14,11 @@ mod harness;
 mod hostile;
 mod lifecycle;
 mod main_job;
+mod management;
 mod namespaces;
 mod negentropy;
 mod private;
+mod rates;
 mod relay;
 mod relay_http;
 

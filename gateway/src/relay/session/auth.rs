@@ -12,6 +12,7 @@ use crate::{
         Event, EventId, Filter, OwnUrls, Prefix, PublicKey, Reason, VerifiedEvent, hex, kinds,
         message,
     },
+    relay::Action,
     tasks,
 };
 
@@ -100,19 +101,20 @@ impl Session {
 
     /// Whether nothing goes without authenticating, so that the challenge is sent at once.
     pub(super) fn demands_auth(&self) -> bool {
-        // The access policy is asked here, in `refusal_to_read` and in `refusal_to_write`.
-        false
+        self.relay.access.demands_auth()
     }
 
     /// Why this connection may not publish this here.
-    pub(super) fn refusal_to_write(&self, _event: &Event) -> Option<Reason> {
-        self.refusal_of_topic()
+    pub(super) fn refusal_to_write(&self, event: &Event) -> Option<Reason> {
+        let refusal = self.relay.access.refusal_to_publish(&self.viewer.load(), event);
+        refusal.or_else(|| self.refusal_of_topic())
     }
 
     /// Why this connection may not ask this here: the way is barred, or there is nothing but
     /// messages of others (NIP-04, NIP-59) and it has not said who it is.
     pub(super) fn refusal_to_read(&self, filters: &[Filter]) -> Option<Reason> {
-        if let Some(reason) = self.refusal_of_topic() {
+        let refusal = self.relay.access.refusal(&self.viewer.load(), Action::Read);
+        if let Some(reason) = refusal.or_else(|| self.refusal_of_topic()) {
             return Some(reason);
         }
         let only_guarded = |filter: &Filter| {

@@ -7,6 +7,7 @@ mod auth;
 mod count;
 mod negentropy;
 mod publish;
+mod rates;
 mod requests;
 
 use std::{
@@ -35,11 +36,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Relay,
-    outbox::{self, Gone, Socket},
+    outbox::{Gone, Outbox},
+    rates::{ClientRates, Held},
 };
 use crate::{
     metrics::{CauseLabels, Metrics},
-    pipeline::{LogEntry, Origin, Scan, ScanItem, Scope, Seq, SharedViewer, StoreError, Viewer},
+    pipeline::{LogEntry, Origin, Scan, ScanItem, Scope, Seq, SharedViewer, StoreError},
     protocol::{
         Prefix,
         message::{self, ClientMessage, MessageError, Verb},
@@ -71,7 +73,10 @@ pub(super) struct Visitor {
     /// A program on this machine, or a web page named in `relay.trusted_origins`: it may read
     /// private topics without authenticating.
     pub trusted: bool,
+    pub viewer: SharedViewer,
     pub scope: Scope,
+    /// The bounds of this client; programs on this machine have none.
+    pub rates: Option<Arc<ClientRates>>,
 }
 
 /// Serves one connection until the client leaves, misbehaves, or the gateway stops.
@@ -82,26 +87,27 @@ pub(super) async fn run(
     token: CancellationToken,
     _permit: Arc<OwnedSemaphorePermit>,
 ) {
-    let Visitor { connection, address, trusted, scope } = visitor;
+    let Visitor { connection, address, trusted, viewer, scope, rates } = visitor;
     let mut config = WebSocketConfig::default();
     config.max_message_size = Some(relay.config.max_message_bytes);
     config.max_frame_size = Some(relay.config.max_message_bytes);
     // Held by every connection, however idle.
-    config.read_buffer_size = 4 * 1024;
-    config.write_buffer_size = 16 * 1024;
-    config.max_write_buffer_size = 64 << 20;
+    config.read_buffer_size = 2 * 1024;
+    // For pongs and closes alone; see the outbox.
+    config.write_buffer_size = 0;
+    config.max_write_buffer_size = 64 * 1024;
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
     tracing::debug!(%address, trusted, ?scope, "connected");
     let open = Gauges { metrics: relay.metrics.clone(), subscriptions: 0 };
     open.metrics.connections.inc();
     let feed = relay.subscriptions.connect(connection);
     let idle = Duration::from_secs(relay.config.idle_timeout_s);
-    let viewer = Arc::new(Viewer::new(Default::default(), trusted, &relay.private));
     let mut session = Session {
-        socket,
-        origin: Origin::Client { connection, address, viewer: viewer.clone() },
+        out: Outbox::new(socket),
+        origin: Origin::Client { connection, address, viewer: viewer.load_full() },
         trusted,
-        viewer: SharedViewer::new(viewer.into()),
+        viewer,
+        rates,
         auth: None,
         scope,
         feed,
@@ -128,11 +134,12 @@ pub(super) async fn run(
 /// A connection. What most connections never need is in a box that they never make.
 struct Session {
     relay: Arc<Relay>,
-    socket: Socket,
+    out: Outbox,
     origin: Origin,
     trusted: bool,
     /// What this connection may see: one for all its subscriptions, exchanged by AUTH.
     viewer: SharedViewer,
+    rates: Option<Arc<ClientRates>>,
     auth: Option<Box<Auth>>,
     scope: Scope,
     feed: Feed,
@@ -157,6 +164,8 @@ struct Session {
 struct Subscription {
     interest: Arc<Interest>,
     generation: u64,
+    /// What it takes of what its address may have open.
+    _held: Option<[Held; 2]>,
 }
 
 /// What is answered with OK.
@@ -206,6 +215,8 @@ enum End {
     Protocol,
     /// A text message that is not UTF-8.
     Text,
+    /// It goes on and on although it is told that it is too fast.
+    Flooding,
 }
 
 impl From<Gone> for End {
@@ -218,10 +229,11 @@ impl Session {
     async fn serve(&mut self, token: &CancellationToken) -> End {
         let mut deadline = Instant::now() + self.idle;
         let mut unflushed = 0;
-        if self.demands_auth()
-            && let Err(end) = self.challenge().await
-        {
-            return end;
+        if self.demands_auth() {
+            if let Err(end) = self.challenge().await {
+                return end;
+            }
+            unflushed += 1;
         }
         loop {
             if token.is_cancelled() {
@@ -240,7 +252,7 @@ impl Session {
                 self.step(token, deadline).now_or_never().flatten()
             };
             let Some(step) = step else {
-                if let Err(gone) = outbox::flush(&mut self.socket).await {
+                if let Err(gone) = self.out.flush().await {
                     return gone.into();
                 }
                 unflushed = 0;
@@ -252,7 +264,7 @@ impl Session {
                 Step::Idle => {
                     self.pinged = true;
                     deadline = Instant::now() + self.idle;
-                    outbox::ping(&mut self.socket).await.map_err(End::from)
+                    self.out.ping().await.map_err(End::from)
                 }
                 Step::Received(message) => {
                     self.pinged = false;
@@ -311,7 +323,7 @@ impl Session {
             counted = counted => Some(Step::Counted(counted)),
             reconciled = reconciled => Some(Step::Reconciled(reconciled)),
             news = self.feed.next() => Some(Step::News(news)),
-            message = self.socket.next(), if room => Some(Step::Received(message)),
+            message = self.out.socket.next(), if room => Some(Step::Received(message)),
             () = sleep_until(deadline) => Some(Step::Idle),
         }
     }
@@ -352,6 +364,9 @@ impl Session {
     }
 
     async fn obey(&mut self, text: &str) -> Result<(), End> {
+        if let Some(limited) = self.exceeds_rate(text.len()) {
+            return self.refuse_for_rate(text, limited).await;
+        }
         match message::parse(text, self.relay.config.max_filters) {
             Ok(ClientMessage::Event(event)) => self.publish(*event).await,
             Ok(ClientMessage::Req { subscription, filters }) => {
@@ -409,7 +424,7 @@ impl Session {
     }
 
     async fn send(&mut self, text: String) -> Result<(), End> {
-        outbox::send(&mut self.socket, text).await.map_err(End::from)
+        self.out.text(&text).await.map_err(End::from)
     }
 
     fn malformed(&self, cause: &'static str) {
@@ -422,7 +437,7 @@ impl Session {
             // Sends what is queued, the answer to the client's own Close among it (RFC 6455 §5.5.1).
             // Should the client be gone, nobody misses it.
             End::Left => {
-                let _ = outbox::flush(&mut self.socket).await;
+                let _ = self.out.flush().await;
                 None
             }
             End::Stopping => {
@@ -444,11 +459,12 @@ impl Session {
             }
             End::Idle => Some((CloseCode::Away, "the connection was idle")),
             End::Text => Some((CloseCode::Invalid, "text messages are UTF-8")),
+            End::Flooding => Some((CloseCode::Policy, "rate-limited: far too many messages")),
             End::Protocol => Some((CloseCode::Protocol, "this is not the websocket protocol")),
         };
         if let Some((code, reason)) = farewell {
-            outbox::close(&mut self.socket, code, reason).await;
-            outbox::linger(&mut self.socket).await;
+            self.out.close(code, reason).await;
+            self.out.linger().await;
         }
     }
 }
@@ -463,4 +479,19 @@ enum Step {
     Logged(Result<LogPage, StoreError>),
     Scanned(Option<ScanItem>),
     News(News),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Thousands of idle connections are common; each has this on the heap.
+    #[test]
+    fn a_session_is_small() {
+        fn size<A, B, C, D, E, F>(_: fn(A, B, C, D, E) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = size(run);
+        assert!(bytes <= 4_096, "{bytes} bytes");
+    }
 }

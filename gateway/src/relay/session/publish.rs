@@ -21,6 +21,10 @@ impl Session {
             let answer = message::ok(&event.id, false, &reason.to_string());
             return self.answer(Some(reason.prefix), answer).await;
         }
+        if let Some(Err(limited)) = self.rates.as_ref().map(|rates| rates.event()) {
+            let reason = self.patience(limited)?;
+            return self.send(message::ok(&event.id, false, &reason.to_string())).await;
+        }
         let target = match &self.scope {
             Scope::All => Target::Routed,
             Scope::Topic(name) => Target::Topics(vec![TopicName::clone(name)]),

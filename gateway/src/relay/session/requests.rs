@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 
-use super::super::outbox;
 use super::{End, LogPage, MAX_FILTER_VALUES, PAGE, Scanning, Session, Subscription};
 use crate::{
     clock::unix_now,
     pipeline::{ScanItem, Seq, StoreError},
     protocol::{Filter, Prefix, Reason, message},
-    subscriptions::{Delivery, Interest, Lagged, News, Outgoing},
+    subscriptions::{Delivery, Interest, Lagged, News},
 };
 
 impl Session {
@@ -39,6 +38,14 @@ impl Session {
             let reason = Reason::new(Prefix::RateLimited, text);
             return self.send(message::closed(&id, &reason)).await;
         }
+        let held = match self.rates.as_ref().map(|rates| rates.subscribe(filters.len())) {
+            Some(Err(limited)) => {
+                let reason = self.patience(limited)?;
+                return self.send(message::closed(&id, &reason)).await;
+            }
+            Some(Ok(held)) => Some(held),
+            None => None,
+        };
         let config = &self.relay.config;
         for filter in &mut filters {
             let limit = filter.limit.unwrap_or(config.default_limit);
@@ -49,8 +56,8 @@ impl Session {
         }
         self.generation += 1;
         let interest = Interest { filters, scope: self.scope.clone(), viewer: self.viewer.clone() };
-        let subscription =
-            Subscription { interest: Arc::new(interest), generation: self.generation };
+        let (interest, generation) = (Arc::new(interest), self.generation);
+        let subscription = Subscription { interest, generation, _held: held };
         self.open.insert(id.clone(), subscription);
         self.gauges.subscriptions(1);
         self.waiting.push_back(id);
@@ -87,7 +94,7 @@ impl Session {
         match item {
             Some(ScanItem::Events(events)) => {
                 for json in events {
-                    self.send(message::event(&id, &json)).await?;
+                    self.out.event(&id, &json).await?;
                 }
                 Ok(())
             }
@@ -114,7 +121,7 @@ impl Session {
         match self.feed.activate(id, generation, &interest, after) {
             Some(missed) => {
                 for event in missed {
-                    self.send(message::event(id, event.json())).await?;
+                    self.out.event(id, event.json()).await?;
                 }
             }
             None => self.behind.push_back(Lagged { subscription: id.clone(), generation, after }),
@@ -152,7 +159,7 @@ impl Session {
             Ok(LogPage { entries, reached }) => {
                 let now = unix_now();
                 for entry in entries.iter().filter(|entry| interest.wants(entry, now)) {
-                    self.send(message::event(&id, entry.event.json())).await?;
+                    self.out.event(&id, entry.event.json()).await?;
                 }
                 self.go_live(&id, reached).await
             }
@@ -180,17 +187,12 @@ impl Session {
     }
 
     async fn deliver(&mut self, delivery: Delivery) -> Result<(), End> {
-        let Delivery { subscription, generation, message } = delivery;
+        let Delivery { subscription, generation, event } = delivery;
         // What was queued for a subscription that is closed or replaced by now is not sent.
         match self.open.get(&subscription) {
-            Some(open) if open.generation == generation => match message {
-                Outgoing::Event(event) => {
-                    self.send(message::event(&subscription, event.json())).await
-                }
-                Outgoing::Message(text) => {
-                    outbox::send_shared(&mut self.socket, text).await.map_err(End::from)
-                }
-            },
+            Some(open) if open.generation == generation => {
+                Ok(self.out.event(&subscription, event.json()).await?)
+            }
             _ => Ok(()),
         }
     }

@@ -6,7 +6,7 @@
 //! the log.
 
 mod feed;
-mod index;
+pub mod index;
 mod registry;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -11,6 +11,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader},
     process::{ChildStdin, Command},
     sync::watch,
+    time::{Instant, timeout_at},
 };
 
 /// A line of output and where it was written.
@@ -90,6 +91,22 @@ impl Child {
             Err(_) => format!("did not write the expected line within {deadline:?}"),
         };
         panic!("{} {why} to {stream}", self.name);
+    }
+
+    /// The next line on standard output after the `seen` first ones, which it counts on; nothing when
+    /// the child has ended or the deadline has passed.
+    pub async fn next_stdout_line(&self, seen: &mut usize, deadline: Instant) -> Option<String> {
+        let mut open = self.output.open.subscribe();
+        loop {
+            let has_ended = *open.borrow_and_update() == 0;
+            if let Some(line) = self.stdout().into_iter().nth(*seen) {
+                *seen += 1;
+                return Some(line);
+            }
+            if has_ended || timeout_at(deadline, open.changed()).await.is_err() {
+                return None;
+            }
+        }
     }
 
     /// What it wrote to standard output.

@@ -331,6 +331,12 @@ impl Gateway {
         self.exit().await
     }
 
+    /// Starts it again after its end, as a configured relay is: same data directory, same address.
+    pub async fn restart_in_place(mut self) -> Self {
+        self.builder = self.builder.set("relay", "listen", &format!("{:?}", self.relay));
+        self.restart().await
+    }
+
     /// Starts it again after its end, with the same data directory. The ports may differ.
     pub async fn restart(self) -> Self {
         let Self { builder, mut child, .. } = self;

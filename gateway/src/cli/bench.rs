@@ -5,11 +5,12 @@
 
 mod args;
 mod connection;
-mod dataset;
+pub mod dataset;
 mod error;
 mod fanout;
 mod frames;
 mod fresh;
+pub mod generator;
 mod idle;
 mod latency;
 mod nip11;
@@ -155,6 +156,7 @@ impl Bench {
         let mut report = Report { url: self.args.url.clone(), ..Report::default() };
         // What can be wrong is found out before the minutes of work.
         let process = self.args.pid.map(Process::watch).transpose()?;
+        self.check_paths()?;
         let target = match self.args.needs_relay() {
             true => Some(self.find_relay(&mut report).await?),
             false => None,
@@ -181,6 +183,20 @@ impl Bench {
             relay.idle(&mut report).await?;
         }
         Ok((report, self.args.json))
+    }
+
+    fn check_paths(&self) -> Result<(), BenchError> {
+        if let Some(path) = &self.data_dir {
+            let source = fs::read_dir(path).err();
+            source
+                .map_or(Ok(()), |source| Err(BenchError::DataDir { path: path.clone(), source }))?;
+        }
+        if let Some(path) = self.args.json.as_ref().filter(|path| path.as_os_str() != "-") {
+            // What an earlier run wrote stays until there is something new.
+            let opened = fs::OpenOptions::new().append(true).create(true).open(path);
+            opened.map_err(|source| BenchError::Output { path: path.clone(), source })?;
+        }
+        Ok(())
     }
 
     /// Checks that the relay is there and may be measured in this way.
@@ -239,6 +255,7 @@ impl Bench {
         drop(progress);
         let mut found = tally.into_report(clients, in_flight, start, end);
         found.own_cpu_s = clocks.own();
+        report.notes.extend(generator_note("publish", found.own_cpu_s, found.seconds));
         found.server = clocks.relay()?;
         found.server_cpu_s_per_50k = found
             .server
@@ -260,6 +277,14 @@ impl Bench {
     }
 }
 
+/// A warning when this program was busy all the time: then it was measured, and not the relay.
+fn generator_note(phase: &str, own_cpu_s: Option<f64>, seconds: f64) -> Option<String> {
+    let share = own_cpu_s? / seconds;
+    (share > 0.9 && seconds > 0.5).then(|| {
+        format!("{phase}: bench itself was busy all the time, the relay may be able to do more")
+    })
+}
+
 /// What the scenarios that follow publishing share.
 struct Relay<'a> {
     args: &'a BenchArgs,
@@ -272,17 +297,17 @@ impl Relay<'_> {
     async fn queries(&self, report: &mut Report) -> Result<(), BenchError> {
         if self.args.runs(Scenario::Query) {
             let groups = shapes::alone(shapes::mixed(self.facts));
-            report.query = Some(self.query("query", &groups).await?);
+            report.query = Some(self.query("query", &groups, &mut report.notes).await?);
         }
         if self.args.runs(Scenario::Clients) {
             let mut groups = shapes::alone(shapes::clients(self.facts));
             groups.push(("mixed queries", shapes::mixed(self.facts)));
-            report.clients = Some(self.query("clients", &groups).await?);
+            report.clients = Some(self.query("clients", &groups, &mut report.notes).await?);
         }
         if self.args.runs(Scenario::Search) {
             if report.relay.as_ref().is_some_and(|info| info.supports(50)) {
                 let groups = shapes::alone(shapes::search(self.facts));
-                report.search = Some(self.query("search", &groups).await?);
+                report.search = Some(self.query("search", &groups, &mut report.notes).await?);
             } else {
                 report.notes.push("no search: the relay does not list NIP-50".to_owned());
             }
@@ -303,6 +328,7 @@ impl Relay<'_> {
         &self,
         phase: &'static str,
         groups: &[shapes::Group],
+        notes: &mut Vec<String>,
     ) -> Result<query::QueryReport, BenchError> {
         let progress = Progress::new(&format!("asking: {phase}"), 0);
         let clocks = Clocks::start(self.process)?;
@@ -311,6 +337,8 @@ impl Relay<'_> {
             query::measure(&self.target, phase, clients, duration, groups, &progress).await?;
         found.server = clocks.relay()?;
         found.own_cpu_s = clocks.own();
+        // The warm-up is in the processor time as well.
+        notes.extend(generator_note(phase, found.own_cpu_s, found.seconds * 1.1));
         Ok(found)
     }
 
@@ -319,7 +347,7 @@ impl Relay<'_> {
             return Ok(());
         }
         let BenchArgs { subscribers, rate, burst, in_flight, .. } = *self.args;
-        let count = (self.args.duration * f64::from(rate)).ceil() as u32;
+        let count = self.args.paced_events();
         let (hashtag, events) = self.fresh("paced", count).await?;
         let progress = Progress::new("delivering live, paced", u64::from(count));
         let clocks = Clocks::start(self.process)?;

@@ -57,7 +57,8 @@ pub enum Command {
     Config(ConfigArgs),
     /// Measure a relay: publishing, queries, live delivery, idle connections
     ///
-    /// Publishes thousands of meaningless events, so give it a relay with an empty data directory.
+    /// Publishes thousands of meaningless events, so give it a relay with an empty data directory that
+    /// passes nothing on to others.
     Bench(bench::BenchArgs),
 }
 

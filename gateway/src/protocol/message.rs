@@ -1,6 +1,6 @@
 //! Messages between a client and this relay (NIP-01, NIP-42, NIP-45, NIP-67, NIP-77).
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -115,7 +115,7 @@ pub fn parse(text: &str, max_filters: usize) -> Result<ClientMessage, MessageErr
                 let text = "NEG-OPEN has a subscription id, a filter and a message";
                 return Err(refuse(Reason::invalid(text)));
             };
-            let filter = Filter::parse(filter.get()).map_err(|e| refuse(bad_filter(&e)))?;
+            let filter = sole_filter(filter).map_err(&refuse)?;
             let message = negentropy_bytes(message).map_err(refuse)?;
             Ok(ClientMessage::NegOpen { subscription, filter: Box::new(filter), message })
         }
@@ -193,6 +193,20 @@ fn bad_filter(error: &FilterError) -> Reason {
     Reason::new(prefix, error.to_string())
 }
 
+/// The filter of a reconciliation. NIP-77 has one filter there; NDK sends a list, mostly of one.
+fn sole_filter(raw: &RawValue) -> Result<Filter, Reason> {
+    let list: Option<Vec<&RawValue>> = serde_json::from_str(raw.get()).ok();
+    let filter = match list.as_deref() {
+        None => raw,
+        Some([filter]) => filter,
+        Some(_) => {
+            let text = "a reconciliation has one filter (NIP-77)";
+            return Err(Reason::new(Prefix::Unsupported, text));
+        }
+    };
+    Filter::parse(filter.get()).map_err(|error| bad_filter(&error))
+}
+
 /// A message of the negentropy protocol. The frame's limit bounds it.
 fn negentropy_bytes(raw: &RawValue) -> Result<Vec<u8>, Reason> {
     let text: &str = serde_json::from_str(raw.get())
@@ -223,15 +237,16 @@ fn id_of(json: &str) -> Option<EventId> {
     EventId::parse(&id)
 }
 
-/// `["EVENT", subscription, event]`, with the event's canonical JSON as it is.
-pub fn event(subscription: &str, json: &str) -> String {
-    let mut text = String::with_capacity(json.len() + subscription.len() + 16);
-    text.push_str("[\"EVENT\",");
-    text.push_str(&quoted(subscription));
-    text.push(',');
-    text.push_str(json);
-    text.push(']');
-    text
+/// The parts of `["EVENT", subscription, event]`, with the event's canonical JSON as it is. Clients
+/// look for the words at their places, so there is no white space.
+pub fn event<'m>(subscription: &'m str, json: &'m str) -> [Cow<'m, str>; 5] {
+    let plain = subscription.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\');
+    let [before, id, after] = if plain {
+        ["[\"EVENT\",\"".into(), subscription.into(), "\",".into()]
+    } else {
+        ["[\"EVENT\",".into(), quoted(subscription).into(), ",".into()]
+    };
+    [before, id, after, json.into(), "]".into()]
 }
 
 /// `["OK", id, accepted, message]`; always four elements.
@@ -333,6 +348,10 @@ mod tests {
                 r#"["NEG-ERR","a","invalid: NEG-OPEN has a subscription id, a filter and a message"]"#,
             ),
             (
+                r#"["NEG-OPEN","a",[{},{}],"61"]"#,
+                r#"["NEG-ERR","a","unsupported: a reconciliation has one filter (NIP-77)"]"#,
+            ),
+            (
                 r#"["NEG-OPEN","a",{"x":1},"61"]"#,
                 r#"["NEG-ERR","a","unsupported: filter contains unknown element \"x\""]"#,
             ),
@@ -352,6 +371,27 @@ mod tests {
             answer(&format!(r#"["EVENT",{{"id":"{id}"}}]"#)),
             format!(r#"["OK","{id}",false,"invalid: the field \"pubkey\" is missing"]"#)
         );
+    }
+
+    #[test]
+    fn an_event_message_is_json_whatever_the_subscription_is_called() {
+        for id in ["a", "with space", "\"", "\\", "\n\u{1}", "é\u{7f}\u{2028}"] {
+            let text = event(id, r#"{"id":1}"#).concat();
+            assert_eq!(text, format!(r#"["EVENT",{},{{"id":1}}]"#, quoted(id)));
+        }
+    }
+
+    #[test]
+    fn a_list_of_one_filter_is_a_filter_to_reconcile_by() {
+        for filter in [r#"{"kinds":[7]}"#, r#"[{"kinds":[7]}]"#] {
+            let text = format!(r#"["NEG-OPEN","a",{filter},"61"]"#);
+            match parse(&text, 10) {
+                Ok(ClientMessage::NegOpen { filter, .. }) => {
+                    assert_eq!(filter.kinds.as_deref(), Some(&[7][..]))
+                }
+                other => panic!("{text}: {other:?}"),
+            }
+        }
     }
 
     #[test]

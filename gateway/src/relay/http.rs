@@ -169,6 +169,8 @@ fn place(path: &str, relay: &Relay) -> Option<Place> {
         "/health" => Some(Place::Health),
         _ => {
             let name = path.strip_prefix("/topic/")?;
+            // NDK appends a slash to every relay's URL; one in a topic's name is escaped.
+            let name = name.strip_suffix('/').unwrap_or(name);
             if name.is_empty() || name.contains('/') {
                 return None;
             }

@@ -1,66 +1,135 @@
 //! Writing to a client: in order, with a deadline, flushed when there is nothing more to say.
+//!
+//! Text frames are put together here, straight from an event's bytes, rather than by the websocket
+//! library, which copies a message three times. The library still answers pings and closes: what it
+//! has to say goes out before ours, and ours goes out whole.
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::SinkExt;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Error, Message, Utf8Bytes,
+        Error, Message,
         protocol::{CloseFrame, frame::coding::CloseCode},
     },
 };
+
+use crate::protocol::message;
 
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// How long a client may refuse to read before its connection is closed. Until then everything else
 /// of this connection waits, and nobody else's.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What is written at once while there is more to say, in bytes.
+const WRITE: usize = 64 * 1024;
+/// What a silent connection may keep of its buffer, in bytes.
+const KEEP: usize = 512;
 
 /// The client does not read, or is gone.
 #[derive(Debug)]
 pub(super) struct Gone;
 
-/// Queues a text message; it is sent at the latest by [`flush`].
-pub(super) async fn send(socket: &mut Socket, text: String) -> Result<(), Gone> {
-    within(socket.feed(Message::text(text))).await
+/// A websocket and what is to be written to it.
+pub(super) struct Outbox {
+    /// For reading. Writing is done here alone.
+    pub socket: Socket,
+    /// Whole frames.
+    frames: Vec<u8>,
 }
 
-/// The same for a message that several connections send. Text that is not UTF-8 is not sent.
-pub(super) async fn send_shared(socket: &mut Socket, text: Bytes) -> Result<(), Gone> {
-    match Utf8Bytes::try_from(text) {
-        Ok(text) => within(socket.feed(Message::Text(text))).await,
-        Err(_) => Ok(()),
+impl Outbox {
+    pub fn new(socket: Socket) -> Self {
+        Self { socket, frames: Vec::new() }
+    }
+
+    /// Queues a text message; it is sent at the latest by [`Self::flush`].
+    pub async fn text(&mut self, text: &str) -> Result<(), Gone> {
+        append_text(&mut self.frames, [text]);
+        self.write_if_full().await
+    }
+
+    /// Queues an event for a subscription; see [`message::event`].
+    pub async fn event(&mut self, subscription: &str, json: &str) -> Result<(), Gone> {
+        append_text(&mut self.frames, message::event(subscription, json));
+        self.write_if_full().await
+    }
+
+    pub async fn flush(&mut self) -> Result<(), Gone> {
+        self.write().await?;
+        if self.frames.capacity() > KEEP {
+            self.frames = Vec::new();
+        }
+        Ok(())
+    }
+
+    pub async fn ping(&mut self) -> Result<(), Gone> {
+        self.write().await?;
+        within(self.socket.send(Message::Ping(Default::default()))).await
+    }
+
+    /// Closes with a code and a reason (RFC 6455 §7.4).
+    pub async fn close(&mut self, code: CloseCode, reason: &'static str) {
+        // A client that is gone needs no farewell.
+        let _ = self.write().await;
+        let frame = CloseFrame { code, reason: reason.into() };
+        let _ = within(self.socket.send(Message::Close(Some(frame)))).await;
+    }
+
+    /// Reads and drops what the client is still sending, for a short while: closing with unread data
+    /// resets the connection, and the client would not see why it was closed.
+    pub async fn linger(&mut self) {
+        const LONGEST: Duration = Duration::from_secs(2);
+        const MOST: u64 = 8 << 20;
+        let mut rest = tokio::io::AsyncReadExt::take(self.socket.get_mut(), MOST);
+        let mut nowhere = tokio::io::sink();
+        let dropped = tokio::io::copy(&mut rest, &mut nowhere);
+        let _ = tokio::time::timeout(LONGEST, dropped).await;
+    }
+
+    async fn write_if_full(&mut self) -> Result<(), Gone> {
+        if self.frames.len() < WRITE { Ok(()) } else { self.write().await }
+    }
+
+    /// Writes everything. A connection of which this was given up in the middle is of no more use.
+    async fn write(&mut self) -> Result<(), Gone> {
+        let Self { socket, frames } = self;
+        within(async {
+            // Half a pong may still wait there.
+            socket.flush().await?;
+            if !frames.is_empty() {
+                socket.get_mut().write_all(frames).await?;
+                frames.clear();
+            }
+            Ok(())
+        })
+        .await
     }
 }
 
-pub(super) async fn flush(socket: &mut Socket) -> Result<(), Gone> {
-    within(socket.flush()).await
-}
-
-pub(super) async fn ping(socket: &mut Socket) -> Result<(), Gone> {
-    within(socket.send(Message::Ping(Default::default()))).await
-}
-
-/// Closes with a code and a reason (RFC 6455 §7.4).
-pub(super) async fn close(socket: &mut Socket, code: CloseCode, reason: &'static str) {
-    let frame = CloseFrame { code, reason: reason.into() };
-    // A client that is gone needs no farewell.
-    let _ = within(socket.send(Message::Close(Some(frame)))).await;
-}
-
-/// Reads and drops what the client is still sending, for a short while: closing with unread data
-/// resets the connection, and the client would not see why it was closed.
-pub(super) async fn linger(socket: &mut Socket) {
-    const LONGEST: Duration = Duration::from_secs(2);
-    const MOST: u64 = 8 << 20;
-    let mut rest = tokio::io::AsyncReadExt::take(socket.get_mut(), MOST);
-    let mut nowhere = tokio::io::sink();
-    let dropped = tokio::io::copy(&mut rest, &mut nowhere);
-    let _ = tokio::time::timeout(LONGEST, dropped).await;
+/// Appends a text frame with these parts: final, not masked (RFC 6455 §5.2).
+fn append_text<const N: usize>(frames: &mut Vec<u8>, parts: [impl AsRef<str>; N]) {
+    let length: usize = parts.iter().map(|part| part.as_ref().len()).sum();
+    frames.reserve(length + 10);
+    frames.push(0x81);
+    match length {
+        0..=125 => frames.push(length as u8),
+        126..=0xffff => {
+            frames.push(126);
+            frames.extend_from_slice(&(length as u16).to_be_bytes());
+        }
+        _ => {
+            frames.push(127);
+            frames.extend_from_slice(&(length as u64).to_be_bytes());
+        }
+    }
+    for part in &parts {
+        frames.extend_from_slice(part.as_ref().as_bytes());
+    }
 }
 
 async fn within(write: impl Future<Output = Result<(), Error>>) -> Result<(), Gone> {
@@ -73,6 +142,28 @@ async fn within(write: impl Future<Output = Result<(), Error>>) -> Result<(), Go
         Err(_) => {
             tracing::debug!("the client does not read; closing");
             Err(Gone)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket};
+
+    use super::*;
+
+    /// The library reads what is written here.
+    #[test]
+    fn frames_of_every_length_are_read_back() {
+        for length in [0, 1, 125, 126, 127, 65_535, 65_536, 200_000] {
+            let text = "é".repeat(length / 2) + &"x".repeat(length % 2);
+            let mut frames = Vec::new();
+            append_text(&mut frames, [text.as_str(), ""]);
+            append_text(&mut frames, ["a", "b", "c"]);
+            let stream = std::io::Cursor::new(frames);
+            let mut client = WebSocket::from_raw_socket(stream, Role::Client, None);
+            assert_eq!(client.read().unwrap(), Message::text(text), "{length}");
+            assert_eq!(client.read().unwrap(), Message::text("abc"));
         }
     }
 }

@@ -46,12 +46,12 @@ impl Memory {
         each_prefix(connection, "SELECT pubkey FROM vanished", |key| self.vanished.insert(key))?;
         self.vanished.set_complete();
         let mut statement = connection.prepare(
-            "SELECT author, kind, max(created_at) FROM events INDEXED BY events_by_author \
+            "SELECT author, kind, max(created_at), count(*) FROM events INDEXED BY events_by_author \
              GROUP BY author, kind",
         )?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            self.newest.raise(row.get(0)?, row.get(1)?, row.get(2)?);
+            self.newest.add(row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
         }
         self.newest.set_complete();
         Ok(())
@@ -74,6 +74,19 @@ impl Memory {
             self.authors.insert(*key, number);
         }
         Ok(number)
+    }
+
+    /// The numbers of those authors of whom anything was ever stored.
+    pub fn authors_of(
+        &self,
+        connection: &Connection,
+        keys: &[PublicKey],
+    ) -> rusqlite::Result<Vec<u32>> {
+        let (mut numbers, unknown) = self.authors.get_all(keys);
+        for key in &unknown {
+            numbers.extend(self.author(connection, key)?);
+        }
+        Ok(numbers)
     }
 }
 

@@ -12,7 +12,6 @@ mod newest;
 mod open;
 mod presence;
 mod query;
-mod ranges;
 mod readers;
 mod remove;
 mod tag_keys;
@@ -34,6 +33,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 pub use config::StorageConfig;
@@ -203,21 +203,27 @@ impl EventReader for Store {
 
     fn count(
         &self,
-        _filters: Vec<Filter>,
-        _scope: Scope,
-        _viewer: Arc<Viewer>,
+        filters: Vec<Filter>,
+        scope: Scope,
+        viewer: Arc<Viewer>,
     ) -> BoxFuture<'_, Result<Count, StoreError>> {
-        self.ask(move |_| Err(StoreError("not yet".to_owned())))
+        let memory = self.memory.clone();
+        self.ask_long(move |connection, gone| {
+            query::count(connection, &memory, &filters, &scope, &viewer, gone)
+        })
     }
 
     fn ids(
         &self,
-        _filter: Filter,
-        _scope: Scope,
-        _viewer: Arc<Viewer>,
-        _max: usize,
+        filter: Filter,
+        scope: Scope,
+        viewer: Arc<Viewer>,
+        max: usize,
     ) -> BoxFuture<'_, Result<IdSet, StoreError>> {
-        self.ask(move |_| Err(StoreError("not yet".to_owned())))
+        let memory = self.memory.clone();
+        self.ask_long(move |connection, gone| {
+            query::ids(connection, &memory, &filter, &scope, &viewer, max, gone)
+        })
     }
 
     fn fetch(
@@ -241,15 +247,38 @@ impl Store {
     /// Runs a query on a reader thread and waits for its answer.
     fn ask<T: Send + 'static>(
         &self,
-        query: impl FnOnce(&rusqlite::Connection) -> Result<T, StoreError> + Send + 'static,
+        query: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> BoxFuture<'_, Result<T, StoreError>> {
         let (answer, result) = oneshot::channel();
         let queued = self.readers.run(move |connection| {
             let _ = answer.send(query(connection));
         });
-        Box::pin(async move {
-            queued?;
-            result.await.unwrap_or_else(|_| Err(StoreError("the store is closed".to_owned())))
-        })
+        answered(queued, result)
     }
+
+    /// The same for a query that may take long: on the threads for those. It learns whether whoever
+    /// asked is gone.
+    fn ask_long<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection, &dyn Fn() -> bool) -> Result<T, StoreError> + Send + 'static,
+    ) -> BoxFuture<'_, Result<T, StoreError>> {
+        let (answer, result) = oneshot::channel();
+        let queued = self.readers.run_long(move |connection| {
+            if !answer.is_closed() {
+                let found = query(connection, &|| answer.is_closed());
+                let _ = answer.send(found);
+            }
+        });
+        answered(queued, result)
+    }
+}
+
+fn answered<'a, T: Send + 'static>(
+    queued: Result<(), StoreError>,
+    result: oneshot::Receiver<Result<T, StoreError>>,
+) -> BoxFuture<'a, Result<T, StoreError>> {
+    Box::pin(async move {
+        queued?;
+        result.await.unwrap_or_else(|_| Err(StoreError("the store is closed".to_owned())))
+    })
 }

@@ -15,24 +15,34 @@ use crate::{pipeline::StoreError, tasks};
 
 /// How many queries may wait for a reader.
 const QUEUE: usize = 4_096;
+/// How many long ones may wait for a thread of theirs.
+const LONG_QUEUE: usize = 256;
+/// Threads for queries that may take long, so that these never hold up a REQ.
+const LONG_THREADS: usize = 1;
 
 type Job = Box<dyn FnOnce(&Connection) + Send>;
 
 /// The reading side.
 pub(super) struct Readers {
-    queue: RwLock<Option<crossbeam_channel::Sender<Job>>>,
+    queues: RwLock<Option<Queues>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     path: PathBuf,
 }
 
+struct Queues {
+    quick: crossbeam_channel::Sender<Job>,
+    long: crossbeam_channel::Sender<Job>,
+}
+
 impl Readers {
     pub fn start(path: &Path, connections: Vec<Connection>) -> io::Result<Self> {
-        let (queue, jobs) = crossbeam_channel::bounded::<Job>(QUEUE);
+        let (quick, quick_jobs) = crossbeam_channel::bounded::<Job>(QUEUE);
+        let (long, long_jobs) = crossbeam_channel::bounded::<Job>(LONG_QUEUE);
         let threads = connections
             .into_iter()
             .enumerate()
             .map(|(n, connection)| {
-                let jobs = jobs.clone();
+                let jobs = if n < LONG_THREADS { &long_jobs } else { &quick_jobs }.clone();
                 tasks::thread(format!("store-reader-{n}"), move || {
                     for job in jobs {
                         // A query that panics takes its own answer with it and no other.
@@ -45,7 +55,7 @@ impl Readers {
             })
             .collect::<io::Result<_>>()?;
         Ok(Self {
-            queue: RwLock::new(Some(queue)),
+            queues: RwLock::new(Some(Queues { quick, long })),
             threads: Mutex::new(threads),
             path: path.to_owned(),
         })
@@ -53,12 +63,28 @@ impl Readers {
 
     /// Queues a query. It never waits: a full queue is an error.
     pub fn run(&self, job: impl FnOnce(&Connection) + Send + 'static) -> Result<(), StoreError> {
-        let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(queue) = queue.as_ref() else {
+        self.queue(|queues| &queues.quick, Box::new(job))
+    }
+
+    /// Queues a query that may take long. It never waits either.
+    pub fn run_long(
+        &self,
+        job: impl FnOnce(&Connection) + Send + 'static,
+    ) -> Result<(), StoreError> {
+        self.queue(|queues| &queues.long, Box::new(job))
+    }
+
+    fn queue(
+        &self,
+        choose: impl FnOnce(&Queues) -> &crossbeam_channel::Sender<Job>,
+        job: Job,
+    ) -> Result<(), StoreError> {
+        let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(queues) = queues.as_ref() else {
             return Err(StoreError("the store is closed".to_owned()));
         };
-        queue
-            .try_send(Box::new(job))
+        choose(queues)
+            .try_send(job)
             .map_err(|_| StoreError("too many queries are waiting".to_owned()))
     }
 
@@ -86,7 +112,7 @@ impl Readers {
 
     /// Ends the threads once the queue is empty.
     pub fn close(&self) -> Vec<JoinHandle<()>> {
-        self.queue.write().unwrap_or_else(PoisonError::into_inner).take();
+        self.queues.write().unwrap_or_else(PoisonError::into_inner).take();
         std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

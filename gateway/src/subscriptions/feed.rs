@@ -8,7 +8,6 @@ use std::{
     },
 };
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::{Interest, Subscriptions};
@@ -25,15 +24,7 @@ pub struct Delivery {
     pub subscription: Arc<str>,
     /// Tells a subscription from an earlier one with the same id.
     pub generation: u64,
-    pub message: Outgoing,
-}
-
-/// What is sent: the whole message where several subscribers share it, or the event.
-#[derive(Debug, Clone)]
-pub enum Outgoing {
-    Event(Arc<Event>),
-    /// UTF-8 text.
-    Message(Bytes),
+    pub event: Arc<Event>,
 }
 
 /// A subscription that must read on from the log.

@@ -19,7 +19,7 @@ use crate::{
     pipeline::{EventReader, LogEntry, Passing, Scope, SharedViewer, StoreError},
     protocol::{Event, Filter},
 };
-pub use feed::{Delivery, Feed, Lagged, News, Outgoing};
+pub use feed::{Delivery, Feed, Lagged, News};
 use registry::Registry;
 
 /// Log entries read at once when the tail in memory is too short.

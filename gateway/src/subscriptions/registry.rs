@@ -1,20 +1,15 @@
 //! The live subscriptions of all connections, and how an event gets to them.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::Arc,
-};
-
-use bytes::Bytes;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     Interest,
-    feed::{Delivery, Inbox, Lagged, Outgoing},
+    feed::{Delivery, Inbox, Lagged},
     index::{Index, Slot},
 };
 use crate::{
     pipeline::{LogEntry, Passing, Seq},
-    protocol::{Event, message},
+    protocol::Event,
 };
 
 pub(super) struct Registry {
@@ -49,9 +44,6 @@ struct Live {
     /// The last event it was looked at for.
     seen: u64,
 }
-
-/// The messages of one event that several subscribers share: those with the same subscription id.
-type Messages = HashMap<Arc<str>, Option<Bytes>>;
 
 impl Registry {
     pub fn new(position: Seq) -> Self {
@@ -128,14 +120,13 @@ impl Registry {
 
     /// Delivers log entries. `now` is in Unix seconds.
     pub fn deliver(&mut self, entries: &[LogEntry], now: u64) {
-        let mut messages = Messages::new();
         for entry in entries {
             if entry.event.is_expired(now) {
                 continue;
             }
             let wants =
                 |live: &Live| entry.seq > live.after && live.interest.wants_unexpired(entry);
-            self.offer(&entry.event, Some(entry.seq), wants, &mut messages);
+            self.offer(&entry.event, Some(entry.seq), wants);
         }
         self.wake();
     }
@@ -144,21 +135,14 @@ impl Registry {
     pub fn pass(&mut self, passed: &Passing, now: u64) {
         if !passed.event.is_expired(now) {
             let wants = |live: &Live| live.interest.wants_passing(passed);
-            self.offer(passed.event.shared(), None, wants, &mut Messages::new());
+            self.offer(passed.event.shared(), None, wants);
         }
         self.wake();
     }
 
     /// Puts the event into the inbox of everybody who wants it. When one is full, a stored event
     /// (`seq`) takes the subscription out of the index; an ephemeral one is lost.
-    fn offer(
-        &mut self,
-        event: &Arc<Event>,
-        seq: Option<Seq>,
-        wants: impl Fn(&Live) -> bool,
-        messages: &mut Messages,
-    ) {
-        messages.clear();
+    fn offer(&mut self, event: &Arc<Event>, seq: Option<Seq>, wants: impl Fn(&Live) -> bool) {
         self.stamp += 1;
         let mut candidates = std::mem::take(&mut self.candidates);
         self.index.candidates(event, &mut candidates);
@@ -170,7 +154,7 @@ impl Registry {
             let delivery = Delivery {
                 subscription: live.subscription.clone(),
                 generation: live.generation,
-                message: outgoing(messages, &live.subscription, event),
+                event: event.clone(),
             };
             if live.inbox.push(delivery, event.json().len()) {
                 if live.inbox.mark() {
@@ -196,22 +180,6 @@ impl Registry {
     fn wake(&mut self) {
         for inbox in self.touched.drain(..) {
             inbox.wake();
-        }
-    }
-}
-
-/// The first subscriber with an id gets the event, the others share its message.
-fn outgoing(messages: &mut Messages, subscription: &Arc<str>, event: &Arc<Event>) -> Outgoing {
-    match messages.entry(subscription.clone()) {
-        Entry::Vacant(entry) => {
-            entry.insert(None);
-            Outgoing::Event(event.clone())
-        }
-        Entry::Occupied(mut entry) => {
-            let message = entry
-                .get_mut()
-                .get_or_insert_with(|| Bytes::from(message::event(subscription, event.json())));
-            Outgoing::Message(message.clone())
         }
     }
 }

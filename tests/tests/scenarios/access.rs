@@ -124,9 +124,8 @@ async fn a_forwarded_address_counts_only_from_a_proxy() {
     let limit = |builder: GatewayBuilder| builder.set("rates", "connections_per_ip", "1");
     let gateway = limit(behind_a_proxy()).start().await;
     let url = gateway.url();
-    let connect = async |address: &str| {
-        RawClient::try_connect_with(&url, &[(FORWARDED, address)]).await
-    };
+    let connect =
+        async |address: &str| RawClient::try_connect_with(&url, &[(FORWARDED, address)]).await;
     let _first = connect("203.0.113.7").await.ok().unwrap();
     // The proxy appends; what stands before is the client's own invention.
     match connect("198.51.100.1, 203.0.113.7").await {
@@ -145,9 +144,8 @@ async fn a_forwarded_address_counts_only_from_a_proxy() {
     // The same header from no proxy: one client, whatever it claims.
     let gateway = limit(with_access("open", "open", &[])).start().await;
     let url = gateway.url();
-    let connect = async |address: &str| {
-        RawClient::try_connect_with(&url, &[(FORWARDED, address)]).await
-    };
+    let connect =
+        async |address: &str| RawClient::try_connect_with(&url, &[(FORWARDED, address)]).await;
     let _first = connect("203.0.113.7").await.ok().unwrap();
     for spoofed in ["203.0.113.8", "127.0.0.1", "::1"] {
         let Err(Error::Http(response)) = connect(spoofed).await else { panic!("{spoofed}") };

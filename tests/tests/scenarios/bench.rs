@@ -76,6 +76,15 @@ async fn bench_measures_what_a_relay_does() {
             assert!(shape["eose"]["p50_ms"].as_f64().unwrap() > 0.0, "{shape}");
         }
     }
+    // Search is measured where the relay claims to have it.
+    let nips = report["relay"]["supported_nips"].as_array().unwrap();
+    assert!(nips.contains(&1.into()), "{report}");
+    if nips.contains(&50.into()) {
+        assert!(report["search"]["requests"].as_u64().unwrap() > 10, "{report}");
+    } else {
+        assert!(report["search"].is_null(), "{report}");
+        assert!(report["notes"][0].as_str().unwrap().contains("NIP-50"), "{report}");
+    }
     // Every event that was asked for by its id is one that is stored and not replaced.
     let by_id = &report["query"]["shapes"][0];
     let share = by_id["events"].as_f64().unwrap() / by_id["requests"].as_f64().unwrap();
@@ -123,6 +132,8 @@ async fn bench_says_in_one_line_what_is_wrong() {
     fails(bench(elsewhere, cache, SMALL), 1, &[elsewhere, "--yes"]).await;
     fails(bench(&nothing, cache, &["--pid=4294967295"]), 1, &["--pid 4294967295", "running"]).await;
     fails(bench(&nothing, cache, &["--only=everything"]), 2, &["'everything'"]).await;
+    fails(bench(&nothing, cache, &["--data-dir=/nowhere"]), 1, &["--data-dir /nowhere"]).await;
+    fails(bench(&nothing, cache, &["--json=/nowhere/x"]), 1, &["--json /nowhere/x"]).await;
     assert_eq!(fs::read_dir(cache).unwrap().count(), 0, "nothing was signed in vain");
 
     // A path where there is no relay.
@@ -132,6 +143,8 @@ async fn bench_says_in_one_line_what_is_wrong() {
         .await;
     let wrong_path = format!("{}nowhere", gateway.url());
     fails(bench(&wrong_path, cache, SMALL), 1, &[&wrong_path, "404"]).await;
+    let tls = gateway.url().replace("ws://", "wss://");
+    fails(bench(&tls, cache, SMALL), 1, &[&tls, "TLS"]).await;
     // A relay that takes nothing old refuses the set, which reaches back a month.
     fails(bench(&gateway.url(), cache, SMALL), 1, &[&gateway.url(), "in the past"]).await;
 }

@@ -177,8 +177,9 @@ impl Home {
         self.gateway.topic_url("family")
     }
 
+    /// An event that there was not before.
     fn another(&self, text: &str) -> Event {
-        events::note(&self.keys, text)
+        events::note(&Keys::generate(), text)
     }
 
     fn questions(&self) -> Vec<Value> {
@@ -206,7 +207,8 @@ impl Home {
         assert!(client.req("live", &[json!({})]).await.is_empty());
         let mut local = RawClient::connect(&self.topic()).await;
         local.accept(&self.another("live at home")).await;
-        let passing = events::event(&self.keys, 20_001, "passing at home", &[], events::now());
+        let passing =
+            events::event(&Keys::generate(), 20_001, "passing at home", &[], events::now());
         local.accept(&passing).await;
         let public = self.another("for all");
         RawClient::connect(&self.gateway.topic_url("town")).await.accept(&public).await;
@@ -239,10 +241,10 @@ impl Home {
         let secret = self.secret.id.to_hex();
         for client in [&mut *root, &mut *topic] {
             let one = [json!({"ids": [secret]})];
-            assert_eq!(client.stored_ids(&one).await, [secret.clone()]);
+            assert_eq!(client.stored_ids(&one).await, [secret.as_str()]);
             assert_eq!(client.count(&one).await, 1);
             let found = client.negentropy(&one[0], &[]).await.unwrap();
-            assert_eq!(found.only_there, [secret.clone()]);
+            assert_eq!(found.only_there, [secret.as_str()]);
             client.req("live", &[json!({"limit": 0})]).await;
         }
         let event = self.another("said by a reader");

@@ -14,7 +14,7 @@ async fn gateway() -> Gateway {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_information_document_is_there_for_every_url() {
     let gateway = gateway().await;
-    for path in ["/", "/topic/one", "/topic/f%C3%B6%C3%B6%20bar%2Fbaz"] {
+    for path in ["/", "/topic/one", "/topic/one/", "/topic/f%C3%B6%C3%B6%20bar%2Fbaz"] {
         let accept = [("Accept", "application/nostr+json"), ("Origin", "https://example.org")];
         let response = http::request(&gateway.relay, "GET", path, &accept).await;
         assert_eq!(response.status, 200, "{path}: {response:?}");
@@ -62,7 +62,8 @@ async fn browsers_may_ask_beforehand() {
 #[tokio::test(flavor = "multi_thread")]
 async fn other_paths_are_refused_before_the_upgrade() {
     let gateway = gateway().await;
-    let nowhere = ["/other", "/topic", "/topic/", "/topic/unjoined", "/topic/one/more", "//"];
+    let nowhere =
+        ["/other", "/topic", "/topic/", "/topic/unjoined", "/topic/one/more", "/topic/one//", "//"];
     for path in nowhere {
         match RawClient::try_connect(&format!("ws://{}{path}", gateway.relay)).await {
             Err(Error::Http(response)) => assert_eq!(response.status(), 404, "{path}"),

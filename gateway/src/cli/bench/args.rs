@@ -58,7 +58,7 @@ pub struct BenchArgs {
     pub clients: u32,
     /// Events on their way per publishing connection
     #[arg(long, default_value_t = 64, value_name = "N",
-          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+          value_parser = clap::value_parser!(u32).range(1..=4_096))]
     pub in_flight: u32,
     /// Seconds for each of query, clients, search and paced fanout
     #[arg(long, default_value_t = 10.0, value_name = "SECONDS", value_parser = seconds)]
@@ -77,7 +77,7 @@ pub struct BenchArgs {
     pub rate: u32,
     /// Events of the fanout that goes as fast as it can
     #[arg(long, default_value_t = 10_000, value_name = "N",
-          value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub burst: u32,
     /// Connections that idle opens
     #[arg(long, visible_alias = "connections", default_value_t = 10_000, value_name = "N",
@@ -107,6 +107,11 @@ impl BenchArgs {
     /// Whether a scenario is to run.
     pub fn runs(&self, scenario: Scenario) -> bool {
         self.only.is_empty() || self.only.contains(&scenario)
+    }
+
+    /// Events of the paced fanout. They are made in advance and kept in memory: at most a million.
+    pub fn paced_events(&self) -> u32 {
+        (self.duration * f64::from(self.rate)).ceil().min(1e6) as u32
     }
 
     pub fn duration(&self) -> Duration {

@@ -11,8 +11,12 @@ use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName},
+};
 use tokio_tungstenite::{
-    WebSocketStream, client_async_with_config,
+    MaybeTlsStream, WebSocketStream, client_async_with_config,
     tungstenite::{Error, Message, Utf8Bytes, protocol::WebSocketConfig},
 };
 use url::Url;
@@ -25,14 +29,13 @@ use super::{
 /// How long opening a connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How long a relay that works hard may be silent.
+/// How long a relay that works hard may neither send nor read.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The most of a NOTICE or refusal that is shown.
 const SHOWN: usize = 200;
 
 /// Where the relay is.
-#[derive(Debug)]
 pub struct Target {
     /// As the user gave it.
     pub url: Arc<str>,
@@ -40,8 +43,13 @@ pub struct Target {
     pub authority: String,
     pub path: String,
     addresses: Vec<SocketAddr>,
+    /// For `wss://`.
+    tls: Option<(TlsConnector, ServerName<'static>)>,
     quick_ack: bool,
 }
+
+/// A connection to the relay, with TLS or without.
+pub type Stream = MaybeTlsStream<TcpStream>;
 
 /// What a connection is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +62,7 @@ pub enum Use {
 
 /// An open websocket. What fails on it is an error that names the relay and the phase.
 pub struct Socket {
-    stream: WebSocketStream<TcpStream>,
+    stream: WebSocketStream<Stream>,
     url: Arc<str>,
     phase: &'static str,
     quick_ack: bool,
@@ -67,15 +75,18 @@ impl Target {
     pub async fn resolve(text: &str, quick_ack: bool) -> Result<Self, BenchError> {
         let wrong = |why: &str| BenchError::Url { url: text.to_owned(), why: why.to_owned() };
         let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
-        match url.scheme() {
-            "ws" => {}
-            "wss" => return Err(wrong("bench has no TLS, it would only measure that")),
-            _ => return Err(wrong("not a ws:// URL")),
-        }
         let host = url.host_str().ok_or_else(|| wrong("it has no host"))?;
         let port = url.port_or_known_default().unwrap_or(80);
         let unreachable = |why: String| BenchError::Unreachable { url: text.to_owned(), why };
         let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let tls = match url.scheme() {
+            "ws" => None,
+            "wss" => {
+                let name = ServerName::try_from(bare.to_owned());
+                Some((tls(), name.map_err(|error| wrong(&error.to_string()))?))
+            }
+            _ => return Err(wrong("not a ws:// or wss:// URL")),
+        };
         let found = timeout(CONNECT, tokio::net::lookup_host((bare, port))).await;
         let addresses: Vec<SocketAddr> = match found {
             Ok(Ok(found)) => found.collect(),
@@ -87,6 +98,7 @@ impl Target {
             authority: format!("{host}:{port}"),
             path: url[url::Position::BeforePath..].to_owned(),
             addresses,
+            tls,
             quick_ack,
         })
     }
@@ -101,8 +113,19 @@ impl Target {
         self.addresses.first().is_some_and(|a| a.ip().is_loopback() && a.is_ipv4())
     }
 
-    /// A TCP connection without delay for small packets, from the given address if one is given.
-    pub async fn tcp(&self, source: Option<IpAddr>) -> Result<TcpStream, BenchError> {
+    /// A connection for HTTP or a websocket, from the given address if one is given.
+    pub async fn connect(&self, source: Option<IpAddr>) -> Result<Stream, BenchError> {
+        let stream = self.tcp(source).await?;
+        let Some((connector, name)) = &self.tls else { return Ok(MaybeTlsStream::Plain(stream)) };
+        let why = match timeout(CONNECT, connector.connect(name.clone(), stream)).await {
+            Ok(Ok(stream)) => return Ok(MaybeTlsStream::Rustls(stream)),
+            Ok(Err(error)) => format!("TLS: {error}"),
+            Err(_) => format!("no TLS within {} s", CONNECT.as_secs()),
+        };
+        Err(BenchError::Unreachable { url: self.url.to_string(), why })
+    }
+
+    async fn tcp(&self, source: Option<IpAddr>) -> Result<TcpStream, BenchError> {
         let mut why = "its name has no address".to_owned();
         for address in &self.addresses {
             match timeout(CONNECT, connect(*address, source)).await {
@@ -121,7 +144,7 @@ impl Target {
         purpose: Use,
         source: Option<IpAddr>,
     ) -> Result<Socket, BenchError> {
-        let stream = self.tcp(source).await?;
+        let stream = self.connect(source).await?;
         let config = match purpose {
             Use::Traffic => WebSocketConfig::default(),
             Use::Idle => WebSocketConfig::default().read_buffer_size(1 << 10),
@@ -143,6 +166,18 @@ impl Target {
     }
 }
 
+/// TLS with the roots that browsers trust.
+fn tls() -> TlsConnector {
+    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring has the ciphers of the default versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    TlsConnector::from(Arc::new(config))
+}
+
+/// Without delay for small packets: what is measured is the relay.
 async fn connect(address: SocketAddr, source: Option<IpAddr>) -> std::io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(source) = source {
@@ -153,22 +188,28 @@ async fn connect(address: SocketAddr, source: Option<IpAddr>) -> std::io::Result
 }
 
 #[cfg(target_os = "linux")]
-fn acknowledge_at_once(stream: &TcpStream) {
+fn acknowledge_at_once(stream: &Stream) {
     // A measurement without it is still one.
-    let _ = stream.set_quickack(true);
+    let _ = stream.get_ref().set_quickack(true);
 }
 
 #[cfg(not(target_os = "linux"))]
-fn acknowledge_at_once(_stream: &TcpStream) {}
+fn acknowledge_at_once(_stream: &Stream) {}
 
 impl Socket {
     /// Puts a message into the buffer; [`Self::flush`] or a full buffer sends it.
     pub async fn feed(&mut self, text: Utf8Bytes) -> Result<(), BenchError> {
-        self.stream.feed(Message::Text(text)).await.map_err(|error| self.lost(&error))
+        match timeout(PATIENCE, self.stream.feed(Message::Text(text))).await {
+            Ok(fed) => fed.map_err(|error| self.lost(&error)),
+            Err(_) => Err(self.silent()),
+        }
     }
 
     pub async fn flush(&mut self) -> Result<(), BenchError> {
-        self.stream.flush().await.map_err(|error| self.lost(&error))
+        match timeout(PATIENCE, self.stream.flush()).await {
+            Ok(flushed) => flushed.map_err(|error| self.lost(&error)),
+            Err(_) => Err(self.silent()),
+        }
     }
 
     pub async fn send(&mut self, text: impl Into<Utf8Bytes>) -> Result<(), BenchError> {
@@ -187,15 +228,7 @@ impl Socket {
                 acknowledge_at_once(self.stream.get_ref());
             }
             let Ok(message) = timeout(PATIENCE, self.stream.next()).await else {
-                return Err(BenchError::Silent {
-                    url: self.url.to_string(),
-                    phase: self.phase,
-                    seconds: PATIENCE.as_secs(),
-                    notice: match &self.notice {
-                        Some(notice) => format!(" (its last notice: {notice})"),
-                        None => String::new(),
-                    },
-                });
+                return Err(self.silent());
             };
             if let Some(text) = self.text(message)? {
                 return Ok(text);
@@ -257,6 +290,19 @@ impl Socket {
             phase: self.phase,
             reason: shown(reason),
             advice: advice(reason),
+        }
+    }
+
+    /// The error for a relay that neither sends nor takes anything any more.
+    fn silent(&self) -> BenchError {
+        BenchError::Silent {
+            url: self.url.to_string(),
+            phase: self.phase,
+            seconds: PATIENCE.as_secs(),
+            notice: match &self.notice {
+                Some(notice) => format!(" (its last notice: {notice})"),
+                None => String::new(),
+            },
         }
     }
 

@@ -34,7 +34,9 @@ pub enum BenchError {
     Process { pid: u32, why: String },
     #[error("{}: {source}; --cache DIR keeps the events elsewhere", path.display())]
     Cache { path: PathBuf, source: io::Error },
-    #[error("{}: {source}", path.display())]
+    #[error("--data-dir {}: {source}", path.display())]
+    DataDir { path: PathBuf, source: io::Error },
+    #[error("--json {}: {source}", path.display())]
     Output { path: PathBuf, source: io::Error },
     #[error("cannot start: {0}")]
     System(#[from] io::Error),

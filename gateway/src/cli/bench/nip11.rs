@@ -37,7 +37,7 @@ pub async fn fetch(target: &Target) -> Option<RelayInfo> {
 }
 
 async fn get(target: &Target) -> Option<Bytes> {
-    let stream = target.tcp(None).await.ok()?;
+    let stream = target.connect(None).await.ok()?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
     let request = Request::get(if target.path.is_empty() { "/" } else { &target.path })
         .header(header::HOST, &target.authority)

@@ -1,8 +1,8 @@
 //! What is going on, on the standard error: a bar on a terminal, else one line per phase.
 
-use std::{io::IsTerminal, time::Duration};
+use std::{fmt::Write, io::IsTerminal, time::Duration};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// One phase. It disappears from the terminal when it is dropped.
 pub struct Progress(ProgressBar);
@@ -19,11 +19,15 @@ impl Progress {
         let template = if steps == 0 {
             "{spinner} {msg} {pos} ({elapsed})"
         } else {
-            "{msg} [{bar:30}] {pos}/{len} ({per_sec}, {eta} left)"
+            "{msg} [{bar:30}] {pos}/{len} ({rate}, {eta} left)"
         };
         let style =
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target((steps > 0).then_some(steps), target);
+        let style = style.with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
+            // The bar is drawn without it when it cannot be written.
+            let _ = write!(out, "{:.0}/s", state.per_sec());
+        });
         bar.set_style(style.progress_chars("=> "));
         bar.set_message(what.to_owned());
         if steps == 0 {

@@ -57,7 +57,10 @@ impl Process {
 
     fn read(self, file: &str) -> Result<String, BenchError> {
         fs::read_to_string(format!("/proc/{}/{file}", self.0)).map_err(|error| {
-            self.error(&format!("cannot read /proc/{}/{file} ({error}); is it running?", self.0))
+            self.error(&format!(
+                "cannot read /proc/{}/{file} ({error}); is it running, and yours?",
+                self.0
+            ))
         })
     }
 

@@ -129,3 +129,71 @@ fn some<'a>(random: &mut Random, all: &'a [String], count: usize) -> Vec<&'a Str
     chosen.truncate(count);
     chosen
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            dataset::{Facts, Spec},
+            generator::Generator,
+        },
+        *,
+    };
+    use crate::protocol::{
+        Filter,
+        message::{self, ClientMessage},
+    };
+
+    fn facts(events: u64, authors: u32) -> Facts {
+        let spec =
+            Spec { version: Spec::VERSION, seed: 5, events, authors, ends_at: 1_800_000_000 };
+        let mut generator = Generator::new(spec);
+        generator.by_ref().count();
+        generator.facts()
+    }
+
+    fn filters(shape: &Shape) -> Vec<Filter> {
+        let filters = shape.reqs.iter().map(|req| match message::parse(req, 1).unwrap() {
+            ClientMessage::Req { subscription, mut filters } => {
+                assert_eq!(subscription, SUBSCRIPTION);
+                filters.remove(0)
+            }
+            other => panic!("{}: {other:?}", shape.name),
+        });
+        filters.collect()
+    }
+
+    #[test]
+    fn the_questions_are_those_that_are_documented() {
+        let facts = facts(5_000, 1_000);
+        let [feed, thread, since, tagged] = &clients(&facts)[..] else { panic!() };
+        for filter in filters(feed) {
+            // Reading a filter removes what is there twice.
+            assert_eq!(filter.authors.unwrap().len(), 500);
+            assert_eq!((filter.kinds.unwrap().len(), filter.limit), (5, Some(100)));
+        }
+        for filter in filters(thread) {
+            let [(b'e', ids)] = &filter.tags[..] else { panic!("{filter:?}") };
+            assert!((150..=200).contains(&ids.len()), "{}", ids.len());
+        }
+        let oldest = facts.spec.created_at(4_700);
+        for filter in filters(since) {
+            assert!((oldest..=facts.spec.ends_at).contains(&filter.since.unwrap()));
+        }
+        for filter in filters(tagged) {
+            assert_eq!((filter.tags.len(), filter.authors.unwrap().len()), (1, 1));
+        }
+        let limits: Vec<_> = mixed(&facts).iter().map(|shape| filters(shape)[0].limit).collect();
+        assert_eq!(limits, [None, Some(20), Some(50), Some(100)]);
+        assert!(search(&facts).iter().flat_map(filters).all(|filter| filter.search.is_some()));
+        assert_eq!(alone(mixed(&facts)).len(), 4);
+    }
+
+    #[test]
+    fn a_tiny_set_has_questions_too() {
+        let facts = facts(3, 1);
+        for shape in clients(&facts).iter().chain(&mixed(&facts)).chain(&search(&facts)) {
+            assert!(!filters(shape).is_empty(), "{}", shape.name);
+        }
+    }
+}

@@ -13,7 +13,8 @@ use crossbeam_channel::bounded;
 use secp256k1::Keypair;
 
 use super::{
-    dataset::{Facts, Generator, Spec, Unsigned, keypair, sign},
+    dataset::{Facts, Spec, Unsigned, keypair, sign},
+    generator::Generator,
     progress::Progress,
 };
 use crate::tasks;

@@ -14,13 +14,15 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Counting {
     waiting: VecDeque<(Arc<str>, Vec<Filter>)>,
-    running: Option<(Arc<str>, BoxFuture<'static, Result<Count, StoreError>>)>,
+    running: Option<(Arc<str>, BoxFuture<'static, Answer>)>,
 }
+
+type Answer = Result<Count, StoreError>;
 
 /// The answer to one.
 pub(super) struct Counted {
     id: Arc<str>,
-    result: Result<Count, StoreError>,
+    result: Answer,
 }
 
 impl Counting {

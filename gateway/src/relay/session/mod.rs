@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Relay,
-    outbox::{self, Gone, Socket},
+    outbox::{Gone, Outbox},
     rates::{ClientRates, Held},
 };
 use crate::{
@@ -92,9 +92,10 @@ pub(super) async fn run(
     config.max_message_size = Some(relay.config.max_message_bytes);
     config.max_frame_size = Some(relay.config.max_message_bytes);
     // Held by every connection, however idle.
-    config.read_buffer_size = 4 * 1024;
-    config.write_buffer_size = 16 * 1024;
-    config.max_write_buffer_size = 64 << 20;
+    config.read_buffer_size = 2 * 1024;
+    // For pongs and closes alone; see the outbox.
+    config.write_buffer_size = 0;
+    config.max_write_buffer_size = 64 * 1024;
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
     tracing::debug!(%address, trusted, ?scope, "connected");
     let open = Gauges { metrics: relay.metrics.clone(), subscriptions: 0 };
@@ -102,7 +103,7 @@ pub(super) async fn run(
     let feed = relay.subscriptions.connect(connection);
     let idle = Duration::from_secs(relay.config.idle_timeout_s);
     let mut session = Session {
-        socket,
+        out: Outbox::new(socket),
         origin: Origin::Client { connection, address, viewer: viewer.load_full() },
         trusted,
         viewer,
@@ -133,7 +134,7 @@ pub(super) async fn run(
 /// A connection. What most connections never need is in a box that they never make.
 struct Session {
     relay: Arc<Relay>,
-    socket: Socket,
+    out: Outbox,
     origin: Origin,
     trusted: bool,
     /// What this connection may see: one for all its subscriptions, exchanged by AUTH.
@@ -251,7 +252,7 @@ impl Session {
                 self.step(token, deadline).now_or_never().flatten()
             };
             let Some(step) = step else {
-                if let Err(gone) = outbox::flush(&mut self.socket).await {
+                if let Err(gone) = self.out.flush().await {
                     return gone.into();
                 }
                 unflushed = 0;
@@ -263,7 +264,7 @@ impl Session {
                 Step::Idle => {
                     self.pinged = true;
                     deadline = Instant::now() + self.idle;
-                    outbox::ping(&mut self.socket).await.map_err(End::from)
+                    self.out.ping().await.map_err(End::from)
                 }
                 Step::Received(message) => {
                     self.pinged = false;
@@ -322,7 +323,7 @@ impl Session {
             counted = counted => Some(Step::Counted(counted)),
             reconciled = reconciled => Some(Step::Reconciled(reconciled)),
             news = self.feed.next() => Some(Step::News(news)),
-            message = self.socket.next(), if room => Some(Step::Received(message)),
+            message = self.out.socket.next(), if room => Some(Step::Received(message)),
             () = sleep_until(deadline) => Some(Step::Idle),
         }
     }
@@ -431,7 +432,7 @@ impl Session {
     }
 
     async fn send(&mut self, text: String) -> Result<(), End> {
-        outbox::send(&mut self.socket, text).await.map_err(End::from)
+        self.out.text(&text).await.map_err(End::from)
     }
 
     fn malformed(&self, cause: &'static str) {
@@ -444,7 +445,7 @@ impl Session {
             // Sends what is queued, the answer to the client's own Close among it (RFC 6455 §5.5.1).
             // Should the client be gone, nobody misses it.
             End::Left => {
-                let _ = outbox::flush(&mut self.socket).await;
+                let _ = self.out.flush().await;
                 None
             }
             End::Stopping => {
@@ -470,8 +471,8 @@ impl Session {
             End::Protocol => Some((CloseCode::Protocol, "this is not the websocket protocol")),
         };
         if let Some((code, reason)) = farewell {
-            outbox::close(&mut self.socket, code, reason).await;
-            outbox::linger(&mut self.socket).await;
+            self.out.close(code, reason).await;
+            self.out.linger().await;
         }
     }
 }
@@ -486,4 +487,19 @@ enum Step {
     Logged(Result<LogPage, StoreError>),
     Scanned(Option<ScanItem>),
     News(News),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Thousands of idle connections are common; each has this on the heap.
+    #[test]
+    fn a_session_is_small() {
+        fn size<A, B, C, D, E, F>(_: fn(A, B, C, D, E) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = size(run);
+        assert!(bytes <= 4_096, "{bytes} bytes");
+    }
 }

@@ -36,7 +36,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// Sets of the largest size for which there is room.
 const LARGEST_SETS: usize = 4;
 /// Ids that one permit stands for, 40 bytes each.
-const IDS_A_PERMIT: usize = 1_000;
+const IDS_A_PERMIT: usize = 100;
+/// Ids for which there is room however small the largest set is.
+const LEAST_ROOM: usize = 100_000;
 
 /// What the reconciliations of all connections share.
 pub struct Syncs {
@@ -49,7 +51,7 @@ pub struct Syncs {
 
 impl Syncs {
     pub fn new(max: usize) -> Self {
-        let room = LARGEST_SETS * permits(max) as usize;
+        let room = permits(LARGEST_SETS.saturating_mul(max).max(LEAST_ROOM)) as usize;
         let turns = thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
         Self { max, room: Arc::new(Semaphore::new(room)), turns: Arc::new(Semaphore::new(turns)) }
     }
@@ -225,7 +227,9 @@ impl Session {
                 let viewer = self.viewer.load_full();
                 let (room, max) = (self.relay.syncs.room.clone(), self.relay.syncs.max);
                 async move {
-                    let most = filter.limit.map_or(max, |limit| max.min(limit as usize));
+                    let most = filter
+                        .limit
+                        .map_or(max, |limit| max.min(usize::try_from(limit).unwrap_or(max)));
                     let room = timeout(LONGEST_WAIT, room.acquire_many_owned(permits(most))).await;
                     let Ok(Ok(room)) = room else { return Err(no_room()) };
                     match reader.ids(*filter, scope, viewer, max).await {

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 
-use super::super::outbox;
 use super::{End, LogPage, MAX_FILTER_VALUES, PAGE, Scanning, Session, Subscription};
 use crate::{
     clock::unix_now,
     pipeline::{ScanItem, Seq, StoreError},
     protocol::{Filter, Prefix, Reason, message},
-    subscriptions::{Delivery, Interest, Lagged, News, Outgoing},
+    subscriptions::{Delivery, Interest, Lagged, News},
 };
 
 impl Session {
@@ -93,7 +92,12 @@ impl Session {
         let Some(scanning) = &self.scanning else { return Ok(()) };
         let id = scanning.subscription.clone();
         match item {
-            Some(ScanItem::Event(json)) => self.send(message::event(&id, &json)).await,
+            Some(ScanItem::Events(events)) => {
+                for json in events {
+                    self.out.event(&id, &json).await?;
+                }
+                Ok(())
+            }
             Some(ScanItem::End { at, complete }) => {
                 self.scanning = None;
                 let filters = self.open.get(&id).map_or(&[][..], |open| &open.interest.filters);
@@ -117,7 +121,7 @@ impl Session {
         match self.feed.activate(id, generation, &interest, after) {
             Some(missed) => {
                 for event in missed {
-                    self.send(message::event(id, event.json())).await?;
+                    self.out.event(id, event.json()).await?;
                 }
             }
             None => self.behind.push_back(Lagged { subscription: id.clone(), generation, after }),
@@ -155,7 +159,7 @@ impl Session {
             Ok(LogPage { entries, reached }) => {
                 let now = unix_now();
                 for entry in entries.iter().filter(|entry| interest.wants(entry, now)) {
-                    self.send(message::event(&id, entry.event.json())).await?;
+                    self.out.event(&id, entry.event.json()).await?;
                 }
                 self.go_live(&id, reached).await
             }
@@ -183,17 +187,12 @@ impl Session {
     }
 
     async fn deliver(&mut self, delivery: Delivery) -> Result<(), End> {
-        let Delivery { subscription, generation, message } = delivery;
+        let Delivery { subscription, generation, event } = delivery;
         // What was queued for a subscription that is closed or replaced by now is not sent.
         match self.open.get(&subscription) {
-            Some(open) if open.generation == generation => match message {
-                Outgoing::Event(event) => {
-                    self.send(message::event(&subscription, event.json())).await
-                }
-                Outgoing::Message(text) => {
-                    outbox::send_shared(&mut self.socket, text).await.map_err(End::from)
-                }
-            },
+            Some(open) if open.generation == generation => {
+                Ok(self.out.event(&subscription, event.json()).await?)
+            }
             _ => Ok(()),
         }
     }

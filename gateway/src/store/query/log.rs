@@ -1,0 +1,116 @@
+//! The log, and events that a peer of a topic asks for.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, Row};
+
+use super::lookup::{is_member, place_of, places_of, topic_number};
+use crate::{
+    pipeline::{LogEntry, Seq, StoreError},
+    protocol::{EventId, TopicName, VerifiedEvent},
+};
+
+pub(super) const FIRSTS: &str = "SELECT row, row, topics.name, origins.name, private, json FROM events \
+         JOIN origins USING (origin) LEFT JOIN topics USING (topic) \
+         WHERE row > ?1 ORDER BY row";
+
+pub(super) const JOINS: &str = "SELECT seq, event, topics.name, origins.name, private, json FROM joins \
+         JOIN events ON events.row = joins.event \
+         JOIN origins ON origins.origin = joins.origin \
+         JOIN topics ON topics.topic = joins.topic \
+         WHERE seq > ?1 ORDER BY seq";
+
+pub(super) const TEXT: &str = "SELECT json FROM events WHERE row = ?1";
+
+/// Bytes of JSON after which a page of the log ends.
+const PAGE_BYTES: usize = 4 << 20;
+
+/// Log entries after a position, oldest first: the events' own rows and the later joins, merged.
+pub(in crate::store) fn log_after(
+    connection: &Connection,
+    seq: Seq,
+    max: usize,
+) -> Result<Vec<LogEntry>, StoreError> {
+    // Both statements must see the same commit.
+    let snapshot = connection.unchecked_transaction()?;
+    let after = seq.cast_signed();
+    let mut firsts = snapshot.prepare_cached(FIRSTS)?;
+    let mut joins = snapshot.prepare_cached(JOINS)?;
+    let (mut firsts, mut joins) = (firsts.query([after])?, joins.query([after])?);
+    let (mut first, mut join) = (log_entry(firsts.next()?)?, log_entry(joins.next()?)?);
+    let (mut entries, mut bytes) = (Vec::new(), 0);
+    while entries.len() < max && bytes < PAGE_BYTES {
+        let join_is_next = match (&first, &join) {
+            (Some(first), Some(join)) => join.seq < first.seq,
+            (None, Some(_)) => true,
+            (Some(_), None) => false,
+            (None, None) => break,
+        };
+        let next = if join_is_next {
+            std::mem::replace(&mut join, log_entry(joins.next()?)?)
+        } else {
+            std::mem::replace(&mut first, log_entry(firsts.next()?)?)
+        };
+        bytes += next.as_ref().map_or(0, |entry| entry.event.json().len());
+        entries.extend(next);
+    }
+    Ok(entries)
+}
+
+fn log_entry(row: Option<&Row<'_>>) -> Result<Option<LogEntry>, StoreError> {
+    let Some(row) = row else { return Ok(None) };
+    let (seq, event): (i64, i64) = (row.get(0)?, row.get(1)?);
+    let topic: Option<String> = row.get(2)?;
+    Ok(Some(LogEntry {
+        seq: seq.cast_unsigned(),
+        event: stored_event(row, 5)?.shared().clone(),
+        topic: topic.and_then(|name| TopicName::new(&name).ok()),
+        first: seq == event,
+        private: row.get(4)?,
+        origin: row.get::<_, Box<str>>(3)?.into(),
+    }))
+}
+
+/// The canonical JSON of those of these events that are in the topic.
+pub(in crate::store) fn fetch(
+    connection: &Connection,
+    topic: &TopicName,
+    ids: &[EventId],
+) -> Result<Vec<Arc<str>>, StoreError> {
+    let Some(topic) = topic_number(connection, topic)? else { return Ok(Vec::new()) };
+    let mut text = connection.prepare_cached(TEXT)?;
+    let mut found = Vec::new();
+    for place in places_of(connection, ids)? {
+        if is_member(connection, topic, place.created_at, place.row)? {
+            let json: Box<str> = text.query_row([place.row], |row| row.get(0))?;
+            found.push(json.into());
+        }
+    }
+    Ok(found)
+}
+
+/// Those of the ids that are not in the topic.
+pub(in crate::store) fn missing(
+    connection: &Connection,
+    topic: &TopicName,
+    ids: Vec<EventId>,
+) -> Result<Vec<EventId>, StoreError> {
+    let Some(topic) = topic_number(connection, topic)? else { return Ok(ids) };
+    let mut missing = Vec::new();
+    for id in ids {
+        let held = match place_of(connection, &id)? {
+            Some(place) => is_member(connection, topic, place.created_at, place.row)?,
+            None => false,
+        };
+        if !held {
+            missing.push(id);
+        }
+    }
+    Ok(missing)
+}
+
+fn stored_event(row: &Row<'_>, column: usize) -> Result<VerifiedEvent, StoreError> {
+    let json = row.get_ref(column)?.as_str().map_err(|error| StoreError(error.to_string()))?;
+    VerifiedEvent::from_store(json)
+        .map_err(|error| StoreError(format!("the database holds a broken event: {error}")))
+}

@@ -332,13 +332,21 @@ impl Session {
         let text = match message {
             None | Some(Ok(Message::Close(_))) => return Err(End::Left),
             Some(Ok(Message::Text(text))) => text,
-            Some(Ok(Message::Binary(_))) => {
+            Some(Ok(Message::Binary(bytes))) => {
+                if let Some(limited) = self.exceeds_rate(bytes.len()) {
+                    return self.patience(limited).map(drop);
+                }
                 self.malformed("binary");
                 return self
                     .send(message::notice("invalid: binary frames carry nothing here"))
                     .await;
             }
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => return Ok(()),
+            // A ping takes as much as a message: it is answered.
+            Some(Ok(Message::Ping(bytes) | Message::Pong(bytes))) => {
+                let limited = self.exceeds_rate(bytes.len());
+                return limited.map_or(Ok(()), |limited| self.patience(limited).map(drop));
+            }
+            Some(Ok(Message::Frame(_))) => return Ok(()),
             Some(Err(Error::Capacity(_))) => {
                 self.malformed("too long");
                 return Err(End::TooLong);

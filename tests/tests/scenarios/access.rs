@@ -276,6 +276,7 @@ async fn every_limit_of_the_document_is_the_limit() {
     client.accept(&sized(limit("max_event_bytes"))).await;
     client.refuse(&sized(limit("max_event_bytes") + 1), "invalid").await;
     client.accept(&events::note(&keys, "one more")).await;
+    client.accept(&events::note(&keys, "and another")).await;
 
     // Six are stored now.
     assert_eq!(client.stored_ids(&[json!({"limit": 100})]).await.len() as u64, limit("max_limit"));

@@ -80,6 +80,11 @@ impl RawClient {
         let _ = self.socket.send(Message::text(text)).await;
     }
 
+    /// The same for any frame.
+    pub async fn try_send_frame(&mut self, frame: Message) {
+        let _ = self.socket.send(frame).await;
+    }
+
     /// Sends EVENT without waiting for the answer.
     pub async fn send_event(&mut self, event: &Event) {
         self.send_text(&format!(r#"["EVENT",{}]"#, events::json(event))).await;

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     pipeline::{Scope, SharedViewer, Viewer},
-    protocol::TopicName,
+    protocol::{Reason, TopicName},
     tasks::Tasks,
 };
 
@@ -47,12 +47,12 @@ pub(super) async fn answer(
 ) -> Answer {
     let client = Client::of(peer, request.headers(), &relay.config.trusted_proxies);
     if relay.moderation.blocks(client.address) {
-        return blocked();
+        return blocked(&relay);
     }
     if !client.local
         && let Err(reason) = relay.rates.request(client.address)
     {
-        return text(StatusCode::TOO_MANY_REQUESTS, format!("{reason}\n"));
+        return too_many(&relay, "requests", &reason);
     }
     let Some(place) = place(request.uri().path(), &relay) else {
         return text(StatusCode::NOT_FOUND, "there is no relay at this path\n");
@@ -108,11 +108,12 @@ fn upgrade(
         }
     };
     let accept = derive_accept_key(key.as_bytes());
-    let rates = match (client.local, relay.rates.connect(client.address)) {
-        (true, _) => None,
-        (false, Ok(rates)) => Some(rates),
-        (false, Err(reason)) => {
-            return text(StatusCode::TOO_MANY_REQUESTS, format!("{reason}\n"));
+    let rates = if client.local {
+        None
+    } else {
+        match relay.rates.connect(client.address) {
+            Ok(rates) => Some(rates),
+            Err(reason) => return too_many(&relay, "connections", &reason),
         }
     };
     let trusted = client.is_trusted(request.headers(), &relay.config.trusted_origins);
@@ -121,7 +122,7 @@ fn upgrade(
     // Whoever blocks the address now finds it listed; whoever did so before is found here.
     let listed = relay.connections.list(connection, client.address, viewer.clone());
     if relay.moderation.blocks(client.address) {
-        return blocked();
+        return blocked(&relay);
     }
     let visitor = Visitor { connection, address: client.address, trusted, viewer, scope, rates };
     let upgrade = hyper::upgrade::on(&mut request);
@@ -269,8 +270,14 @@ fn status(status: StatusCode) -> Answer {
     answer
 }
 
-fn blocked() -> Answer {
+fn blocked(relay: &Relay) -> Answer {
+    relay.count_limited("blocked");
     text(StatusCode::FORBIDDEN, "this address is blocked here\n")
+}
+
+fn too_many(relay: &Relay, cause: &'static str, reason: &Reason) -> Answer {
+    relay.count_limited(cause);
+    text(StatusCode::TOO_MANY_REQUESTS, format!("{reason}\n"))
 }
 
 fn text(code: StatusCode, body: impl Into<Bytes>) -> Answer {

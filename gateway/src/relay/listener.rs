@@ -101,6 +101,7 @@ async fn serve(
         peer.is_loopback() || relay.config.trusted_proxies.iter().any(|p| p.contains(peer));
     let socket = (!speaks_for_many).then(|| relay.rates.socket(peer));
     if matches!(socket, Some(None)) {
+        relay.count_limited("connections");
         tracing::debug!(%peer, "far too many connections of one address; closed");
         return;
     }

@@ -23,7 +23,7 @@ pub use rates::Rates;
 pub use session::Syncs;
 
 use crate::{
-    metrics::Metrics,
+    metrics::{CauseLabels, Metrics},
     pipeline::{EventReader, Ingest, JoinedTopics, Moderation, PrivateTopics},
     protocol::{OwnUrls, limits::Limits},
     subscriptions::Subscriptions,
@@ -52,6 +52,13 @@ pub struct Relay {
     pub metrics: Arc<Metrics>,
     /// What keeps the gateway from its work at the moment, for `/health`.
     pub trouble: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,
+}
+
+impl Relay {
+    /// Counts a client that was refused for how much it does, or for where it is.
+    fn count_limited(&self, cause: &'static str) {
+        self.metrics.clients_limited.get_or_create(&CauseLabels { cause }).inc();
+    }
 }
 
 /// The URLs under which clients know this relay: `relay.url`, and the listener's own address.

@@ -4,6 +4,7 @@
 use nostr_gateway_tests::{Gateway, GatewayBuilder, RawClient, events, http};
 use nostr_sdk::Keys;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::GATEWAY;
 
@@ -98,6 +99,16 @@ async fn whoever_goes_on_and_on_is_closed_with_a_reason() {
     }
     // RFC 6455 §7.4.1: a policy was violated.
     assert_eq!(client.closed().await, Some(1008));
+    // Frames that carry nothing cost as much.
+    let empty = bytes::Bytes::new();
+    for frame in [Message::Ping(empty.clone()), Message::Binary(empty)] {
+        let mut client = from(&gateway, "203.0.113.7").await;
+        for _ in 0..300 {
+            client.try_send_frame(frame.clone()).await;
+        }
+        assert_eq!(client.closed().await, Some(1008), "{frame:?}");
+    }
+    assert!(gateway.metric(r#"nostr_gateway_clients_limited_total{cause="messages""#).await >= 300);
     // It may come back; the connection was closed, not the address.
     from(&gateway, "203.0.113.7").await.req("r", &[json!({"limit": 0})]).await;
 }

@@ -20,6 +20,8 @@ const MAX_REPLAYS: usize = 10_000;
 /// The request that is to be authorized: a POST to the relay's root.
 pub(super) struct Asked<'a> {
     pub query: Option<&'a str>,
+    /// Where a proxy has put this relay: the path of `relay.url`.
+    pub path: &'a str,
     pub body: &'a [u8],
     pub own: &'a OwnUrls,
 }
@@ -73,7 +75,7 @@ fn leads_here(text: &str, asked: &Asked<'_>) -> bool {
     };
     let Ok(url) = Url::parse(&websocket) else { return false };
     asked.own.contains(&websocket)
-        && url.path() == "/"
+        && (url.path() == "/" || url.path() == asked.path)
         && url.query() == asked.query
         && url.fragment().is_none()
         && url.username().is_empty()
@@ -123,7 +125,7 @@ mod tests {
         query: Option<&str>,
     ) -> Result<(), &'static str> {
         let own = OwnUrls::new(["wss://relay.example.org", "ws://127.0.0.1:4869"]);
-        let asked = Asked { query, body: BODY, own: &own };
+        let asked = Asked { query, path: "/relay", body: BODY, own: &own };
         check(&Author::new(1).sign(at, kind, tags, ""), &asked, NOW)
     }
 
@@ -167,6 +169,7 @@ mod tests {
             "https://RELAY.example.org:443/",
             "http://127.0.0.1:4869/",
             "ws://127.0.0.1:4869",
+            "https://relay.example.org/relay",
         ] {
             assert_eq!(with(url, None), Ok(()), "{url}");
         }

@@ -14,6 +14,7 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE},
 };
 use serde_json::{Value, json};
+use url::Url;
 
 use super::{
     Relay,
@@ -79,7 +80,9 @@ pub(super) async fn answer(
         }
         Err(_) => return failure(StatusCode::REQUEST_TIMEOUT, "the request did not come"),
     };
-    let asked = Asked { query: query.as_deref(), body: &body, own: &relay.own_urls };
+    let url = Url::parse(&relay.config.url).ok();
+    let path = url.as_ref().map_or("/", Url::path);
+    let asked = Asked { query: query.as_deref(), path, body: &body, own: &relay.own_urls };
     let admin = match management.admin(authorization.as_ref(), &asked).await {
         Ok(admin) => admin,
         Err((code, why)) => return failure(code, &why),

@@ -55,6 +55,7 @@ impl Session {
 
     /// The reason to answer with, as long as the client is borne with.
     pub(super) fn patience(&self, limited: RateLimited) -> Result<Reason, End> {
+        self.relay.count_limited("messages");
         if limited.flooding { Err(End::Flooding) } else { Ok(limited.reason) }
     }
 }

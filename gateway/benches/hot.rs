@@ -18,9 +18,11 @@ use nostr_gateway::{
         event::compute_id,
         message::{self, ClientMessage},
     },
+    subscriptions::index::Index,
 };
 
 const EVENTS: u64 = 2_000;
+const SUBSCRIPTIONS: u32 = 10_000;
 
 /// EVENT messages as `nostr-gateway bench` publishes them.
 fn messages() -> Vec<String> {
@@ -124,6 +126,27 @@ fn filters(c: &mut Criterion) {
     let text = serde_json::to_string(&feed).unwrap();
     c.bench_function("filter/parse a home feed", |b| {
         b.iter(|| Filter::parse(black_box(&text)).unwrap());
+    });
+
+    // Most connections follow authors, some a hashtag, a few everything of a kind.
+    let mut index = Index::default();
+    for slot in 0..SUBSCRIPTIONS {
+        let at = slot as usize;
+        let filter = match slot % 100 {
+            0 => Filter { kinds: Some(vec![30_023]), ..Filter::default() },
+            1..20 => {
+                let hashtag = hashtags[at % hashtags.len()].clone();
+                Filter { tags: vec![(b't', vec![hashtag])], ..Filter::default() }
+            }
+            _ => home_feed(&authors[at % authors.len()..][..1]),
+        };
+        index.insert(slot, &[filter]);
+    }
+    let mut found = Vec::new();
+    each(c, "subscriptions that may want it, of 10,000", &events, |event| {
+        found.clear();
+        index.candidates(event, &mut found);
+        found.len()
     });
 }
 

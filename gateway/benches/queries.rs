@@ -123,6 +123,7 @@ fn fill(store: &Store, events: u64) {
             topics: if n.is_multiple_of(4) { vec![topic()] } else { vec![] },
             private: false,
             vanish: false,
+            under_way: 1_024,
             origin: Origin::Client {
                 connection: 1,
                 address: [127, 0, 0, 1].into(),

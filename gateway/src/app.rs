@@ -54,6 +54,7 @@ impl App {
         let relay_socket = relay::bind("relay.listen", config.relay.listen).await?;
         let admin_socket = relay::bind("admin.listen", config.admin.listen).await;
         let store = Store::open(data_dir.path(), &config.storage, metrics.clone()).await?;
+        store.start_upkeep(&config.retention)?;
         let store = Arc::new(store);
         let reader: Arc<dyn EventReader> = store.clone();
         let writer: Arc<dyn EventWriter> = store.clone();
@@ -160,7 +161,7 @@ impl App {
             connections: Connections::default(),
             management: Management::new(&config.relay.admins, writer),
             moderation,
-            search: false,
+            search: config.storage.search,
             syncs: relay::Syncs::new(config.relay.max_negentropy_events),
             config: config.relay,
             limits,

@@ -41,11 +41,12 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let watched = async move {
-            if AssertUnwindSafe(future).catch_unwind().await.is_err() {
+        // Not an async block, which would hold the future twice: thousands of tasks are sessions.
+        let watched = AssertUnwindSafe(future).catch_unwind().map(move |ended| {
+            if ended.is_err() {
                 tracing::error!(task = name, "a task panicked; this is a defect, please report it");
             }
-        };
+        });
         let tracked = self.tracker.track_future(watched.instrument(tracing::Span::current()));
         #[allow(clippy::disallowed_methods, reason = "the one place that spawns")]
         tokio::spawn(tracked);

@@ -83,6 +83,16 @@ export class Inbox {
 /** Leaves the relay the time to send what it must not send. */
 export const silence = () => new Promise((resolve) => setTimeout(resolve, SILENCE));
 
+/** Asks until an answer has something in it, for a while: an index may be a moment behind. */
+export async function soon(ask) {
+    const end = Date.now() + 5_000;
+    for (;;) {
+        const answer = await ask();
+        if (answer.length > 0 || Date.now() > end) return answer;
+        await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+}
+
 /** The reason why a promise was refused. */
 export async function refusal(promise) {
     try {

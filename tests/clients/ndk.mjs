@@ -1,6 +1,6 @@
 // NDK, and its package for reconciliation: what an application built on them sees of the gateway.
 import assert from "node:assert/strict";
-import { check, gateway, ids, Inbox, now, refusal, silence, topicUrl, url, within } from "./harness.mjs";
+import { check, gateway, ids, Inbox, now, refusal, silence, soon, topicUrl, url, within } from "./harness.mjs";
 import NDK, {
     NDKEvent,
     NDKPrivateKeySigner,
@@ -178,6 +178,22 @@ for (const how of ["restart", "crash"]) {
     });
 }
 
+await check("alive", async () => {
+    // How the library looks whether a connection lives after a computer has slept.
+    const client = await connect();
+    const inbox = new Inbox();
+    const { connectivity } = client.relay;
+    connectivity.netDebug = (text, _, direction) => {
+        // It tells of connections, too, without a direction.
+        if (direction) inbox.push({ direction, message: JSON.parse(text) });
+    };
+    connectivity.handlePossibleWake();
+    const sent = await inbox.until("the question", ({ direction }) => direction === "send");
+    const { message } = await inbox.until("the answer", ({ direction }) => direction === "recv");
+    assert.deepEqual(message.slice(0, 2), ["EOSE", sent.message[1]]);
+    disconnect(client);
+});
+
 const [me, from, stranger] = [newSigner(), newSigner(), newSigner()];
 const toMe = [["p", me.pubkey]];
 const wrapped = { kinds: [1059], "#p": [me.pubkey] };
@@ -291,9 +307,7 @@ await check("search", async () => {
     await publish(found, await event(signer, 1, "A green heron sleeps"));
     const client = await connect();
     const search = async (text) => ids(await stored(client, { authors: [signer.pubkey], search: text }));
-    // The index is at most a second behind.
-    await new Promise((resolve) => setTimeout(resolve, 1_100));
-    assert.deepEqual(await search("purple ostrich"), [found.id]);
+    assert.deepEqual(await soon(() => search("purple ostrich")), [found.id]);
     // NIP-50: extensions that are not supported are ignored.
     assert.deepEqual(await search("ostrich language:en"), [found.id]);
     assert.deepEqual(await search("walrus"), []);

@@ -173,6 +173,13 @@ impl Bench {
             let _progress = Progress::new("verifying on one core", 0);
             let path = self.place.frames();
             let measured = tasks::blocking(move || verify::measure(&path)).await??;
+            if let Some(share) = measured.share_of_core().filter(|share| *share < 0.9) {
+                report.notes.push(format!(
+                    "the machine is busy with something else: verifying had {:.0} % of a core, so \
+                     the figures say little",
+                    share * 100.0
+                ));
+            }
             report.verify = Some(measured);
         }
         if let Some(target) = target {

@@ -121,6 +121,7 @@ fn read_element(
             ("filter".to_owned(), Dict::new().into()),
             ("topics".to_owned(), Vec::<Value>::new().into()),
         ]),
+        "retention" => Dict::new(),
         "private_topic" => Dict::from([("name".to_owned(), "?".into())]),
         _ => Dict::from([
             ("name".to_owned(), "?".into()),
@@ -213,6 +214,8 @@ mod tests {
             readers: Vec::new(),
         };
         tree.insert("private_topic".to_owned(), Value::serialize(private).unwrap());
+        let retention = crate::store::config::RetentionConfig::default();
+        tree.insert("retention".to_owned(), Value::serialize(retention).unwrap());
         tree.insert("upstream".to_owned(), Value::serialize(upstream).unwrap());
         tree.insert("route".to_owned(), Value::serialize(route).unwrap());
         for (name, table) in &tree {

@@ -27,6 +27,8 @@ pub(super) enum Form {
     Switch,
     /// A whole number, both bounds included.
     Number(i128, i128),
+    /// A list of such numbers.
+    Numbers(i128, i128),
     /// A text that the check accepts.
     Text(Check),
     /// A list of texts that the check accepts.
@@ -47,6 +49,9 @@ const fn required(name: &'static str, form: Form) -> Key {
 
 /// A hundred years: longer is a slip of the pen.
 const CENTURY_S: i128 = 3_153_600_000;
+
+/// A petabyte: more is a slip of the pen.
+const MAX_BYTES: i128 = 1_000_000_000_000_000;
 
 pub(super) const SECTIONS: &[Section] = &[
     Section {
@@ -149,7 +154,22 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "storage",
         list: false,
-        keys: &[key("durability", Form::Text(values::durability))],
+        keys: &[
+            key("durability", Form::Text(values::durability)),
+            key("search", Form::Switch),
+            key("max_bytes", Form::Number(0, MAX_BYTES)),
+        ],
+    },
+    Section {
+        name: "retention",
+        list: true,
+        keys: &[
+            key("kinds", Form::Numbers(0, 65_535)),
+            key("topic", Form::Text(values::topic_or_empty)),
+            key("max_age_s", Form::Number(0, CENTURY_S)),
+            key("max_events", Form::Number(0, MAX_BYTES)),
+            key("max_bytes", Form::Number(0, MAX_BYTES)),
+        ],
     },
     Section {
         name: "route",
@@ -206,6 +226,16 @@ impl Form {
             (Self::Number(min, max), other) => {
                 one(other, &format!("a whole number from {min} to {max}"))
             }
+            (Self::Numbers(min, max), Value::Array(_, list)) => list
+                .iter()
+                .enumerate()
+                .filter(|(_, element)| !whole(element).is_some_and(|n| (*min..=*max).contains(&n)))
+                .map(|(index, element)| {
+                    let wanted = format!("a whole number from {min} to {max}");
+                    (Some(index), is_not(element, &wanted))
+                })
+                .collect(),
+            (Self::Numbers(..), other) => one(other, "a list of numbers, like [1, 30023]"),
             (Self::Text(check), Value::String(_, text)) => {
                 check(text).err().map(|error| (None, error)).into_iter().collect()
             }

@@ -29,7 +29,7 @@ use crate::{
     pipeline::config::{LimitsConfig, PrivateTopicConfig, RouteConfig, TopicsConfig},
     plugins::config::PluginsConfig,
     relay::config::{AccessConfig, RatesConfig, RelayConfig},
-    store::config::StorageConfig,
+    store::config::{RetentionConfig, StorageConfig},
     upstream::config::UpstreamConfig,
 };
 
@@ -54,6 +54,8 @@ pub struct Config {
     pub topics: TopicsConfig,
     pub plugins: PluginsConfig,
     pub storage: StorageConfig,
+    /// `[[retention]]`, in the order of the file.
+    pub retention: Vec<RetentionConfig>,
     /// `[[route]]`, in the order of the file.
     pub route: Vec<RouteConfig>,
     /// `[[private_topic]]`, in the order of the file.

@@ -81,6 +81,8 @@ fn the_examples_in_the_annotated_default_are_valid() {
         DEFAULT_TOML.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).collect();
     let config = User::with_file(&text.join("\n")).load().config;
     assert_eq!((config.route.len(), config.upstream.len()), (1, 1));
+    assert_eq!(config.retention.len(), 2);
+    assert_eq!(config.retention[0].kinds, [1, 6, 7]);
     assert_eq!(config.upstream[0].filter.kinds, Some(vec![0, 1, 3]));
     assert_eq!(config.route[0].filter.tags.len(), 1);
 }
@@ -248,7 +250,8 @@ fn unknown_names_are_refused_with_the_allowed_ones() {
     refused(
         "[database]\nx = 1\n",
         "config.toml:1: database: unknown section; allowed: relay, access, rates, admin, endpoint, \
-         discovery, limits, topics, plugins, storage, route, private_topic, upstream",
+         discovery, limits, topics, plugins, storage, retention, route, private_topic, \
+          upstream",
     );
     refused("max_filters = 3\n", "config.toml:1: max_filters: this key belongs under [relay]");
     refused(

@@ -69,6 +69,7 @@ pub(super) fn across(config: &Config) -> Vec<Problem> {
     topics(config, &mut problems);
     routes(config, &mut problems);
     upstreams(config, &mut problems);
+    retention(config, &mut problems);
     problems
 }
 
@@ -178,6 +179,15 @@ fn routes(config: &Config, problems: &mut Vec<Problem>) {
         if route.topics.is_empty() {
             let text = "empty; name at least one topic";
             problems.push(Problem::new(format!("route[{index}].topics"), text));
+        }
+    }
+}
+
+fn retention(config: &Config, problems: &mut Vec<Problem>) {
+    for (index, rule) in config.retention.iter().enumerate() {
+        if rule.max_age_s == 0 && rule.max_events == 0 && rule.max_bytes == 0 {
+            let text = "no bound; set max_age_s, max_events or max_bytes";
+            problems.push(Problem::new(format!("retention[{index}]"), text));
         }
     }
 }

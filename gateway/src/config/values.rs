@@ -128,6 +128,10 @@ pub(super) fn topic(text: &str) -> Result<(), String> {
     TopicName::new(text).map(|_| ()).map_err(|error| format!("{text:?}: {error}"))
 }
 
+pub(super) fn topic_or_empty(text: &str) -> Result<(), String> {
+    if text.is_empty() { Ok(()) } else { topic(text) }
+}
+
 pub(super) fn peer(text: &str) -> Result<(), String> {
     let (id, address) = match text.split_once('@') {
         Some((id, address)) => (id, Some(address)),

@@ -28,6 +28,8 @@ pub enum Presence {
     Deleted,
     /// Its author vanished after it was made (NIP-62).
     Vanished,
+    /// Retention would remove it at once.
+    PastRetention,
 }
 
 /// One event to commit.
@@ -147,6 +149,11 @@ pub trait EventReader: Send + Sync + 'static {
     /// Runs the filters against one snapshot. `limit` of each filter must be set by the caller.
     /// Events that the viewer may not read are left out and do not count.
     fn scan(&self, filters: Vec<Filter>, scope: Scope, viewer: Arc<Viewer>) -> Scan;
+
+    /// Whether filters with words (NIP-50) can be answered.
+    fn can_search(&self) -> bool {
+        true
+    }
 
     /// How many different events match at least one of the filters, whose limits do not matter
     /// (NIP-45).

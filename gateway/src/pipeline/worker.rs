@@ -56,6 +56,10 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         Ok(Presence::Known) => return answer(reply, Outcome::Duplicate),
         Ok(Presence::Deleted) => return answer(reply, Outcome::Refused(deleted())),
         Ok(Presence::Vanished) => return answer(reply, Outcome::Refused(vanished())),
+        Ok(Presence::PastRetention) => {
+            let reason = Reason::restricted("older than what is kept here (retention)");
+            return answer(reply, Outcome::Refused(reason));
+        }
         Ok(Presence::Unknown | Presence::KnownElsewhere) => {}
         Err(error) => return answer(reply, store_failure(&error)),
     }

@@ -8,7 +8,7 @@ use serde::{
     ser::SerializeMap,
 };
 
-use super::{Event, EventId, PublicKey};
+use super::{Event, EventId, PublicKey, Search};
 
 /// A filter. Every list is sorted and free of duplicates; an absent condition allows everything, an
 /// empty list matches nothing.
@@ -25,8 +25,9 @@ pub struct Filter {
     pub until: Option<u64>,
     /// The most stored events to send; it says nothing about live ones.
     pub limit: Option<u64>,
-    /// Words that the event must have (NIP-50). Only the store's search index can tell.
-    pub search: Option<String>,
+    /// Words that the event must have (NIP-50). Only the store's search index can tell; see
+    /// [`Self::words`].
+    pub search: Option<Search>,
 }
 
 /// Why a filter was refused.
@@ -64,6 +65,11 @@ impl Filter {
             && allows(&self.authors, &event.pubkey)
             && allows(&self.ids, &event.id)
             && self.tags.iter().all(|(letter, values)| has_tag(event, *letter, values))
+    }
+
+    /// The search, unless it asks for nothing (only extensions, which are not supported: NIP-50).
+    pub fn words(&self) -> Option<&Search> {
+        self.search.as_ref().filter(|search| search.is_condition())
     }
 
     /// How many ids, authors, kinds and tag values it names: what it costs to keep and to answer.
@@ -116,7 +122,7 @@ impl Serialize for Filter {
             map.serialize_entry(&format!("#{}", char::from(*letter)), values)?;
         }
         if let Some(search) = &self.search {
-            map.serialize_entry("search", search)?;
+            map.serialize_entry("search", search.as_str())?;
         }
         for (key, value) in [("since", self.since), ("until", self.until), ("limit", self.limit)] {
             if let Some(value) = value {
@@ -163,7 +169,11 @@ impl<'de> Deserialize<'de> for Filter {
                         "until" => set(&mut filter.until, &key, map.next_value().map_err(named)?)?,
                         "limit" => set(&mut filter.limit, &key, map.next_value().map_err(named)?)?,
                         "search" => {
-                            set(&mut filter.search, &key, map.next_value().map_err(named)?)?;
+                            let text: String = map.next_value().map_err(named)?;
+                            let search = Search::parse(text).map_err(|error| {
+                                A::Error::custom(format_args!("search: {error}"))
+                            })?;
+                            set(&mut filter.search, &key, search)?;
                         }
                         _ => match *key.as_bytes() {
                             [b'#', letter] if letter.is_ascii_alphabetic() => {
@@ -222,13 +232,19 @@ mod tests {
     #[test]
     fn unknown_elements_and_wrong_shapes_are_told_apart() {
         assert!(matches!(Filter::parse(r##"{"#emoji":["x"]}"##), Err(FilterError::Unsupported(_))));
-        assert_eq!(Filter::parse(r#"{"search":"x"}"#).unwrap().search.as_deref(), Some("x"));
+        let filter = Filter::parse(r#"{"search":"x"}"#).unwrap();
+        assert_eq!(filter.search.as_ref().map(Search::as_str), Some("x"));
+        assert_eq!(serde_json::to_string(&filter).unwrap(), r#"{"search":"x"}"#);
+        assert!(filter.words().is_some());
+        assert!(Filter::parse(r#"{"search":"language:en"}"#).unwrap().words().is_none());
         for bad in [
             r#"{"kinds":"1"}"#,
             r#"{"kinds":[-1]}"#,
             r#"{"ids":["abc"]}"#,
             r#"{"since":1.5}"#,
             r#"{"limit":1,"limit":2}"#,
+            r#"{"search":7}"#,
+            r#"{"search":"-x"}"#,
             "[]",
         ] {
             assert!(matches!(Filter::parse(bad), Err(FilterError::Invalid(_))), "{bad}");

@@ -12,8 +12,10 @@ pub mod message;
 pub mod network;
 pub mod reason;
 pub mod relay_url;
+pub mod search;
 #[cfg(test)]
 pub mod signing;
+pub mod text;
 pub mod topic;
 pub mod work;
 
@@ -22,4 +24,5 @@ pub use filter::{Filter, FilterError};
 pub use network::Network;
 pub use reason::{Prefix, Reason};
 pub use relay_url::OwnUrls;
+pub use search::Search;
 pub use topic::{TopicName, TopicNameError};

@@ -92,7 +92,8 @@ impl Outbox {
     }
 
     async fn write_if_full(&mut self) -> Result<(), Gone> {
-        if self.frames.len() < WRITE { Ok(()) } else { self.write().await }
+        // In a box: whatever sends would carry the room for it otherwise.
+        if self.frames.len() < WRITE { Ok(()) } else { Box::pin(self.write()).await }
     }
 
     /// Writes everything. A connection of which this was given up in the middle is of no more use.

@@ -74,7 +74,7 @@ impl Layer {
 
     /// Word and mask of each probe: double hashing (Kirsch and Mitzenmacher 2006).
     fn probes(&self, prefix: u64) -> impl Iterator<Item = (&AtomicU64, u64)> {
-        let step = (prefix >> 32 | prefix << 32).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let step = prefix.rotate_left(32).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         let bits = self.words.len() as u64 * 64;
         (0..PROBES).filter_map(move |n| {
             let bit = prefix.wrapping_add(n.wrapping_mul(step)) % bits;

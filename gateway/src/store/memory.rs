@@ -1,10 +1,13 @@
 //! What the store keeps in memory about the file, shared by the writer and all readers.
 
+use std::sync::OnceLock;
+
 use rusqlite::{Connection, OptionalExtension};
 
 use super::{
     known::{Known, prefix},
     newest::{AuthorNumbers, Newest},
+    search::Search,
 };
 use crate::protocol::PublicKey;
 
@@ -16,6 +19,8 @@ pub(super) struct Memory {
     pub vanished: Known,
     pub newest: Newest,
     pub authors: AuthorNumbers,
+    /// The search index; never set when search is off.
+    pub search: OnceLock<Search>,
 }
 
 impl Memory {
@@ -27,6 +32,7 @@ impl Memory {
             vanished: Known::new(0),
             newest: Newest::default(),
             authors: AuthorNumbers::default(),
+            search: OnceLock::new(),
         }
     }
 

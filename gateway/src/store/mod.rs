@@ -3,6 +3,7 @@
 //! sqlx runs the migrations and the rare queries; the writer and the readers are rusqlite on the same
 //! file, because a query through sqlx costs ten times as much.
 
+mod bell;
 pub mod config;
 mod known;
 mod memory;
@@ -14,9 +15,11 @@ mod presence;
 mod query;
 mod readers;
 mod remove;
+mod search;
 mod tag_keys;
 mod tail;
 mod tombstones;
+mod upkeep;
 mod writer;
 mod writes;
 
@@ -25,22 +28,24 @@ mod tests;
 
 use std::{
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    thread::JoinHandle,
 };
 
 use futures_util::future::BoxFuture;
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
-pub use config::StorageConfig;
+pub use config::{RetentionConfig, StorageConfig};
 pub use moderation::ModerationTable;
 pub use open::OpenError;
 
 use crate::{
+    clock::unix_now,
     metrics::Metrics,
     pipeline::{
         Count, EventReader, EventWriter, IdSet, LogEntry, Presence, Removal, Scan, Scope, Seq,
@@ -51,7 +56,9 @@ use crate::{
 };
 use memory::Memory;
 use readers::Readers;
+use search::{Follow, Following};
 use tail::Tail;
+use upkeep::{Checkpointing, Door, Keeping, Upkeep};
 use writes::{Order, Writes};
 
 /// How many events may wait for the writer.
@@ -62,10 +69,33 @@ pub struct Store {
     readers: Readers,
     tail: Arc<Tail>,
     memory: Arc<Memory>,
-    writes: Writes,
+    writes: Arc<Writes>,
     /// The last commit failed.
     failing: Arc<AtomicBool>,
     stored_at_start: u64,
+    door: Door,
+    background: Mutex<Background>,
+    data_dir: PathBuf,
+    config: StorageConfig,
+    metrics: Arc<Metrics>,
+}
+
+/// The threads beside the writer and the readers.
+#[derive(Default)]
+struct Background {
+    following: Option<Following>,
+    checkpointing: Option<Checkpointing>,
+    keeping: Option<Keeping>,
+}
+
+impl Background {
+    /// Asks all to end.
+    fn stop(&mut self) -> Vec<JoinHandle<()>> {
+        let following = self.following.as_mut().and_then(Following::stop);
+        let checkpointing = self.checkpointing.as_mut().and_then(Checkpointing::stop);
+        let keeping = self.keeping.as_mut().and_then(Keeping::stop);
+        [following, checkpointing, keeping].into_iter().flatten().collect()
+    }
 }
 
 impl Store {
@@ -87,6 +117,12 @@ impl Store {
             tasks::blocking(move || open::connections(&path, durability))
         };
         let (write, read) = connections.await.map_err(|e| OpenError::thread(&path, &e))??;
+        let instance = if config.search {
+            Some(search::switch_on(&write))
+        } else {
+            search::switch_off(&write, data_dir).err().map(Err)
+        };
+        let instance = instance.transpose().map_err(|e| OpenError::sqlite(&path, &e))?;
         let head = open::head(&read[0]).map_err(|e| OpenError::sqlite(&path, &e))?;
         let tail = Arc::new(Tail::new(head));
         let memory = Arc::new(Memory::new(stored_at_start));
@@ -97,13 +133,13 @@ impl Store {
                 tail: tail.clone(),
                 memory: memory.clone(),
                 failing: failing.clone(),
-                metrics,
+                metrics: metrics.clone(),
             };
             tasks::thread("store-writer", move || writer::run(write, &waiting, &shared))
         };
         let thread = thread.map_err(|e| OpenError::thread(&path, &e))?;
         let readers = Readers::start(&path, read).map_err(|e| OpenError::thread(&path, &e))?;
-        let writes = Writes::new(queue, thread);
+        let writes = Arc::new(Writes::new(queue, thread));
         let load = {
             let memory = memory.clone();
             readers.run(move |connection| {
@@ -113,7 +149,52 @@ impl Store {
             })
         };
         load.map_err(|error| OpenError::thread(&path, &io::Error::other(error)))?;
-        Ok(Self { readers, tail, memory, writes, failing, stored_at_start })
+        let mut background = Background::default();
+        let checkpointing =
+            upkeep::start_checkpoints(&path, durability, tail.clone(), metrics.clone());
+        background.checkpointing = Some(checkpointing.map_err(|e| OpenError::thread(&path, &e))?);
+        if let Some(instance) = instance {
+            let follow = Follow {
+                database: path.clone(),
+                data_dir: data_dir.to_owned(),
+                instance,
+                tail: tail.clone(),
+                writes: writes.clone(),
+                metrics: metrics.clone(),
+            };
+            let following = follow.start().map_err(|e| OpenError::thread(&path, &e))?;
+            let _ = memory.search.set(following.search.clone());
+            background.following = Some(following);
+        }
+        Ok(Self {
+            readers,
+            tail,
+            memory,
+            writes,
+            failing,
+            stored_at_start,
+            door: Door::default(),
+            background: Mutex::new(background),
+            data_dir: data_dir.to_owned(),
+            config: config.clone(),
+            metrics,
+        })
+    }
+
+    /// Starts what removes events: those that expired, and those that are past what is kept.
+    ///
+    /// # Errors
+    /// When the database cannot be opened once more, or there is no thread left.
+    pub fn start_upkeep(&self, retention: &[RetentionConfig]) -> Result<(), OpenError> {
+        let path = self.data_dir.join("gateway.db");
+        let (writes, metrics) = (self.writes.clone(), self.metrics.clone());
+        let upkeep =
+            Upkeep::new(&self.data_dir, &self.config, retention, writes, metrics, &self.door);
+        let (upkeep, stop) = upkeep.map_err(|e| OpenError::sqlite(&path, &e))?;
+        let keeping = upkeep.start(stop).map_err(|e| OpenError::thread(&path, &e))?;
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        background.keeping = Some(keeping);
+        Ok(())
     }
 
     /// How many events were stored when it was opened.
@@ -134,6 +215,9 @@ impl Store {
 
     /// Commits what is queued and ends the threads.
     pub async fn close(&self) {
+        let background = self.background.lock().unwrap_or_else(PoisonError::into_inner).stop();
+        // They may wait for the writer, which may wait for their locks: they end first.
+        let _ = tasks::blocking(move || background.into_iter().for_each(|t| drop(t.join()))).await;
         let writer = self.writes.close();
         let readers = self.readers.close();
         let _ = tasks::blocking(move || {
@@ -145,6 +229,9 @@ impl Store {
 
 impl EventWriter for Store {
     fn presence(&self, event: &Event, topics: &[TopicName]) -> Result<Presence, StoreError> {
+        if self.door.refuses(event, topics, unix_now) {
+            return Ok(Presence::PastRetention);
+        }
         if presence::is_surely_new(&self.memory, event) {
             return Ok(Presence::Unknown);
         }
@@ -199,6 +286,10 @@ impl EventReader for Store {
             tracing::warn!(%error, "a query was refused");
         }
         scan
+    }
+
+    fn can_search(&self) -> bool {
+        self.memory.search.get().is_some()
     }
 
     fn count(

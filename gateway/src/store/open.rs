@@ -12,7 +12,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode},
 };
 
-use super::{config::Durability, tag_keys::tag_keys};
+use super::{config::Durability, tag_keys::tag_keys, upkeep};
 use crate::{
     pipeline::Seq,
     protocol::{Event, EventId},
@@ -103,6 +103,9 @@ pub(super) fn connections(
     write.pragma_update(None, "synchronous", synchronous).map_err(failed)?;
     write.pragma_update(None, "cache_size", -16_000).map_err(failed)?;
     write.pragma_update(None, "journal_size_limit", 64 << 20).map_err(failed)?;
+    upkeep::shrink_at_start(&write).map_err(failed)?;
+    // A thread of its own does it (`upkeep/checkpoint.rs`).
+    write.pragma_update(None, "wal_autocheckpoint", 0).map_err(failed)?;
     write.set_prepared_statement_cache_capacity(64);
     fill_tags(&mut write).map_err(failed)?;
     let read = (0..READERS).map(|_| reader(path)).collect::<Result<_, _>>().map_err(failed)?;

@@ -6,8 +6,10 @@ use std::{
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError, RwLock},
     thread::JoinHandle,
+    time::Duration,
 };
 
+use crossbeam_channel::RecvTimeoutError;
 use rusqlite::Connection;
 
 use super::open;
@@ -34,6 +36,45 @@ struct Queues {
     long: crossbeam_channel::Sender<Job>,
 }
 
+/// What a reader maps of the file. Reading through the mapping saves a system call and a copy for
+/// each page, and SQLite's page cache, whose lock all connections share.
+const MAPPED: i64 = 1 << 40;
+/// A reader that had nothing to do for so long gives its memory back.
+const REST_AFTER: Duration = Duration::from_secs(10);
+
+/// A reader thread.
+fn answer(connection: &Connection, jobs: &crossbeam_channel::Receiver<Job>) {
+    loop {
+        // It begins at rest.
+        let Ok(job) = jobs.recv() else { return };
+        map(connection, MAPPED);
+        let mut next = Some(job);
+        while let Some(job) = next {
+            // A query that panics takes its own answer with it and no other.
+            if panic::catch_unwind(panic::AssertUnwindSafe(|| job(connection))).is_err() {
+                tracing::error!("a query panicked; this is a defect, please report it");
+            }
+            next = match jobs.recv_timeout(REST_AFTER) {
+                Ok(job) => Some(job),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+        }
+        map(connection, 0);
+        let shrunk = connection.execute_batch("PRAGMA shrink_memory");
+        if let Err(error) = shrunk {
+            tracing::debug!(%error, "a reader keeps its memory");
+        }
+    }
+}
+
+fn map(connection: &Connection, bytes: i64) {
+    // Where mapping is not possible, it reads as ever.
+    if let Err(error) = connection.pragma_update(None, "mmap_size", bytes) {
+        tracing::debug!(%error, "a reader does not map the file");
+    }
+}
+
 impl Readers {
     pub fn start(path: &Path, connections: Vec<Connection>) -> io::Result<Self> {
         let (quick, quick_jobs) = crossbeam_channel::bounded::<Job>(QUEUE);
@@ -43,15 +84,7 @@ impl Readers {
             .enumerate()
             .map(|(n, connection)| {
                 let jobs = if n < LONG_THREADS { &long_jobs } else { &quick_jobs }.clone();
-                tasks::thread(format!("store-reader-{n}"), move || {
-                    for job in jobs {
-                        // A query that panics takes its own answer with it and no other.
-                        let run = panic::AssertUnwindSafe(|| job(&connection));
-                        if panic::catch_unwind(run).is_err() {
-                            tracing::error!("a query panicked; this is a defect, please report it");
-                        }
-                    }
-                })
+                tasks::thread(format!("store-reader-{n}"), move || answer(&connection, &jobs))
             })
             .collect::<io::Result<_>>()?;
         Ok(Self {

@@ -7,6 +7,7 @@ use std::{
 
 use tokio::sync::watch;
 
+use super::bell::Bell;
 use crate::pipeline::{LogEntry, Seq};
 
 /// Entries kept at most.
@@ -18,6 +19,8 @@ const MAX_BYTES: usize = 16 << 20;
 pub(super) struct Tail {
     entries: RwLock<Entries>,
     head: watch::Sender<Seq>,
+    /// For the store's own threads.
+    pub bell: Bell,
 }
 
 struct Entries {
@@ -30,11 +33,20 @@ struct Entries {
 impl Tail {
     pub fn new(head: Seq) -> Self {
         let entries = Entries { list: VecDeque::new(), bytes: 0, complete_after: head };
-        Self { entries: RwLock::new(entries), head: watch::Sender::new(head) }
+        Self {
+            entries: RwLock::new(entries),
+            head: watch::Sender::new(head),
+            bell: Bell::default(),
+        }
     }
 
     pub fn head(&self) -> watch::Receiver<Seq> {
         self.head.subscribe()
+    }
+
+    /// The newest position.
+    pub fn newest(&self) -> Seq {
+        *self.head.borrow()
     }
 
     /// Appends what was just committed and wakes the consumers.
@@ -53,6 +65,7 @@ impl Tail {
             }
         }
         self.head.send_replace(newest);
+        self.bell.ring();
     }
 
     /// The entries after `seq`, or `None` when some of them are no longer here.

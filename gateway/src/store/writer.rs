@@ -110,7 +110,7 @@ impl Order {
     fn under_way(&self) -> usize {
         match self {
             Self::Write(write) => write.under_way,
-            Self::Remove(..) | Self::Evict(..) => 0,
+            Self::Remove(..) | Self::Evict(..) | Self::Run(..) => 0,
         }
     }
 
@@ -126,7 +126,9 @@ impl Order {
                 Done::Written(outcome) => outcome,
                 Done::Removed(_) => Committed::Duplicate,
             })),
-            Self::Remove(_, answer) | Self::Evict(_, answer) => removed(answer, result),
+            Self::Remove(_, answer) | Self::Evict(_, answer) | Self::Run(_, answer) => {
+                removed(answer, result);
+            }
         }
     }
 }
@@ -165,6 +167,7 @@ impl Writer<'_> {
                     }
                     Done::Removed(removed)
                 }
+                Order::Run(change, _) => Done::Removed(change(&transaction)?),
             });
         }
         if self.head != before {

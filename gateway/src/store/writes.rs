@@ -6,6 +6,7 @@ use std::{
 };
 
 use crossbeam_channel::Sender;
+use rusqlite::Connection;
 
 use crate::pipeline::{Removal, StoreError, Write};
 
@@ -15,7 +16,12 @@ pub(super) enum Order {
     Remove(Removal, Answer),
     /// Events that retention or expiry picked; those that are gone by then are passed over.
     Evict(Vec<i64>, Answer),
+    /// A small change to what stands beside the events, as part of the next commit.
+    Run(Change, Answer),
 }
+
+/// Returns how many rows it removed.
+pub(super) type Change = Box<dyn Fn(&Connection) -> rusqlite::Result<u64> + Send>;
 
 /// Told once, after the commit or with the failure, how many events were removed.
 pub(super) type Answer = Box<dyn FnOnce(Result<u64, StoreError>) + Send>;
@@ -35,6 +41,13 @@ impl Writes {
         let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner).clone();
         let closed = || StoreError("the store is closed".to_owned());
         queue.ok_or_else(closed)?.send(order).map_err(|_| closed())
+    }
+
+    /// Queues an order with an answer and waits for it. Not from an async worker.
+    pub fn ask(&self, order: impl FnOnce(Answer) -> Order) -> Result<u64, StoreError> {
+        let (answer, result) = crossbeam_channel::bounded(1);
+        self.send(order(Box::new(move |told| drop(answer.send(told)))))?;
+        result.recv().map_err(|_| StoreError("the store is closed".to_owned()))?
     }
 
     /// Whether the writer still takes events.

@@ -5,11 +5,11 @@ use std::{collections::HashMap, hash::Hash};
 use crate::protocol::{Event, EventId, Filter, PublicKey};
 
 /// The place of a live subscription in the registry.
-pub(super) type Slot = u32;
+pub type Slot = u32;
 
 /// Each filter stands under its most selective condition, once for each of its values.
 #[derive(Default)]
-pub(super) struct Index {
+pub struct Index {
     ids: HashMap<EventId, Vec<Slot>>,
     authors: HashMap<PublicKey, Vec<Slot>>,
     /// By letter, then by value.

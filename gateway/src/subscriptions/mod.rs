@@ -6,7 +6,7 @@
 //! the log.
 
 mod feed;
-mod index;
+pub mod index;
 mod registry;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,7 +49,7 @@ impl Interest {
 
     fn matches(&self, event: &Event) -> bool {
         // A search is answered from what is stored (NIP-50).
-        self.filters.iter().any(|filter| filter.search.is_none() && filter.matches(event))
+        self.filters.iter().any(|filter| filter.words().is_none() && filter.matches(event))
     }
 
     /// Whether an event that only passes is for this subscription.

@@ -33,6 +33,12 @@ async fn fails(mut child: Child, code: i32, words: &[&str]) {
     assert!(child.stdout().is_empty(), "{:#?}", child.stdout());
 }
 
+/// Whether a note says this. On a busy machine there is one more.
+fn has_note(report: &Value, words: &str) -> bool {
+    let notes = report["notes"].as_array().unwrap();
+    notes.iter().any(|note| note.as_str().unwrap().contains(words))
+}
+
 const SMALL: &[&str] = &[
     "--events=300",
     "--authors=20",
@@ -59,6 +65,7 @@ async fn bench_measures_what_a_relay_does() {
 
     assert_eq!(report["url"], gateway.url());
     assert!(report["verify"]["per_second"].as_f64().unwrap() > 100.0, "{report}");
+    assert!(report["verify"]["per_cpu_second"].as_f64().unwrap() > 100.0, "{report}");
     let publish = &report["publish"];
     assert_eq!(publish["accepted"], 300, "{publish}");
     assert_eq!((&publish["rejected"], &publish["duplicates"]), (&0.into(), &0.into()));
@@ -83,7 +90,7 @@ async fn bench_measures_what_a_relay_does() {
         assert!(report["search"]["requests"].as_u64().unwrap() > 10, "{report}");
     } else {
         assert!(report["search"].is_null(), "{report}");
-        assert!(report["notes"][0].as_str().unwrap().contains("NIP-50"), "{report}");
+        assert!(has_note(&report, "NIP-50"), "{report}");
     }
     // Every event that was asked for by its id is one that is stored and not replaced.
     let by_id = &report["query"]["shapes"][0];
@@ -116,7 +123,7 @@ async fn bench_measures_what_a_relay_does() {
     arguments.push("--only=publish");
     let again = measured(&gateway.url(), cache.path(), &arguments).await;
     assert_eq!(again["publish"]["duplicates"], 300, "{again}");
-    assert!(again["notes"][0].as_str().unwrap().contains("--seed"), "{again}");
+    assert!(has_note(&again, "--seed"), "{again}");
     assert!(again["query"].is_null() && again["idle"].is_null(), "{again}");
 }
 

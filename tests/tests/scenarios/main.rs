@@ -21,6 +21,8 @@ mod private;
 mod rates;
 mod relay;
 mod relay_http;
+mod retention;
+mod search;
 
 /// The gateway's binary, built from this tree together with these scenarios.
 const GATEWAY: &str = env!("CARGO_BIN_EXE_nostr-gateway-under-test");

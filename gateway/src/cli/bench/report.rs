@@ -225,7 +225,7 @@ mod tests {
     fn the_table_shows_what_was_measured_and_nothing_else() {
         let report = Report {
             url: "ws://127.0.0.1:1".to_owned(),
-            verify: Some(VerifyReport { per_second: 38_000.0 }),
+            verify: Some(VerifyReport { per_second: 38_000.0, per_cpu_second: None }),
             notes: vec!["no search".to_owned()],
             ..Report::default()
         };

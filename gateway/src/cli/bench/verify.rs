@@ -14,6 +14,16 @@ const ROUNDS: usize = 5;
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct VerifyReport {
     pub per_second: f64,
+    /// Per second that the thread really ran. Much more than `per_second` says that the machine did
+    /// something else meanwhile.
+    pub per_cpu_second: Option<f64>,
+}
+
+impl VerifyReport {
+    /// The share of the time that the thread was given a core.
+    pub fn share_of_core(&self) -> Option<f64> {
+        self.per_cpu_second.map(|possible| self.per_second / possible)
+    }
 }
 
 /// Verifies as the gateway does, on this thread alone. The median round counts, so that a moment of
@@ -23,18 +33,33 @@ pub struct VerifyReport {
 /// When the events cannot be read back.
 pub fn measure(frames: &Path) -> io::Result<VerifyReport> {
     let events = read(frames)?;
-    let mut rates = Vec::with_capacity(ROUNDS);
+    let mut rounds = Vec::with_capacity(ROUNDS);
     for _ in 0..ROUNDS {
         let round = events.clone();
         let count = round.len() as f64;
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), thread_cpu_s());
         for event in round {
             VerifiedEvent::verify(event).map_err(io::Error::other)?;
         }
-        rates.push(count / start.elapsed().as_secs_f64());
+        let rate = count / start.elapsed().as_secs_f64();
+        let possible = thread_cpu_s().zip(cpu).map(|(now, before)| (count / (now - before)).round());
+        rounds.push((rate, possible));
     }
-    rates.sort_by(f64::total_cmp);
-    Ok(VerifyReport { per_second: rates[ROUNDS / 2].round() })
+    rounds.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    let (rate, per_cpu_second) = rounds[ROUNDS / 2];
+    Ok(VerifyReport { per_second: rate.round(), per_cpu_second })
+}
+
+/// Seconds for which this thread has run.
+#[cfg(unix)]
+fn thread_cpu_s() -> Option<f64> {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Some(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
+}
+
+#[cfg(not(unix))]
+fn thread_cpu_s() -> Option<f64> {
+    None
 }
 
 fn read(path: &Path) -> io::Result<Vec<Event>> {

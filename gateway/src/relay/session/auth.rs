@@ -117,6 +117,10 @@ impl Session {
         if let Some(reason) = refusal.or_else(|| self.refusal_of_topic()) {
             return Some(reason);
         }
+        if !self.relay.reader.can_search() && filters.iter().any(|filter| filter.words().is_some())
+        {
+            return Some(Reason::new(Prefix::Unsupported, "search is off (storage.search)"));
+        }
         let only_guarded = |filter: &Filter| {
             filter.kinds.as_ref().is_some_and(|asked| {
                 !asked.is_empty() && asked.iter().all(|kind| kinds::is_for_parties_only(*kind))

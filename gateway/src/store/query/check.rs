@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     pipeline::{StoreError, Viewer},
-    protocol::{VerifiedEvent, kinds},
+    protocol::{EventId, VerifiedEvent, kinds},
 };
 
 /// Columns of the row that a [`Check`] lets through.
@@ -40,6 +40,8 @@ pub(super) struct Check<'q> {
     tagged: CachedStatement<'q>,
     /// Whether being in the topic is still to be checked.
     ask_topic: bool,
+    /// Whether the id is still to be checked.
+    ask_id: bool,
     member: CachedStatement<'q>,
     /// Numbers of the private topics that the viewer may read, once they are needed.
     readable: Option<Vec<i64>>,
@@ -66,6 +68,7 @@ impl<'q> Check<'q> {
             probes: Vec::new(),
             tagged: connection.prepare_cached(TAGGED)?,
             ask_topic: true,
+            ask_id: false,
             member: connection.prepare_cached(lookup::MEMBER)?,
             readable: None,
         })
@@ -74,8 +77,11 @@ impl<'q> Check<'q> {
     /// The candidates come from another index from now on: what it implies need not be looked up.
     pub fn driven_by(&mut self, driver: Driver) {
         self.ask_topic = driver != Driver::Topic;
+        self.ask_id = driver == Driver::Words;
         let tags = self.conditions.tags.iter().enumerate();
         self.probes = tags
+            // A row that words were found in comes without its time, which a look-up needs.
+            .filter(|_| driver != Driver::Words)
             .filter(|(n, tag)| driver != Driver::Tag(*n) && tag.keys.len() <= MAX_PROBES)
             .map(|(n, _)| n)
             .collect();
@@ -108,6 +114,12 @@ impl<'q> Check<'q> {
         }
         let created_at: i64 = row.get(2)?;
         if created_at < self.conditions.since || created_at > self.conditions.until {
+            return Ok(None);
+        }
+        if self.ask_id
+            && let Some(ids) = &self.conditions.filter.ids
+            && ids.binary_search(&EventId(row.get(ID_COLUMN)?)).is_err()
+        {
             return Ok(None);
         }
         match self.conditions.topic {

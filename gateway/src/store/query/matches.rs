@@ -49,7 +49,7 @@ impl<'q> Matches<'q> {
         wanted: Wanted,
     ) -> rusqlite::Result<Self> {
         let Wanted { events, text, in_order, now, effort } = wanted;
-        let planner = Planner { connection, memory, conditions, wanted: events, effort };
+        let planner = Planner { connection, memory, conditions, wanted: events, in_order, effort };
         let ids = if in_order { Some(connection.prepare_cached(ID_OF)?) } else { None };
         let mut matches = Self {
             planner,
@@ -104,6 +104,11 @@ impl<'q> Matches<'q> {
             }
             match &mut plan.source {
                 Source::Merge(merge) => merge.next_second(&mut self.second)?,
+                // One by one: they come in an order of their own.
+                Source::Words(words) => {
+                    let row = words.next_row()?;
+                    self.second.extend(row.map(|row| Place { created_at: 0, row }));
+                }
                 Source::Walk(walk) => {
                     if let Walked::GaveUp(until) = walk.next_second(&mut self.second)? {
                         self.choose(until, true)?;

@@ -32,35 +32,37 @@ pub(super) fn author_kind(author: u32, kind: u16) -> Key {
 }
 
 impl Index {
-    /// The index is named so that SQLite can choose neither to sort nor to scan.
+    /// The index is named so that SQLite can choose neither to sort nor to scan. There is no LIMIT:
+    /// SQLite looks at the value of a LIMIT when it plans, so a bound one would make it plan anew at
+    /// each execution; the caller just stops reading.
     pub const fn sql(self) -> &'static str {
         match self {
             Self::AuthorKind => {
                 "SELECT created_at, row FROM events INDEXED BY events_by_author \
-                 WHERE author = ?5 >> 16 AND kind = ?5 & 65535 AND (created_at, row) < (?1, ?2) \
-                 AND created_at >= ?3 ORDER BY created_at DESC, row DESC LIMIT ?4"
+                 WHERE author = ?4 >> 16 AND kind = ?4 & 65535 AND (created_at, row) < (?1, ?2) \
+                 AND created_at >= ?3 ORDER BY created_at DESC, row DESC"
             }
             Self::Kind => {
                 "SELECT created_at, row FROM events INDEXED BY events_by_kind \
-                 WHERE kind = ?5 AND (created_at, row) < (?1, ?2) \
-                 AND created_at >= ?3 ORDER BY created_at DESC, row DESC LIMIT ?4"
+                 WHERE kind = ?4 AND (created_at, row) < (?1, ?2) \
+                 AND created_at >= ?3 ORDER BY created_at DESC, row DESC"
             }
             Self::Tag => {
                 "SELECT created_at, event FROM tags \
-                 WHERE key = ?5 AND (created_at, event) < (?1, ?2) \
-                 AND created_at >= ?3 ORDER BY created_at DESC, event DESC LIMIT ?4"
+                 WHERE key = ?4 AND (created_at, event) < (?1, ?2) \
+                 AND created_at >= ?3 ORDER BY created_at DESC, event DESC"
             }
             Self::Topic => {
                 "SELECT created_at, event FROM memberships \
-                 WHERE topic = ?5 AND (created_at, event) < (?1, ?2) \
-                 AND created_at >= ?3 ORDER BY created_at DESC, event DESC LIMIT ?4"
+                 WHERE topic = ?4 AND (created_at, event) < (?1, ?2) \
+                 AND created_at >= ?3 ORDER BY created_at DESC, event DESC"
             }
         }
     }
 }
 
 /// The most rows that are read from one range at a time.
-const MAX_PAGE: i64 = 1_024;
+const MAX_PAGE: usize = 1_024;
 
 /// A range that was begun.
 struct Open {
@@ -69,7 +71,7 @@ struct Open {
     page: Vec<Place>,
     /// Everything at or after this place has been read.
     before: Place,
-    page_size: i64,
+    page_size: usize,
     exhausted: bool,
 }
 
@@ -96,7 +98,7 @@ pub(super) struct Merge<'c> {
     heads: BinaryHeap<Head>,
     since: i64,
     until: i64,
-    first_page: i64,
+    first_page: usize,
     /// Taken from the heap to see how far it reaches back: whole seconds, newest first.
     sampled: VecDeque<Place>,
 }
@@ -127,7 +129,7 @@ impl<'c> Merge<'c> {
             heads: heads.into(),
             since,
             until,
-            first_page: i64::try_from(first_page).unwrap_or(MAX_PAGE),
+            first_page,
             sampled: VecDeque::new(),
         })
     }
@@ -220,24 +222,35 @@ impl<'c> Merge<'c> {
             && let Some(statement) = &mut self.statement
         {
             let Place { created_at, row } = range.before;
-            let mut rows =
-                statement.query([created_at, row, self.since, range.page_size, range.key])?;
-            while let Some(row) = rows.next()? {
+            let mut rows = statement.query([created_at, row, self.since, range.key])?;
+            while range.page.len() < range.page_size {
+                let Some(row) = rows.next()? else {
+                    range.exhausted = true;
+                    break;
+                };
                 range.page.push(Place { created_at: row.get(0)?, row: row.get(1)? });
             }
-            range.exhausted =
-                i64::try_from(range.page.len()).is_ok_and(|read| read < range.page_size);
             if let Some(oldest) = range.page.last() {
                 range.before = *oldest;
             }
+            let in_one_second = range
+                .page
+                .first()
+                .is_some_and(|newest| newest.created_at == range.before.created_at);
+            range.page_size = next_page(range.page_size, in_one_second);
             range.page.reverse();
-            range.page_size = (range.page_size * 2).min(MAX_PAGE);
         }
         if let Some(place) = range.page.pop() {
             self.heads.push(Head { place, range: Range::Open(n) });
         }
         Ok(())
     }
+}
+
+/// Pages grow to a bound; but within a second that fills one, a page is found by passing over the
+/// entries that were read before, so there they go on growing.
+pub(super) fn next_page(size: usize, in_one_second: bool) -> usize {
+    if in_one_second { size.saturating_mul(2) } else { (size * 2).min(MAX_PAGE) }
 }
 
 /// How far back a number of places reaches: the further, the fewer there are in a time.

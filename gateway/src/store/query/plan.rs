@@ -13,7 +13,7 @@ use super::{
     merge::{Index, Key, Merge, author_kind},
     walk::Walk,
 };
-use crate::store::{memory::Memory, newest::Bound};
+use crate::store::{memory::Memory, newest::Bound, search::Candidates};
 
 /// What the candidates are found by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +25,14 @@ pub(super) enum Driver {
     Tag(usize),
     Topic,
     Time,
+    /// The words of a search (NIP-50).
+    Words,
 }
 
 pub(super) enum Source<'q> {
     Merge(Merge<'q>),
     Walk(Walk<'q>),
+    Words(Candidates),
 }
 
 pub(super) struct Plan<'q> {
@@ -77,6 +80,8 @@ pub(super) struct Planner<'q> {
     pub conditions: &'q Conditions<'q>,
     /// How many events the caller will probably take.
     pub wanted: usize,
+    /// Whether their order matters.
+    pub in_order: bool,
     pub effort: Effort,
 }
 
@@ -94,9 +99,11 @@ impl<'q> Planner<'q> {
     /// `None` when nothing matches.
     pub fn plan(&self, until: i64, again: bool) -> rusqlite::Result<Option<Plan<'q>>> {
         let window = (self.conditions.since, until);
-        // Words (NIP-50) need an index of their own; without it nothing has them.
-        if self.conditions.filter.search.is_some() {
-            return Ok(None);
+        // Words have an index of their own, which yields the best match first.
+        if let Some(words) = self.conditions.filter.words() {
+            let Some(search) = self.memory.search.get() else { return Ok(None) };
+            let source = Source::Words(search.candidates(words, self.in_order)?);
+            return Ok(Some(Plan { driver: Driver::Words, source, patience: None }));
         }
         if let Some(ids) = &self.conditions.filter.ids {
             let places = places_of(self.connection, ids)?;

@@ -97,5 +97,10 @@ pub(super) fn run(
             };
         }
     }
+    // The index of words may be a little behind.
+    let is_behind = || memory.search.get().is_none_or(|search| search.cursor() < at);
+    if complete && filters.iter().any(|filter| filter.words().is_some()) && is_behind() {
+        complete = false;
+    }
     Ok((at, complete))
 }

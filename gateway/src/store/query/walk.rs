@@ -5,11 +5,15 @@
 
 use rusqlite::{CachedStatement, Connection};
 
-use super::{conditions::Conditions, merge::Place, plan::Effort};
+use super::{
+    conditions::Conditions,
+    merge::{Place, next_page},
+    plan::Effort,
+};
 
 pub(super) const WALK: &str = "SELECT created_at, row, kind, author FROM events INDEXED BY events_by_time \
      WHERE (created_at, kind, author, row) < (?1, ?2, ?3, ?4) AND created_at >= ?5 \
-     ORDER BY created_at DESC, kind DESC, author DESC, row DESC LIMIT ?6";
+     ORDER BY created_at DESC, kind DESC, author DESC, row DESC";
 
 #[derive(Clone, Copy)]
 struct Entry {
@@ -25,7 +29,7 @@ pub(super) struct Walk<'q> {
     page: Vec<Entry>,
     /// The last entry that was read: its `created_at`, kind, author and row, the order of the index.
     after: (i64, i64, i64, i64),
-    page_size: i64,
+    page_size: usize,
     exhausted: bool,
     /// Rows that may still be read; `None` when there is no better way.
     credit: Option<i64>,
@@ -49,15 +53,14 @@ impl<'q> Walk<'q> {
         wanted: usize,
         effort: Option<Effort>,
     ) -> rusqlite::Result<Self> {
-        let size = i64::try_from(wanted).unwrap_or(i64::MAX);
         Ok(Self {
             conditions,
             statement: connection.prepare_cached(WALK)?,
             page: Vec::new(),
             after: (until, i64::MAX, i64::MAX, i64::MAX),
             page_size: match effort {
-                Some(effort) => effort.walk_ahead,
-                None => size.clamp(4, 512) + 4,
+                Some(effort) => usize::try_from(effort.walk_ahead).unwrap_or(1).max(1),
+                None => wanted.clamp(4, 512) + 4,
             },
             exhausted: false,
             credit: effort.map(|effort| effort.walk_ahead),
@@ -106,19 +109,23 @@ impl<'q> Walk<'q> {
     fn read_page(&mut self) -> rusqlite::Result<()> {
         let (created_at, kind, author, row) = self.after;
         let since = self.conditions.since;
-        let mut rows =
-            self.statement.query([created_at, kind, author, row, since, self.page_size])?;
-        while let Some(row) = rows.next()? {
+        let mut rows = self.statement.query([created_at, kind, author, row, since])?;
+        while self.page.len() < self.page_size {
+            let Some(row) = rows.next()? else {
+                self.exhausted = true;
+                break;
+            };
             let place = Place { created_at: row.get(0)?, row: row.get(1)? };
             self.page.push(Entry { place, kind: row.get(2)?, author: row.get(3)? });
         }
         drop(rows);
-        self.exhausted = i64::try_from(self.page.len()).is_ok_and(|read| read < self.page_size);
         if let Some(Entry { place, kind, author }) = self.page.last() {
             self.after = (place.created_at, i64::from(*kind), i64::from(*author), place.row);
         }
+        let in_one_second =
+            self.page.first().is_some_and(|newest| newest.place.created_at == self.after.0);
+        self.page_size = next_page(self.page_size, in_one_second);
         self.page.reverse();
-        self.page_size = (self.page_size * 2).min(1_024);
         Ok(())
     }
 }

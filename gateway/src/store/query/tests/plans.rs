@@ -168,6 +168,7 @@ fn plans() -> String {
             memory: &store.memory,
             conditions: &conditions,
             wanted: filter.limit.map_or(500, |limit| usize::try_from(limit).unwrap()),
+            in_order: true,
             effort: Effort::USUAL,
         };
         write!(text, "\n{name}\n").unwrap();
@@ -176,6 +177,7 @@ fn plans() -> String {
             let (ranges, sql) = match &plan.source {
                 Source::Merge(merge) => merge.describe(),
                 Source::Walk(walk) => (1, walk.describe()),
+                Source::Words(_) => unreachable!("no shape has words"),
             };
             let when = if again { "if given up: " } else { "" };
             let what = match ranges {

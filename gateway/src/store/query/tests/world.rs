@@ -135,11 +135,11 @@ pub(super) fn write(
     let (done, outcome) = crossbeam_channel::bounded(1);
     let topics: Vec<_> = topics.iter().map(|name| topic(name)).collect();
     let write = Write {
-        under_way: 1,
         private: private.hide(&topics),
         event: event.clone(),
         topics,
         vanish: false,
+        under_way: 1,
         origin: Origin::Client {
             connection: 1,
             address: [127, 0, 0, 1].into(),

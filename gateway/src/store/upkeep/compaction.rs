@@ -1,0 +1,100 @@
+//! What is left over when events are gone, and the room in the file.
+//!
+//! The pages of removed events are used for what comes next, so the file of a database under
+//! retention stops growing. It does not shrink by itself: keeping the pages in an order in which it
+//! could costs 6 % of all writing. When most of a file is free, it is written anew at the next start
+//! ([`shrink_at_start`]). Statistics for SQLite's own planner are not kept: every query names its index.
+
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use crate::{
+    pipeline::StoreError,
+    store::writes::{Order, Writes},
+};
+
+/// How large the database file is, in bytes.
+pub(super) struct FileSize {
+    pub pages: u64,
+    /// Of pages that hold nothing.
+    pub free: u64,
+}
+
+impl FileSize {
+    pub fn used(&self) -> u64 {
+        self.pages.saturating_sub(self.free)
+    }
+}
+
+pub(super) fn file_size(connection: &Connection) -> rusqlite::Result<FileSize> {
+    let read = |name: &str| -> rusqlite::Result<u64> {
+        let value: i64 = connection
+            .prepare_cached(&format!("PRAGMA {name}"))?
+            .query_row([], |row| row.get(0))?;
+        Ok(value.unsigned_abs())
+    };
+    let page = read("page_size")?;
+    Ok(FileSize { pages: read("page_count")? * page, free: read("freelist_count")? * page })
+}
+
+/// Free bytes from which on a file is worth being written anew.
+const WORTHWHILE: u64 = 64 << 20;
+
+/// Writes a file anew of which at least half is free. Seconds for each gigabyte that is left.
+pub(in crate::store) fn shrink_at_start(connection: &Connection) -> rusqlite::Result<()> {
+    let size = file_size(connection)?;
+    if size.free >= WORTHWHILE && size.free >= size.used() {
+        tracing::info!(bytes = size.pages, free = size.free, "writing the database anew, smaller");
+        connection.execute_batch("VACUUM")?;
+    }
+    Ok(())
+}
+
+/// Rows of `joins` that are looked at in one round.
+const JOINS: i64 = 5_000;
+/// From the end of one walk to the beginning of the next.
+const REST: Duration = Duration::from_secs(3_600);
+
+/// A walk through the log entries of events that joined further topics: those of events that are gone
+/// say nothing any more.
+#[derive(Default)]
+pub(super) struct Joins {
+    reached: i64,
+    finished: Option<Instant>,
+}
+
+impl Joins {
+    /// One step.
+    pub fn clean(&mut self, connection: &Connection, writes: &Writes) -> Result<(), StoreError> {
+        if self.finished.is_some_and(|finished| finished.elapsed() < REST) {
+            return Ok(());
+        }
+        let mut statement = connection.prepare_cached(
+            "SELECT seq, EXISTS (SELECT 1 FROM events WHERE row = joins.event) \
+             FROM joins WHERE seq > ?1 ORDER BY seq LIMIT ?2",
+        )?;
+        let seen: Vec<(i64, bool)> = statement
+            .query_map([self.reached, JOINS], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        match seen.last() {
+            Some((last, _)) => (self.reached, self.finished) = (*last, None),
+            None => (self.reached, self.finished) = (0, Some(Instant::now())),
+        }
+        let gone: Vec<i64> =
+            seen.into_iter().filter(|(_, held)| !held).map(|(seq, _)| seq).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let delete = move |database: &Connection| {
+            let mut delete = database.prepare_cached("DELETE FROM joins WHERE seq = ?1")?;
+            for seq in &gone {
+                delete.execute([seq])?;
+            }
+            Ok(gone.len() as u64)
+        };
+        let removed = writes.ask(|answer| Order::Run(Box::new(delete), answer))?;
+        tracing::debug!(removed, "log entries of events that are gone");
+        Ok(())
+    }
+}

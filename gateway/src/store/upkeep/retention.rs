@@ -1,0 +1,281 @@
+//! Rules for what is kept: by age, number and size, of some kinds or all, of a topic or everywhere.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::{CHUNK, Upkeep, compaction, door::Entry};
+use crate::{
+    clock::unix_now,
+    pipeline::StoreError,
+    store::config::{EXEMPT, RetentionConfig},
+};
+
+/// A rule and what is known about the events it covers.
+pub(super) struct Rule {
+    config: RetentionConfig,
+    /// The whole database may take up this much.
+    whole: Option<u64>,
+    /// JSON of the events that it covers, up to a row: counting it anew reads every one of them.
+    bytes: u64,
+    counted_to: i64,
+    entry: Arc<Entry>,
+    cause: &'static str,
+}
+
+/// An event to be removed, with its time.
+type Found = (i64, i64);
+
+impl Rule {
+    pub fn new(config: RetentionConfig) -> Self {
+        let entry = Arc::new(Entry { rule: config.clone(), removed_before: AtomicU64::new(0) });
+        Self { config, whole: None, bytes: 0, counted_to: 0, entry, cause: "rule" }
+    }
+
+    /// `storage.max_bytes`.
+    pub fn whole(bytes: u64) -> Self {
+        Self { whole: Some(bytes), cause: "size", ..Self::new(RetentionConfig::default()) }
+    }
+
+    /// What the way in knows of it.
+    pub fn entry(&self) -> Arc<Entry> {
+        self.entry.clone()
+    }
+
+    fn removed_before(&self) -> u64 {
+        self.entry.removed_before.load(Ordering::Acquire)
+    }
+
+    /// The tables and conditions of the events that it covers; `None` when there cannot be any. All
+    /// that goes into the text are numbers.
+    fn events(&self, connection: &Connection, index: &str) -> rusqlite::Result<Option<String>> {
+        let list =
+            |kinds: &[u16]| kinds.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let kinds = match self.config.kinds.as_slice() {
+            [] => format!("events.kind NOT IN ({})", list(&EXEMPT)),
+            kinds => format!("events.kind IN ({})", list(kinds)),
+        };
+        if self.config.topic.is_empty() {
+            return Ok(Some(format!("FROM events {index} WHERE {kinds}")));
+        }
+        let topic: Option<i64> = connection
+            .query_row("SELECT topic FROM topics WHERE name = ?1", [&self.config.topic], |row| {
+                row.get(0)
+            })
+            .optional()?;
+        Ok(topic.map(|topic| {
+            format!(
+                "FROM memberships CROSS JOIN events ON events.row = memberships.event \
+                 WHERE memberships.topic = {topic} AND {kinds}"
+            )
+        }))
+    }
+
+    /// How many events it covers.
+    fn count(&self, connection: &Connection) -> rusqlite::Result<u64> {
+        let index = match self.config.kinds.is_empty() {
+            true => "INDEXED BY events_by_time",
+            false => "INDEXED BY events_by_kind",
+        };
+        let Some(events) = self.events(connection, index)? else { return Ok(0) };
+        let count: i64 =
+            connection.query_row(&format!("SELECT count(*) {events}"), [], |row| row.get(0))?;
+        Ok(count.unsigned_abs())
+    }
+
+    /// Adds up what came since the last time. What others removed stays counted until
+    /// [`Self::count_bytes_anew`].
+    fn count_bytes(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let head: i64 =
+            connection
+                .query_row("SELECT coalesce(max(row), 0) FROM events", [], |row| row.get(0))?;
+        // By row number, so that only new ones are read.
+        if let Some(events) = self.events(connection, "NOT INDEXED")? {
+            let sum: i64 = connection.query_row(
+                &format!(
+                    "SELECT coalesce(sum(octet_length(json)), 0) {events} \
+                     AND events.row > ?1 AND events.row <= ?2"
+                ),
+                [self.counted_to, head],
+                |row| row.get(0),
+            )?;
+            self.bytes += sum.unsigned_abs();
+        }
+        self.counted_to = head;
+        Ok(())
+    }
+
+    fn count_bytes_anew(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        (self.bytes, self.counted_to) = (0, 0);
+        self.count_bytes(connection)
+    }
+
+    /// The oldest events that it covers, before a time, oldest first.
+    fn oldest(
+        &self,
+        connection: &Connection,
+        before: i64,
+        most: usize,
+    ) -> rusqlite::Result<Vec<Found>> {
+        let limit = i64::try_from(most).unwrap_or(i64::MAX);
+        let read = |sql: &str| -> rusqlite::Result<Vec<Found>> {
+            connection
+                .prepare(sql)?
+                .query_map([before, limit], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
+        };
+        let mut found = Vec::new();
+        if self.config.topic.is_empty() && !self.config.kinds.is_empty() {
+            for kind in &self.config.kinds {
+                found.extend(read(&format!(
+                    "SELECT created_at, row FROM events INDEXED BY events_by_kind \
+                     WHERE kind = {kind} AND created_at < ?1 ORDER BY created_at LIMIT ?2"
+                ))?);
+            }
+            found.sort_unstable();
+            found.truncate(most);
+        } else if let Some(events) = self.events(connection, "INDEXED BY events_by_time")? {
+            let table = if self.config.topic.is_empty() { "events" } else { "memberships" };
+            found = read(&format!(
+                "SELECT {table}.created_at, events.row {events} \
+                 AND {table}.created_at < ?1 ORDER BY {table}.created_at LIMIT ?2"
+            ))?;
+        }
+        Ok(found)
+    }
+}
+
+/// Bytes of these events' JSON.
+fn size(connection: &Connection, row: i64) -> rusqlite::Result<u64> {
+    let size: Option<i64> = connection
+        .prepare_cached("SELECT octet_length(json) FROM events WHERE row = ?1")?
+        .query_row([row], |found| found.get(0))
+        .optional()?;
+    Ok(size.unwrap_or(0).unsigned_abs())
+}
+
+impl Upkeep {
+    /// Applies all rules.
+    pub(super) fn retain(&mut self) -> Result<(), StoreError> {
+        let mut rules = std::mem::take(&mut self.rules);
+        let mut result = Ok(());
+        for rule in &mut rules {
+            if result.is_ok() && !self.is_stopped() {
+                result = self.apply(rule);
+            }
+        }
+        self.rules = rules;
+        result
+    }
+
+    fn apply(&self, rule: &mut Rule) -> Result<(), StoreError> {
+        let mut removed = 0;
+        if rule.config.max_age_s != 0 {
+            let before = unix_now().saturating_sub(rule.config.max_age_s);
+            removed += self.remove_oldest(rule, before, u64::MAX, u64::MAX)?;
+        }
+        let mut lack = false;
+        if rule.config.max_events != 0 {
+            let held = rule.count(&self.database)?;
+            let over = held.saturating_sub(rule.config.max_events);
+            lack |= held < rule.config.max_events / 10 * 9;
+            removed += self.remove_oldest(rule, u64::MAX, over, u64::MAX)?;
+        }
+        if rule.config.max_bytes != 0 {
+            rule.count_bytes(&self.database)?;
+            if rule.bytes > rule.config.max_bytes && rule.removed_before() == 0 {
+                // Before the first event goes, it should be true.
+                rule.count_bytes_anew(&self.database)?;
+            }
+            let over = rule.bytes.saturating_sub(rule.config.max_bytes);
+            lack |= rule.bytes < rule.config.max_bytes / 10 * 9;
+            if over > 0 {
+                removed += self.remove_oldest(rule, u64::MAX, u64::MAX, over)?;
+            }
+        }
+        if let Some(most) = rule.whole {
+            removed += self.shrink(rule, most, &mut lack)?;
+        }
+        if lack {
+            // There is room again: older events may come.
+            rule.entry.removed_before.store(0, Ordering::Release);
+        }
+        if removed > 0 {
+            tracing::info!(events = removed, cause = rule.cause, "removed by retention");
+        }
+        Ok(())
+    }
+
+    /// Brings the whole database below a size. Pages that are free again are used for what comes.
+    fn shrink(&self, rule: &mut Rule, most: u64, lack: &mut bool) -> Result<u64, StoreError> {
+        let mut removed = 0;
+        while !self.is_stopped() {
+            let search = self.data_dir.join("search.db");
+            let search = std::fs::metadata(search).map_or(0, |file| file.len());
+            let used = compaction::file_size(&self.database)?.used() + search;
+            *lack = used < most / 10 * 9;
+            if used <= most {
+                break;
+            }
+            let chunk = self.remove_oldest(rule, u64::MAX, CHUNK as u64, u64::MAX)?;
+            removed += chunk;
+            if chunk == 0 {
+                tracing::warn!(
+                    used,
+                    max = most,
+                    "the database is larger than storage.max_bytes and nothing may be removed"
+                );
+                break;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes the oldest events that a rule covers: those before a time, not more than so many events
+    /// and about so many bytes.
+    fn remove_oldest(
+        &self,
+        rule: &mut Rule,
+        before: u64,
+        events: u64,
+        bytes: u64,
+    ) -> Result<u64, StoreError> {
+        let by_time = before != u64::MAX;
+        let before = i64::try_from(before).unwrap_or(i64::MAX);
+        let (mut left, mut bytes_left, mut removed) = (events, bytes, 0);
+        while left > 0 && bytes_left > 0 && !self.is_stopped() {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK);
+            let mut rows = Vec::new();
+            let (mut newest, mut freed) = (0, 0);
+            for (created_at, row) in rule.oldest(&self.database, before, most)? {
+                if freed >= bytes_left {
+                    break;
+                }
+                if bytes != u64::MAX || rule.config.max_bytes != 0 {
+                    freed += size(&self.database, row)?;
+                }
+                newest = created_at.cast_unsigned();
+                rows.push(row);
+            }
+            let found = rows.len();
+            if found == 0 {
+                break;
+            }
+            if !by_time {
+                // First the door is closed.
+                rule.entry.removed_before.fetch_max(newest, Ordering::AcqRel);
+            }
+            removed += self.evict(rows, rule.cause)?;
+            rule.bytes = rule.bytes.saturating_sub(freed);
+            bytes_left = if bytes == u64::MAX { bytes } else { bytes_left.saturating_sub(freed) };
+            left -= found as u64;
+            if by_time && found < most {
+                break;
+            }
+        }
+        Ok(removed)
+    }
+}

@@ -94,7 +94,7 @@ enum Condition<'f> {
 
 fn condition(filter: &Filter) -> Condition<'_> {
     // A search is answered from what is stored (NIP-50).
-    if filter.matches_nothing() || filter.search.is_some() {
+    if filter.matches_nothing() || filter.words().is_some() {
         return Condition::Nothing;
     }
     if let Some(ids) = &filter.ids {

@@ -42,7 +42,8 @@ pub fn measure(frames: &Path) -> io::Result<VerifyReport> {
             VerifiedEvent::verify(event).map_err(io::Error::other)?;
         }
         let rate = count / start.elapsed().as_secs_f64();
-        let possible = thread_cpu_s().zip(cpu).map(|(now, before)| (count / (now - before)).round());
+        let possible =
+            thread_cpu_s().zip(cpu).map(|(now, before)| (count / (now - before)).round());
         rounds.push((rate, possible));
     }
     rounds.sort_by(|(a, _), (b, _)| a.total_cmp(b));

@@ -349,6 +349,11 @@ await check("negentropy", async () => {
     await publish(...ours);
     const again = await sync(client, filter);
     assert.deepEqual([again.need.size, again.have.size], [0, 0]);
+    // A list of filters, which overlap.
+    const reaction = await event(signer, 7, "+");
+    await publish(reaction);
+    const more = await sync(client, [filter, { authors: [signer.pubkey] }, { kinds: [7], authors: [signer.pubkey] }]);
+    assert.deepEqual([[...more.need], more.have.size], [[reaction.id], 0]);
     disconnect(client);
 });
 

@@ -31,7 +31,7 @@ pub enum ClientMessage {
     /// A reconciliation begins (NIP-77); `message` is negentropy's first.
     NegOpen {
         subscription: String,
-        filter: Box<Filter>,
+        filters: Vec<Filter>,
         message: Vec<u8>,
     },
     NegMessage {
@@ -115,9 +115,9 @@ pub fn parse(text: &str, max_filters: usize) -> Result<ClientMessage, MessageErr
                 let text = "NEG-OPEN has a subscription id, a filter and a message";
                 return Err(refuse(Reason::invalid(text)));
             };
-            let filter = sole_filter(filter).map_err(&refuse)?;
+            let filters = one_or_more(filter, max_filters).map_err(&refuse)?;
             let message = negentropy_bytes(message).map_err(refuse)?;
-            Ok(ClientMessage::NegOpen { subscription, filter: Box::new(filter), message })
+            Ok(ClientMessage::NegOpen { subscription, filters, message })
         }
         "NEG-MSG" => {
             let [subscription, rest @ ..] = rest else {
@@ -193,18 +193,21 @@ fn bad_filter(error: &FilterError) -> Reason {
     Reason::new(prefix, error.to_string())
 }
 
-/// The filter of a reconciliation. NIP-77 has one filter there; NDK sends a list, mostly of one.
-fn sole_filter(raw: &RawValue) -> Result<Filter, Reason> {
-    let list: Option<Vec<&RawValue>> = serde_json::from_str(raw.get()).ok();
-    let filter = match list.as_deref() {
-        None => raw,
-        Some([filter]) => filter,
-        Some(_) => {
-            let text = "a reconciliation has one filter (NIP-77)";
-            return Err(Reason::new(Prefix::Unsupported, text));
+/// What a reconciliation is about. NIP-77 has one filter there; NDK sends a list.
+fn one_or_more(raw: &RawValue, max_filters: usize) -> Result<Vec<Filter>, Reason> {
+    let filters = match serde_json::from_str::<Vec<&RawValue>>(raw.get()) {
+        Ok(list) if list.is_empty() => {
+            return Err(Reason::invalid("NEG-OPEN needs at least one filter"));
         }
+        Ok(list) if list.len() > max_filters => {
+            let text = format!("NEG-OPEN has more than {max_filters} filters");
+            return Err(Reason::invalid(text));
+        }
+        Ok(list) => list,
+        Err(_) => vec![raw],
     };
-    Filter::parse(filter.get()).map_err(|error| bad_filter(&error))
+    let filters = filters.iter().map(|filter| Filter::parse(filter.get()));
+    filters.collect::<Result<_, _>>().map_err(|error| bad_filter(&error))
 }
 
 /// A message of the negentropy protocol. The frame's limit bounds it.
@@ -348,8 +351,16 @@ mod tests {
                 r#"["NEG-ERR","a","invalid: NEG-OPEN has a subscription id, a filter and a message"]"#,
             ),
             (
-                r#"["NEG-OPEN","a",[{},{}],"61"]"#,
-                r#"["NEG-ERR","a","unsupported: a reconciliation has one filter (NIP-77)"]"#,
+                r#"["NEG-OPEN","a",[],"61"]"#,
+                r#"["NEG-ERR","a","invalid: NEG-OPEN needs at least one filter"]"#,
+            ),
+            (
+                r#"["NEG-OPEN","a",[{},{},{},{},{},{},{},{},{},{},{}],"61"]"#,
+                r#"["NEG-ERR","a","invalid: NEG-OPEN has more than 10 filters"]"#,
+            ),
+            (
+                r#"["NEG-OPEN","a",[{"x":1}],"61"]"#,
+                r#"["NEG-ERR","a","unsupported: filter contains unknown element \"x\""]"#,
             ),
             (
                 r#"["NEG-OPEN","a",{"x":1},"61"]"#,
@@ -382,12 +393,16 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_one_filter_is_a_filter_to_reconcile_by() {
-        for filter in [r#"{"kinds":[7]}"#, r#"[{"kinds":[7]}]"#] {
-            let text = format!(r#"["NEG-OPEN","a",{filter},"61"]"#);
+    fn a_reconciliation_has_a_filter_or_a_list_of_them() {
+        let first = r#"{"kinds":[7]}"#;
+        for (filters, count) in
+            [(first.to_owned(), 1), (format!("[{first}]"), 1), (format!("[{first},{{}}]"), 2)]
+        {
+            let text = format!(r#"["NEG-OPEN","a",{filters},"61"]"#);
             match parse(&text, 10) {
-                Ok(ClientMessage::NegOpen { filter, .. }) => {
-                    assert_eq!(filter.kinds.as_deref(), Some(&[7][..]))
+                Ok(ClientMessage::NegOpen { filters, .. }) => {
+                    assert_eq!(filters.len(), count, "{text}");
+                    assert_eq!(filters[0].kinds.as_deref(), Some(&[7][..]), "{text}");
                 }
                 other => panic!("{text}: {other:?}"),
             }

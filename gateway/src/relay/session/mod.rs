@@ -392,8 +392,8 @@ impl Session {
             Ok(ClientMessage::Count { subscription, filters }) => {
                 self.count(subscription.into(), filters).await
             }
-            Ok(ClientMessage::NegOpen { subscription, filter, message }) => {
-                self.open_negentropy(subscription.into(), *filter, message).await
+            Ok(ClientMessage::NegOpen { subscription, filters, message }) => {
+                self.open_negentropy(subscription.into(), filters, message).await
             }
             Ok(ClientMessage::NegMessage { subscription, message }) => {
                 self.go_on_with_negentropy(subscription.into(), message).await

@@ -73,7 +73,7 @@ pub(super) struct Negentropies {
 enum State {
     /// NEG-OPEN was received.
     Asked {
-        filter: Box<Filter>,
+        filters: Vec<Filter>,
         message: Vec<u8>,
     },
     /// NEG-MSG was received.
@@ -150,24 +150,24 @@ impl Session {
     pub(super) async fn open_negentropy(
         &mut self,
         id: Arc<str>,
-        filter: Filter,
+        filters: Vec<Filter>,
         message: Vec<u8>,
     ) -> Result<(), End> {
         self.close_negentropy(&id);
-        if let Some(reason) = self.refusal_to_reconcile(&filter) {
+        if let Some(reason) = self.refusal_to_reconcile(&filters) {
             return self.answer(Some(reason.prefix), message::neg_error(&id, &reason)).await;
         }
-        if self.withholds(std::slice::from_ref(&filter)) {
+        if self.withholds(&filters) {
             self.challenge().await?;
         }
         let negentropies = self.negentropies.get_or_insert_default();
-        negentropies.open.insert(id.clone(), State::Asked { filter: Box::new(filter), message });
+        negentropies.open.insert(id.clone(), State::Asked { filters, message });
         negentropies.waiting.push_back(id);
         Ok(())
     }
 
-    fn refusal_to_reconcile(&self, filter: &Filter) -> Option<Reason> {
-        if let Some(reason) = self.refusal_to_read(std::slice::from_ref(filter)) {
+    fn refusal_to_reconcile(&self, filters: &[Filter]) -> Option<Reason> {
+        if let Some(reason) = self.refusal_to_read(filters) {
             return Some(reason);
         }
         let open = self.negentropies.as_ref().map_or(0, |negentropies| negentropies.open.len());
@@ -175,7 +175,8 @@ impl Session {
             let text = format!("more than {MAX_OPEN} reconciliations at once; close one first");
             return Some(Reason::new(Prefix::RateLimited, text));
         }
-        (filter.values() > MAX_FILTER_VALUES).then(|| {
+        let values: usize = filters.iter().map(Filter::values).sum();
+        (values > MAX_FILTER_VALUES).then(|| {
             let text = format!("more than {MAX_FILTER_VALUES} ids, authors, kinds and tag values");
             Reason::new(Prefix::RateLimited, text)
         })
@@ -222,24 +223,32 @@ impl Session {
         let Some(state) = negentropies.open.get_mut(&id) else { return };
         let turns = self.relay.syncs.turns.clone();
         let running = match std::mem::replace(state, State::Running) {
-            State::Asked { filter, message } => {
+            State::Asked { filters, message } => {
                 let (reader, scope) = (self.relay.reader.clone(), self.scope.clone());
                 let viewer = self.viewer.load_full();
                 let (room, max) = (self.relay.syncs.room.clone(), self.relay.syncs.max);
                 async move {
-                    let most = filter
-                        .limit
-                        .map_or(max, |limit| max.min(usize::try_from(limit).unwrap_or(max)));
+                    let most = |filter: &Filter| {
+                        filter.limit.map_or(max, |limit| usize::try_from(limit).unwrap_or(max))
+                    };
+                    let most = filters.iter().map(most).fold(0, usize::saturating_add).min(max);
                     let room = timeout(LONGEST_WAIT, room.acquire_many_owned(permits(most))).await;
                     let Ok(Ok(room)) = room else { return Err(no_room()) };
-                    match reader.ids(*filter, scope, viewer, max).await {
-                        Ok(IdSet::All(ids)) => answer_first(turns, room, ids, message).await,
-                        Ok(IdSet::TooMany) => Err(too_many(max)),
-                        Err(error) => {
-                            tracing::error!(%error, "the ids to reconcile could not be read");
-                            Err(Reason::error("the query could not be answered"))
+                    let mut ids = Vec::new();
+                    for filter in filters {
+                        match reader.ids(filter, scope.clone(), viewer.clone(), max).await {
+                            Ok(IdSet::All(more)) => ids = union(ids, more).await?,
+                            Ok(IdSet::TooMany) => return Err(too_many(max)),
+                            Err(error) => {
+                                tracing::error!(%error, "the ids to reconcile could not be read");
+                                return Err(Reason::error("the query could not be answered"));
+                            }
+                        }
+                        if ids.len() > max {
+                            return Err(too_many(max));
                         }
                     }
+                    answer_first(turns, room, ids, message).await
                 }
                 .boxed()
             }
@@ -270,11 +279,27 @@ impl Session {
     }
 }
 
+type Ids = Vec<(u64, EventId)>;
+
+/// What is in one or in both; negentropy does not bear an id twice.
+async fn union(mut ids: Ids, mut more: Ids) -> Result<Ids, Reason> {
+    if ids.is_empty() {
+        return Ok(more);
+    }
+    let both = tasks::blocking(move || {
+        ids.append(&mut more);
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    });
+    both.await.map_err(|_| Reason::error("the reconciliation failed"))
+}
+
 /// Sorts the ids, gives back the room that they do not need, and answers the first message.
 async fn answer_first(
     turns: Arc<Semaphore>,
     mut room: OwnedSemaphorePermit,
-    ids: Vec<(u64, EventId)>,
+    ids: Ids,
     message: Vec<u8>,
 ) -> Answer {
     in_turn(turns, move || {

@@ -118,7 +118,6 @@ fn fill(store: &Store, events: u64) {
     for n in 0..events {
         let last = (n + 1 == events).then(|| done.clone());
         let write = Write {
-            under_way: 1,
             event: event(n),
             topics: if n.is_multiple_of(4) { vec![topic()] } else { vec![] },
             private: false,

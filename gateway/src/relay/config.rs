@@ -32,7 +32,7 @@ pub struct RelayConfig {
     pub pubkey: String,
     /// NIP-11 `icon`, a URL; empty to leave out.
     pub icon: String,
-    /// Connections at once.
+    /// Connections at once; fewer where the system allows fewer open files.
     pub max_connections: usize,
     /// Open subscriptions of one connection.
     pub max_subscriptions: usize,
@@ -63,7 +63,7 @@ impl Default for RelayConfig {
             contact: String::new(),
             pubkey: String::new(),
             icon: String::new(),
-            max_connections: 1_000,
+            max_connections: 20_000,
             max_subscriptions: 100,
             max_filters: 50,
             max_limit: 5_000,

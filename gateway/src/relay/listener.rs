@@ -9,7 +9,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use super::{ListenError, Relay, http};
+use super::{ListenError, Relay, http, open_files};
 use crate::tasks::Tasks;
 
 /// Binds a listener.
@@ -44,7 +44,8 @@ impl Listener {
     /// Accepts until the token of `tasks` is cancelled. A full relay does not accept: a connection
     /// waits in the operating system's queue until another one ends.
     pub async fn run(self, tasks: Tasks) {
-        let permits = Arc::new(Semaphore::new(self.relay.config.max_connections));
+        let room = open_files::make_room(self.relay.config.max_connections);
+        let permits = Arc::new(Semaphore::new(room));
         let mut next_connection = 0;
         loop {
             let accepted = tokio::select! {

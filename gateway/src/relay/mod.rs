@@ -8,6 +8,7 @@ mod http;
 mod listener;
 mod management;
 mod nip11;
+mod open_files;
 mod outbox;
 mod rates;
 mod session;

@@ -275,7 +275,8 @@ async fn every_limit_of_the_document_is_the_limit() {
     };
     client.accept(&sized(limit("max_event_bytes"))).await;
     client.refuse(&sized(limit("max_event_bytes") + 1), "invalid").await;
-    client.accept(&events::note(&keys, "one more")).await;
+    client.accept(&events::note(&keys, "a fifth")).await;
+    client.accept(&events::note(&keys, "a sixth")).await;
 
     // Six are stored now.
     assert_eq!(client.stored_ids(&[json!({"limit": 100})]).await.len() as u64, limit("max_limit"));

@@ -139,7 +139,6 @@ pub(super) fn write(
         event: event.clone(),
         topics,
         vanish: false,
-        under_way: 1,
         origin: Origin::Client {
             connection: 1,
             address: [127, 0, 0, 1].into(),

@@ -304,7 +304,7 @@ async fn without_search_there_is_no_file_and_with_it_again_all_is_found() {
     let [first, second, third] =
         [1, 2, 3].map(|at| author.verified(at, 1, &[], &format!("note {at}")));
     let store = open(&dir).await;
-    write(&store, &[first.clone()]).await;
+    write(&store, std::slice::from_ref(&first)).await;
     indexed(&store).await;
     assert!(store.can_search());
     store.close().await;

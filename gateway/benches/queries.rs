@@ -128,7 +128,9 @@ fn fill(store: &Store, events: u64) {
                 address: [127, 0, 0, 1].into(),
                 viewer: Arc::default(),
             },
-            done: Box::new(move |_| drop(last.map(|last| last.send(())))),
+            done: Box::new(move |_| {
+                let _ = last.map(|last| last.send(()));
+            }),
         };
         store.write(write).expect("the store is open");
     }

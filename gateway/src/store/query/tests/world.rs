@@ -135,6 +135,7 @@ pub(super) fn write(
     let (done, outcome) = crossbeam_channel::bounded(1);
     let topics: Vec<_> = topics.iter().map(|name| topic(name)).collect();
     let write = Write {
+        under_way: 1,
         private: private.hide(&topics),
         event: event.clone(),
         topics,

@@ -27,6 +27,10 @@ test *FILTER:
 scenarios *FILTER:
     cargo test --workspace --test scenarios -- --nocapture {{FILTER}}
 
+# Client libraries against the gateway: nostr-tools, NDK, nostr-sdk; `just clients ndk` runs one
+clients *LIBRARY:
+    tests/clients/run {{LIBRARY}}
+
 # Builds the shipped plugins as components
 plugins:
     plugins/build.sh

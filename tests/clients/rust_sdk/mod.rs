@@ -1,16 +1,21 @@
 //! nostr-sdk for Rust: what its client does with the gateway.
 
+mod inbox;
+mod parties;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nostr_gateway_tests::{PATIENCE, events};
+use nostr_gateway_tests::PATIENCE;
 use nostr_relay_builder::prelude::{MemoryDatabase, MemoryDatabaseOptions};
 use nostr_sdk::prelude::*;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines, Stdin},
-    sync::broadcast::Receiver,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{sleep, timeout},
 };
+
+use inbox::{Got, Inbox};
+use parties::{Parties, by, event, wrap_for};
 
 /// How long is waited for what must not come.
 const SILENCE: Duration = Duration::from_millis(500);
@@ -46,40 +51,6 @@ struct Sdk<'a> {
     url: &'a str,
     /// The runner's answers.
     input: Lines<BufReader<Stdin>>,
-}
-
-/// Who writes to whom, in secret.
-struct Parties {
-    me: Keys,
-    from: Keys,
-    wrap: Event,
-    direct: Event,
-}
-
-impl Parties {
-    fn new() -> Self {
-        let (me, from) = (Keys::generate(), Keys::generate());
-        let wrap = wrap_for(&me, "wrapped");
-        let direct = event(&from, 4, "direct?iv=", &[&["p", &me.public_key().to_hex()]], 0);
-        Self { me, from, wrap, direct }
-    }
-
-    fn wrapped(&self) -> Filter {
-        Filter::new().kind(Kind::GiftWrap).pubkey(self.me.public_key())
-    }
-}
-
-fn event(keys: &Keys, kind: u16, content: &str, tags: &[&[&str]], age: u64) -> Event {
-    events::event(keys, kind, content, tags, events::now() - age)
-}
-
-fn wrap_for(keys: &Keys, content: &str) -> Event {
-    let to = keys.public_key().to_hex();
-    event(&Keys::generate(), 1059, content, &[&["p", &to]], 1_000)
-}
-
-fn by(keys: &Keys) -> Filter {
-    Filter::new().kind(Kind::TextNote).author(keys.public_key())
 }
 
 impl Sdk<'_> {
@@ -429,60 +400,4 @@ fn sorted(ids: impl Iterator<Item = EventId>) -> Vec<EventId> {
     let mut ids: Vec<EventId> = ids.collect();
     ids.sort();
     ids
-}
-
-/// What a client was told, in order.
-struct Inbox {
-    notifications: Receiver<RelayPoolNotification>,
-    all: Vec<Got>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Got {
-    Event(EventId),
-    Eose,
-    Closed(String),
-}
-
-impl Inbox {
-    fn of(client: &Client) -> Self {
-        Self { notifications: client.notifications(), all: Vec::new() }
-    }
-
-    async fn next(&mut self) -> Result<()> {
-        let RelayPoolNotification::Message { message, .. } = self.notifications.recv().await?
-        else {
-            return Ok(());
-        };
-        match message {
-            RelayMessage::Event { event, .. } => self.all.push(Got::Event(event.id)),
-            RelayMessage::EndOfStoredEvents(_) => self.all.push(Got::Eose),
-            RelayMessage::Closed { message, .. } => {
-                self.all.push(Got::Closed(message.into_owned()));
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    async fn until(&mut self, wanted: impl Fn(&Got) -> bool) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.all.iter().any(&wanted) {
-            let Ok(next) = timeout_at(deadline, self.next()).await else {
-                bail!("it did not come within {PATIENCE:?}; got {:?}", self.all);
-            };
-            next?;
-        }
-        Ok(())
-    }
-
-    async fn event(&mut self, event: &Event) -> Result<()> {
-        let wanted = self.until(|got| *got == Got::Event(event.id)).await;
-        wanted.with_context(|| format!("event {:?}", event.content))
-    }
-
-    /// Leaves the relay the time to send what it must not send.
-    async fn silence(&mut self) {
-        let _ = timeout(SILENCE, async { while self.next().await.is_ok() {} }).await;
-    }
 }

@@ -51,8 +51,8 @@ impl App {
         let metrics = Arc::new(Metrics::default());
         let limits = Limits::from(&config.limits);
         // First what fails most often, so that nothing is half done then.
-        let relay_socket = relay::bind("relay.listen", config.relay.listen).await?;
-        let admin_socket = relay::bind("admin.listen", config.admin.listen).await;
+        let relay_socket = relay::bind("relay.listen", config.relay.listen)?;
+        let admin_socket = relay::bind("admin.listen", config.admin.listen);
         let store = Store::open(data_dir.path(), &config.storage, metrics.clone()).await?;
         store.start_upkeep(&config.retention)?;
         let store = Arc::new(store);

@@ -1,30 +1,43 @@
 //! Accepting connections, for the relay and for the admin listener.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
 use super::{ListenError, Relay, http, open_files};
 use crate::tasks::Tasks;
 
+/// Connections that the operating system takes before we do: all clients of a relay come back at
+/// once after a restart, and one that is not taken tries again after seconds only.
+const BACKLOG: u32 = 4_096;
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Elsewhere it would let two programs have the same port.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// Binds a listener.
 ///
 /// # Errors
 /// One that names the setting, the address and, for a port in use, what to do.
-pub async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address).await.map_err(|error| {
+pub fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, ListenError> {
+    listen(address).map_err(|error| {
         let hint = match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
+            io::ErrorKind::AddrInUse => {
                 "; another program, perhaps another gateway, has this port: stop it or choose \
                  another one"
             }
-            std::io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
-            std::io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
+            io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
+            io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
             _ => "",
         };
         ListenError { setting, address, error, hint }

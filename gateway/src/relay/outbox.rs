@@ -59,6 +59,11 @@ impl Outbox {
         self.write_if_full().await
     }
 
+    /// Whether nothing of ours waits to be written.
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
     pub async fn flush(&mut self) -> Result<(), Gone> {
         self.write().await?;
         if self.frames.capacity() > KEEP {

@@ -102,7 +102,7 @@ pub(super) fn connections(
     write.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
     write.pragma_update(None, "synchronous", synchronous).map_err(failed)?;
     write.pragma_update(None, "cache_size", -16_000).map_err(failed)?;
-    write.pragma_update(None, "journal_size_limit", 64 << 20).map_err(failed)?;
+    write.pragma_update(None, "journal_size_limit", 16 << 20).map_err(failed)?;
     upkeep::shrink_at_start(&write).map_err(failed)?;
     // A thread of its own does it (`upkeep/checkpoint.rs`).
     write.pragma_update(None, "wal_autocheckpoint", 0).map_err(failed)?;

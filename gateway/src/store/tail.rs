@@ -23,11 +23,23 @@ pub(super) struct Tail {
     pub bell: Bell,
 }
 
+/// Entries kept while nothing is committed.
+const AT_REST: usize = 256;
+
 struct Entries {
     list: VecDeque<LogEntry>,
     bytes: usize,
     /// Every entry after this position is in the list.
     complete_after: Seq,
+}
+
+impl Entries {
+    fn drop_oldest(&mut self) -> bool {
+        let Some(oldest) = self.list.pop_front() else { return false };
+        self.bytes -= oldest.event.json().len();
+        self.complete_after = oldest.seq;
+        true
+    }
 }
 
 impl Tail {
@@ -59,13 +71,22 @@ impl Tail {
                 entries.list.push_back(entry);
             }
             while entries.list.len() > MAX_ENTRIES || entries.bytes > MAX_BYTES {
-                let Some(oldest) = entries.list.pop_front() else { break };
-                entries.bytes -= oldest.event.json().len();
-                entries.complete_after = oldest.seq;
+                if !entries.drop_oldest() {
+                    break;
+                }
             }
         }
         self.head.send_replace(newest);
         self.bell.ring();
+    }
+
+    /// Nothing was committed for a while: keeps a few, and gives the memory of the others back.
+    pub fn rest(&self) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        while entries.list.len() > AT_REST {
+            entries.drop_oldest();
+        }
+        entries.list.shrink_to(AT_REST);
     }
 
     /// The entries after `seq`, or `None` when some of them are no longer here.

@@ -13,6 +13,7 @@ mod requests;
 use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
+    pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
@@ -22,7 +23,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{Instant, sleep_until},
+    time::{Instant, Sleep, sleep},
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -32,7 +33,7 @@ use tokio_tungstenite::{
         protocol::{Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use super::{
     Relay,
@@ -227,43 +228,47 @@ impl From<Gone> for End {
 
 impl Session {
     async fn serve(&mut self, token: &CancellationToken) -> End {
+        // Made once: what is waited for in vain is not put on and off all the lists each time.
+        let (stop, idle) = (pin!(token.cancelled()), pin!(sleep(self.idle)));
+        let mut waits = Waits { stop, idle };
         let mut deadline = Instant::now() + self.idle;
         let mut unflushed = 0;
-        if self.demands_auth() {
-            if let Err(end) = self.challenge().await {
-                return end;
-            }
-            unflushed += 1;
+        if self.demands_auth()
+            && let Err(end) = self.challenge().await
+        {
+            return end;
         }
         loop {
-            if token.is_cancelled() {
-                return End::Stopping;
-            }
             self.start_next_scan();
             self.start_next_catch_up();
             self.start_next_count();
             self.start_next_reconciliation();
             // While more is ready at once, nothing is flushed, within a bound.
-            let step = if unflushed == 0 {
-                self.step(token, deadline).await
+            let step = if self.out.is_empty() {
+                unflushed = 0;
+                Some(self.step(&mut waits).await)
             } else if unflushed >= BURST {
                 None
             } else {
-                self.step(token, deadline).now_or_never().flatten()
+                self.step(&mut waits).now_or_never()
             };
             let Some(step) = step else {
                 if let Err(gone) = self.out.flush().await {
                     return gone.into();
                 }
-                unflushed = 0;
                 continue;
             };
             let handled = match step {
                 Step::Stop => return End::Stopping,
+                Step::Idle if Instant::now() < deadline => {
+                    waits.idle.as_mut().reset(deadline);
+                    Ok(())
+                }
                 Step::Idle if self.pinged => return End::Idle,
                 Step::Idle => {
                     self.pinged = true;
                     deadline = Instant::now() + self.idle;
+                    waits.idle.as_mut().reset(deadline);
                     self.out.ping().await.map_err(End::from)
                 }
                 Step::Received(message) => {
@@ -285,8 +290,8 @@ impl Session {
         }
     }
 
-    /// Waits for whatever comes first. `None` only when the registry is gone.
-    async fn step(&mut self, token: &CancellationToken, deadline: Instant) -> Option<Step> {
+    /// Waits for whatever comes first.
+    async fn step(&mut self, waits: &mut Waits<'_, '_>) -> Step {
         let scanning = async {
             match &mut self.scanning {
                 Some(scanning) => scanning.scan.next().await,
@@ -316,15 +321,15 @@ impl Session {
         // In no order of preference: neither a long answer nor a fast feed may keep a client from
         // being heard.
         tokio::select! {
-            () = token.cancelled() => Some(Step::Stop),
-            Some(done) = self.under_way.next() => Some(Step::Done(done)),
-            entries = logged => Some(Step::Logged(entries)),
-            item = scanning => Some(Step::Scanned(item)),
-            counted = counted => Some(Step::Counted(counted)),
-            reconciled = reconciled => Some(Step::Reconciled(reconciled)),
-            news = self.feed.next() => Some(Step::News(news)),
-            message = self.out.socket.next(), if room => Some(Step::Received(message)),
-            () = sleep_until(deadline) => Some(Step::Idle),
+            () = &mut waits.stop => Step::Stop,
+            Some(done) = self.under_way.next() => Step::Done(done),
+            entries = logged => Step::Logged(entries),
+            item = scanning => Step::Scanned(item),
+            counted = counted => Step::Counted(counted),
+            reconciled = reconciled => Step::Reconciled(reconciled),
+            news = self.feed.next() => Step::News(news),
+            message = self.out.socket.next(), if room => Step::Received(message),
+            () = &mut waits.idle => Step::Idle,
         }
     }
 
@@ -344,7 +349,11 @@ impl Session {
             // A ping takes as much as a message: it is answered.
             Some(Ok(Message::Ping(bytes) | Message::Pong(bytes))) => {
                 let limited = self.exceeds_rate(bytes.len());
-                return limited.map_or(Ok(()), |limited| self.patience(limited).map(drop));
+                if let Some(limited) = limited {
+                    return self.patience(limited).map(drop);
+                }
+                // The websocket library has its pong ready.
+                return Ok(self.out.flush().await?);
             }
             Some(Ok(Message::Frame(_))) => return Ok(()),
             Some(Err(Error::Capacity(_))) => {
@@ -479,6 +488,13 @@ impl Session {
             self.out.linger().await;
         }
     }
+}
+
+/// What a session waits for all its life.
+struct Waits<'w, 't> {
+    stop: Pin<&'w mut WaitForCancellationFuture<'t>>,
+    /// Goes off too early after a message came; then it is set again.
+    idle: Pin<&'w mut Sleep>,
 }
 
 enum Step {

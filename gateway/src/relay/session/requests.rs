@@ -183,7 +183,8 @@ impl Session {
                 self.go_live(&subscription, after).await?;
             }
         }
-        Ok(())
+        // All that came at once is there: nothing is gained by waiting for more.
+        Ok(self.out.flush().await?)
     }
 
     async fn deliver(&mut self, delivery: Delivery) -> Result<(), End> {

@@ -22,7 +22,7 @@ use crate::{
 const COPY_FROM: u64 = 8 << 20;
 /// Length of the log, in bytes, from which on the writer is made to begin it anew. It is held up for
 /// a few milliseconds then.
-const RESTART_FROM: u64 = 16 << 20;
+const RESTART_FROM: u64 = 12 << 20;
 /// While events come in.
 const BUSY: Duration = Duration::from_millis(50);
 /// Without commits for so long, what is there is copied and the log is cut off.
@@ -113,6 +113,7 @@ impl Checkpoints {
                     checkpoint(&connection, "TRUNCATE")?;
                 }
                 self.metrics.wal_bytes.set(0);
+                self.tail.rest();
                 continue;
             }
             if log.length.saturating_sub(log.copied) >= COPY_FROM {
@@ -150,7 +151,7 @@ fn connect(path: &Path, durability: Durability) -> rusqlite::Result<Connection> 
         Durability::Normal => "NORMAL",
     };
     connection.pragma_update(None, "synchronous", synchronous)?;
-    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
     connection.pragma_update(None, "cache_size", -256)?;
     Ok(connection)
 }

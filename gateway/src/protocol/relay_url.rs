@@ -12,6 +12,12 @@ impl OwnUrls {
         Self(urls.into_iter().filter_map(place).collect())
     }
 
+    /// The same and one more.
+    pub fn and(mut self, url: &str) -> Self {
+        self.0.extend(place(url));
+        self
+    }
+
     /// Whether the URL leads here: the same host and port. NIP-42 asks for no more than that.
     pub fn contains(&self, url: &str) -> bool {
         place(url).is_some_and(|place| self.0.contains(&place))

@@ -1,7 +1,10 @@
 //! What the relay's port answers over HTTP: the upgrade, the NIP-11 document, health, and the
 //! operator's requests (NIP-86).
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -35,17 +38,24 @@ use crate::{
 
 pub(super) type Answer = Response<Full<Bytes>>;
 
+/// A connection that was accepted: its number and its two ends.
+#[derive(Clone, Copy)]
+pub(super) struct Accepted {
+    pub connection: u64,
+    pub peer: IpAddr,
+    pub here: Option<SocketAddr>,
+}
+
 /// Answers one request. An upgraded connection goes on as a session of its own.
 /// It holds the permit as long as it lives.
 pub(super) async fn answer(
     request: Request<Incoming>,
-    peer: IpAddr,
-    connection: u64,
+    accepted: Accepted,
     relay: Arc<Relay>,
     permit: Arc<OwnedSemaphorePermit>,
     tasks: &Tasks,
 ) -> Answer {
-    let client = Client::of(peer, request.headers(), &relay.config.trusted_proxies);
+    let client = Client::of(accepted.peer, request.headers(), &relay.config.trusted_proxies);
     if relay.moderation.blocks(client.address) {
         return blocked(&relay);
     }
@@ -81,7 +91,7 @@ pub(super) async fn answer(
     }
     let headers = request.headers();
     if request.method() == Method::GET && wants_upgrade(headers) {
-        return upgrade(request, client, connection, scope, relay, permit, tasks);
+        return upgrade(request, client, accepted, scope, relay, permit, tasks);
     }
     if accepts_nostr_json(headers) {
         document(&relay, &scope)
@@ -93,7 +103,7 @@ pub(super) async fn answer(
 fn upgrade(
     mut request: Request<Incoming>,
     client: Client,
-    connection: u64,
+    Accepted { connection, here, .. }: Accepted,
     scope: Scope,
     relay: Arc<Relay>,
     permit: Arc<OwnedSemaphorePermit>,
@@ -124,7 +134,8 @@ fn upgrade(
     if relay.moderation.blocks(client.address) {
         return blocked(&relay);
     }
-    let visitor = Visitor { connection, address: client.address, trusted, viewer, scope, rates };
+    let visitor =
+        Visitor { connection, address: client.address, here, trusted, viewer, scope, rates };
     let upgrade = hyper::upgrade::on(&mut request);
     let span = tracing::debug_span!("conn", id = connection);
     let token = tasks.token().clone();

@@ -111,6 +111,7 @@ async fn serve(
     }
     // Nobody may take all connections by saying nothing on them. A proxy speaks for many.
     let peer = remote.ip().to_canonical();
+    let accepted = http::Accepted { connection, peer, here: stream.local_addr().ok() };
     let speaks_for_many =
         peer.is_loopback() || relay.config.trusted_proxies.iter().any(|p| p.contains(peer));
     let socket = (!speaks_for_many).then(|| relay.rates.socket(peer));
@@ -122,7 +123,7 @@ async fn serve(
     let service = hyper::service::service_fn(|request| {
         let (relay, permit, tasks) = (relay.clone(), permit.clone(), tasks.clone());
         async move {
-            let answer = http::answer(request, peer, connection, relay, permit, &tasks).await;
+            let answer = http::answer(request, accepted, relay, permit, &tasks).await;
             Ok::<_, std::convert::Infallible>(answer)
         }
     });

@@ -200,3 +200,90 @@ async fn a_client_that_does_not_read_does_not_hold_a_reader() {
     assert!(ends.iter().any(|end| matches!(end, Some(ScanItem::Failed(_)))), "{ends:?}");
     store.close().await;
 }
+
+/// What the first version wrote, with its own statements.
+const FIRST_VERSION: &str = include_str!("../../../migrations/0001_events.sql");
+
+#[tokio::test]
+async fn a_database_of_the_first_version_is_converted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("gateway.db");
+    let author = Author::new(1);
+    let tagged = author.verified(20, 1, &[&["t", "word"], &["p", &"ab".repeat(32)]], "a note");
+    let profile = Author::new(2).verified(30, 0, &[], "a profile");
+    {
+        let old = rusqlite::Connection::open(&path).unwrap();
+        old.pragma_update(None, "journal_mode", "WAL").unwrap();
+        old.execute_batch(FIRST_VERSION).unwrap();
+        let migrations = sqlx::migrate!("../migrations");
+        let first = migrations.iter().next().unwrap();
+        old.execute_batch(
+            "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL, \
+             installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL, \
+             checksum BLOB NOT NULL, execution_time BIGINT NOT NULL)",
+        )
+        .unwrap();
+        let applied = "INSERT INTO _sqlx_migrations \
+             (version, description, success, checksum, execution_time) VALUES (1, ?1, 1, ?2, 0)";
+        old.execute(applied, (&*first.description, &*first.checksum)).unwrap();
+        old.execute_batch(
+            "INSERT INTO topics VALUES (1, 'x'), (2, 'y'); \
+             INSERT INTO origins VALUES (1, 'client'), (2, 'topic/y'); \
+             INSERT INTO log VALUES (3, 3, 1, 1), (4, 3, 2, 2), (5, 5, NULL, 1), (9, 9, 1, 1); \
+             DELETE FROM log WHERE seq = 9; \
+             INSERT INTO memberships VALUES (1, 20, 3), (2, 20, 3);",
+        )
+        .unwrap();
+        for (row, event, identifier) in [(3, &tagged, None), (5, &profile, Some(""))] {
+            old.execute(
+                "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, NULL, ?7)",
+                rusqlite::params![
+                    row,
+                    event.id.0,
+                    event.pubkey.0,
+                    event.created_at.cast_signed(),
+                    event.kind,
+                    identifier,
+                    &**event.json(),
+                ],
+            )
+            .unwrap();
+        }
+    }
+    for _ in 0..2 {
+        let store = open(&dir).await;
+        assert_eq!(store.stored_at_start(), 2);
+        for (filter, expected) in [
+            ("{}", vec![profile.id, tagged.id]),
+            (r##"{"#t":["word"]}"##, vec![tagged.id]),
+            (r#"{"kinds":[0]}"#, vec![profile.id]),
+        ] {
+            let (found, _) = query(&store, &[filter], Scope::All).await;
+            assert_eq!(
+                found.iter().map(|event| event.id).collect::<Vec<_>>(),
+                expected,
+                "{filter}"
+            );
+        }
+        let (found, _) = query(&store, &["{}"], Scope::Topic(topic("y"))).await;
+        assert_eq!(found, [(*tagged).clone()]);
+        let log = store.log_after(0, 10).await.unwrap();
+        let log: Vec<_> = log
+            .iter()
+            .map(|entry| (entry.seq, entry.topic.clone(), entry.first, &*entry.origin))
+            .collect();
+        let (x, y) = (Some(topic("x")), Some(topic("y")));
+        assert_eq!(
+            log,
+            [(3, x, true, "client"), (4, y, false, "topic/y"), (5, None, true, "client")]
+        );
+        store.close().await;
+    }
+    let store = open(&dir).await;
+    // Its version is found and replaced, and no position is given again.
+    let newer = Author::new(2).verified(31, 0, &[], "a newer profile");
+    assert_eq!(write(&store, &newer, &[]).await, Committed::New(10));
+    assert_eq!(write(&store, &profile, &[]).await, Committed::Superseded);
+    assert_eq!(write(&store, &tagged, &["x"]).await, Committed::Duplicate);
+    store.close().await;
+}

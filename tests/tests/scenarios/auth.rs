@@ -196,3 +196,24 @@ async fn protected_events_are_published_by_their_author_alone() {
     let repost = events::event(&alice, 6, &events::json(&by_alice), &[], events::now());
     client.refuse(&repost, "restricted").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_for_all_addresses_is_named_by_the_one_that_was_used() {
+    let gateway = GatewayBuilder::new(GATEWAY, "everywhere")
+        .set("relay", "listen", r#""0.0.0.0:0""#)
+        .set("access", "read", r#""authenticated""#)
+        .set("access", "write", r#""open""#)
+        .start()
+        .await;
+    let port = gateway.relay.rsplit_once(':').unwrap().1;
+    let keys = Keys::generate();
+    // Any address of the machine will do: loopback has many.
+    let url = format!("ws://127.0.0.2:{port}/");
+    let mut client = RawClient::connect(&url).await;
+    let challenge = client.next_challenge().await;
+    let other = events::auth(&keys, &format!("ws://127.0.0.3:{port}/"), &challenge);
+    let (accepted, message) = client.send_auth(&other).await;
+    assert!(!accepted && message.contains("relay tag"), "{message}");
+    client.authenticate_with(&keys, &url, &challenge).await;
+    assert!(client.req("all", &[json!({})]).await.is_empty());
+}

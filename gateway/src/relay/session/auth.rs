@@ -50,9 +50,15 @@ impl Session {
 
     pub(super) async fn authenticate(&mut self, event: Event) -> Result<(), End> {
         let id = event.id;
+        // On a listener for all addresses, this is the one that the client knows.
+        let own = match self.here {
+            Some(here) => self.relay.own_urls.clone().and(&format!("ws://{here}")),
+            None => self.relay.own_urls.clone(),
+        };
         let checked = match &mut self.auth {
-            Some(auth) => check(&event, &auth.challenge, &self.relay.own_urls, unix_now())
-                .and_then(|()| auth.count_attempt()),
+            Some(auth) => {
+                check(&event, &auth.challenge, &own, unix_now()).and_then(|()| auth.count_attempt())
+            }
             None => Err(wrong_challenge()),
         };
         if let Err(reason) = checked {

@@ -25,7 +25,7 @@ mod shapes;
 mod signing;
 mod verify;
 
-use std::{fs, io, path::PathBuf, process::ExitCode};
+use std::{fs, io, path::PathBuf, process::ExitCode, time::Duration};
 
 pub use args::BenchArgs;
 use args::Scenario;
@@ -263,6 +263,8 @@ impl Bench {
         let mut found = tally.into_report(clients, in_flight, start, end);
         found.own_cpu_s = clocks.own();
         report.notes.extend(generator_note("publish", found.own_cpu_s, found.seconds));
+        // Indexing and copying that is still to be done belongs to it.
+        self.wait_for_rest(relay.process).await;
         found.server = clocks.relay()?;
         found.server_cpu_s_per_50k = found
             .server
@@ -281,6 +283,23 @@ impl Bench {
         }
         report.publish = Some(found);
         Ok(())
+    }
+}
+
+impl Bench {
+    /// Waits until the relay has nothing to do any more, at most ten seconds.
+    async fn wait_for_rest(&self, process: Option<Process>) {
+        const LOOK: Duration = Duration::from_millis(500);
+        /// Of a core, meanwhile.
+        const AT_REST: f64 = 0.04;
+        for _ in 0..20 {
+            let before = process.and_then(|process| process.cpu().ok().map(|cpu| (process, cpu)));
+            tokio::time::sleep(LOOK).await;
+            let used = before.and_then(|(process, cpu)| process.used_since(cpu).ok());
+            if used.is_none_or(|used| used.cpu_s < AT_REST * LOOK.as_secs_f64()) {
+                break;
+            }
+        }
     }
 }
 

@@ -204,12 +204,18 @@ impl Ingest {
         if event.asks_all_relays_to_vanish() {
             return None;
         }
-        if !matches!(origin, Origin::Client { .. }) {
+        let Origin::Client { address, .. } = origin else {
             return Some(Reason::restricted(
                 "a request to vanish from one relay stays there (NIP-62)",
             ));
-        }
-        if event.tag_values("relay").any(|url| self.own_urls.contains(url)) {
+        };
+        // From elsewhere a loopback URL may mean any gateway.
+        let own = if address.is_loopback() {
+            |own: &OwnUrls, url: &str| own.contains(url)
+        } else {
+            |own: &OwnUrls, url: &str| own.contains_from_elsewhere(url)
+        };
+        if event.tag_values("relay").any(|url| own(&self.own_urls, url)) {
             return None;
         }
         Some(Reason::invalid("the request to vanish does not name this relay (relay.url, NIP-62)"))

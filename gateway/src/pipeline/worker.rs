@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
-    protocol::{EventId, Prefix, Reason, TopicName, VerifiedEvent, kinds},
+    protocol::{Event, EventId, Prefix, Reason, TopicName, VerifiedEvent, kinds},
 };
 
 /// What all worker threads use.
@@ -53,7 +53,12 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         shared.writer.presence(&event, &topics)
     };
     match presence {
-        Ok(Presence::Known) => return answer(reply, Outcome::Duplicate),
+        // To tell that a message of others or an event of a private topic is held, to whoever cannot
+        // even show it, would tell too much.
+        Ok(Presence::Known) if is_public(&event, &topics, shared) => {
+            return answer(reply, Outcome::Duplicate);
+        }
+        Ok(Presence::Known) => {}
         Ok(Presence::Deleted) => return answer(reply, Outcome::Refused(deleted())),
         Ok(Presence::Vanished) => return answer(reply, Outcome::Refused(vanished())),
         Ok(Presence::PastRetention) => {
@@ -142,6 +147,12 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
 fn store_failure(error: &super::StoreError) -> Outcome {
     tracing::error!(%error, "the store failed");
     Outcome::Refused(Reason::error("the event could not be stored"))
+}
+
+/// Whether everybody may know that the event is here.
+fn is_public(event: &Event, topics: &[TopicName], shared: &Shared) -> bool {
+    !kinds::is_for_parties_only(event.kind)
+        && topics.iter().any(|topic| !shared.routing.private.contains(topic))
 }
 
 fn deleted() -> Reason {

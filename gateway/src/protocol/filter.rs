@@ -77,7 +77,9 @@ impl Filter {
         fn count<T>(list: &Option<Vec<T>>) -> usize {
             list.as_ref().map_or(0, Vec::len)
         }
-        let tags: usize = self.tags.iter().map(|(_, values)| values.len()).sum();
+        // A long value costs as much memory as several.
+        let cost = |value: &String| 1 + value.len() / 64;
+        let tags: usize = self.tags.iter().flat_map(|(_, values)| values).map(cost).sum();
         count(&self.ids) + count(&self.authors) + count(&self.kinds) + tags
     }
 

@@ -22,6 +22,16 @@ impl OwnUrls {
     pub fn contains(&self, url: &str) -> bool {
         place(url).is_some_and(|place| self.0.contains(&place))
     }
+
+    /// The same for somebody on another machine, to whom a loopback URL means their own.
+    pub fn contains_from_elsewhere(&self, url: &str) -> bool {
+        place(url).is_some_and(|place| !is_loopback(&place.0) && self.0.contains(&place))
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Host and port of a websocket URL.
@@ -39,6 +49,15 @@ fn place(url: &str) -> Option<(String, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn loopback_urls_mean_nothing_from_elsewhere() {
+        let urls = ["ws://127.0.0.1:4869", "ws://localhost:4869", "ws://[::1]:4869", "wss://a.org"];
+        let own = OwnUrls::new(urls);
+        assert!(urls.iter().all(|url| own.contains(url)));
+        let counting: Vec<_> = urls.iter().filter(|url| own.contains_from_elsewhere(url)).collect();
+        assert_eq!(counting, [&"wss://a.org"]);
+    }
 
     #[test]
     fn host_and_port_decide() {

@@ -118,7 +118,9 @@ fn upgrade(
         }
     };
     let accept = derive_accept_key(key.as_bytes());
-    let rates = if client.local {
+    let trusted = client.is_trusted(request.headers(), &relay.config.trusted_origins);
+    // A web page is a stranger, also on this machine.
+    let rates = if client.local && trusted {
         None
     } else {
         match relay.rates.connect(client.address) {
@@ -126,7 +128,6 @@ fn upgrade(
             Err(reason) => return too_many(&relay, "connections", &reason),
         }
     };
-    let trusted = client.is_trusted(request.headers(), &relay.config.trusted_origins);
     let viewer = Viewer::new(Default::default(), trusted, &relay.private);
     let viewer: SharedViewer = Arc::new(Arc::new(viewer).into());
     // Whoever blocks the address now finds it listed; whoever did so before is found here.

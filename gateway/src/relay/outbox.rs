@@ -104,16 +104,19 @@ impl Outbox {
     /// Writes everything. A connection of which this was given up in the middle is of no more use.
     async fn write(&mut self) -> Result<(), Gone> {
         let Self { socket, frames } = self;
-        within(async {
-            // Half a pong may still wait there.
-            socket.flush().await?;
-            if !frames.is_empty() {
-                socket.get_mut().write_all(frames).await?;
-                frames.clear();
+        // Half a pong may still wait there.
+        within(socket.flush()).await?;
+        // However slowly it reads, it is served as long as it reads at all.
+        let mut rest = frames.as_slice();
+        while !rest.is_empty() {
+            let written = within(async { Ok(socket.get_mut().write(rest).await?) }).await?;
+            if written == 0 {
+                return Err(Gone);
             }
-            Ok(())
-        })
-        .await
+            rest = rest.get(written..).unwrap_or_default();
+        }
+        frames.clear();
+        Ok(())
     }
 }
 
@@ -138,9 +141,9 @@ fn append_text<const N: usize>(frames: &mut Vec<u8>, parts: [impl AsRef<str>; N]
     }
 }
 
-async fn within(write: impl Future<Output = Result<(), Error>>) -> Result<(), Gone> {
+async fn within<T>(write: impl Future<Output = Result<T, Error>>) -> Result<T, Gone> {
     match tokio::time::timeout(PATIENCE, write).await {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => {
             tracing::debug!(%error, "the client is gone");
             Err(Gone)

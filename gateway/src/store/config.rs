@@ -50,8 +50,9 @@ pub struct RetentionConfig {
 }
 
 /// Profiles, contact lists and relay lists: there is one for each author, and clients are lost
-/// without it. Only a rule that names them covers them.
-pub const EXEMPT: [u16; 3] = [0, 3, 10_002];
+/// without it. Requests to delete and to vanish: what they ask for lasts. Only a rule that names them
+/// covers them.
+pub const EXEMPT: [u16; 5] = [0, 3, 5, 62, 10_002];
 
 impl RetentionConfig {
     pub fn covers(&self, kind: u16) -> bool {

@@ -287,3 +287,29 @@ async fn a_database_of_the_first_version_is_converted() {
     assert_eq!(write(&store, &tagged, &["x"]).await, Committed::Duplicate);
     store.close().await;
 }
+
+#[tokio::test]
+async fn what_is_deleted_makes_no_room_for_older_versions_and_vanishing_lasts() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let author = Author::new(1);
+    let (first, second) = (author.verified(10, 0, &[], "1"), author.verified(20, 0, &[], "2"));
+    write(&store, &first, &[]).await;
+    write(&store, &second, &[]).await;
+    let deletion = author.verified(25, 5, &[&["e", &second.id.to_string()]], "");
+    assert!(matches!(write(&store, &deletion, &[]).await, Committed::New(_)));
+    assert_eq!(write(&store, &first, &[]).await, Committed::Deleted);
+    let third = author.verified(30, 0, &[], "3");
+    assert!(matches!(write(&store, &third, &[]).await, Committed::New(_)));
+
+    // NIP-62: to delete a request to vanish has no effect, before and after it.
+    let vanish = author.verified(40, 62, &[&["relay", "ALL_RELAYS"]], "");
+    let undo = |at| author.verified(at, 5, &[&["e", &vanish.id.to_string()]], "");
+    assert!(matches!(write(&store, &undo(39), &[]).await, Committed::New(_)));
+    assert!(matches!(write(&store, &vanish, &[]).await, Committed::New(_)));
+    assert!(matches!(write(&store, &undo(41), &[]).await, Committed::New(_)));
+    let (found, _) = query(&store, &["{}"], Scope::All).await;
+    assert_eq!(found.iter().map(|event| event.kind).collect::<Vec<_>>(), [5, 62]);
+    assert_eq!(write(&store, &third, &[]).await, Committed::Vanished);
+    store.close().await;
+}

@@ -38,8 +38,8 @@ pub(super) fn find(
             }
         }
     }
-    // A deletion request cannot be deleted (NIP-09).
-    if event.kind == kinds::DELETION {
+    // Requests to delete (NIP-09) and to vanish (NIP-62) cannot be deleted.
+    if is_lasting(event.kind) {
         return Ok(None);
     }
     if known.may_contain(prefix(&event.id.0)) {
@@ -65,6 +65,11 @@ pub(super) fn find(
         }
     }
     Ok(None)
+}
+
+/// Whether events of this kind cannot be deleted by a request.
+pub(super) const fn is_lasting(kind: u16) -> bool {
+    matches!(kind, kinds::DELETION | kinds::VANISH)
 }
 
 fn vanished_until(connection: &Connection, key: &PublicKey) -> rusqlite::Result<Option<i64>> {

@@ -386,9 +386,14 @@ impl Writer<'_> {
                     if let Some(row) = open::row_of(connection, &id)? {
                         let event = remove::event(connection, row)?;
                         let allowed = tombstones::may_delete(&event, &request.pubkey)
-                            && event.kind != kinds::DELETION;
+                            && !tombstones::is_lasting(event.kind);
                         if !allowed {
                             continue;
+                        }
+                        // An older version must not take its place.
+                        if let Some(identifier) = identifier(&event) {
+                            let (by, at) = (&event.pubkey, event.created_at);
+                            tombstones::delete_address(connection, by, event.kind, identifier, at)?;
                         }
                         remove::row(connection, row)?;
                     }

@@ -11,7 +11,11 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{Interest, Subscriptions};
-use crate::{clock::unix_now, pipeline::Seq, protocol::Event};
+use crate::{
+    clock::unix_now,
+    pipeline::{LogEntry, Seq},
+    protocol::Event,
+};
 
 /// Deliveries that may wait for one connection.
 const MAX_WAITING: usize = 1_024;
@@ -119,20 +123,24 @@ impl Feed {
         interest: &Arc<Interest>,
         after: Seq,
     ) -> Option<Vec<Arc<Event>>> {
-        let mut registry = self.subscriptions.lock();
+        // Without the lock, for there may be thousands; what comes meanwhile are few.
+        let now = unix_now();
+        let reader = &self.subscriptions.reader;
         let mut missed = Vec::new();
-        if after < registry.position {
-            let now = unix_now();
-            let position = registry.position;
-            let entries = self.subscriptions.reader.recent_log_after(after)?;
-            missed = entries
-                .into_iter()
-                .filter(|entry| entry.seq <= position && interest.wants(entry, now))
-                .map(|entry| entry.event)
-                .collect();
+        let mut reached = after;
+        let collect = |entries: Vec<LogEntry>, missed: &mut Vec<LogEntry>, reached: &mut Seq| {
+            *reached = entries.last().map_or(*reached, |entry| entry.seq);
+            missed.extend(entries.into_iter().filter(|entry| interest.wants(entry, now)));
+        };
+        collect(reader.recent_log_after(after)?, &mut missed, &mut reached);
+        let mut registry = self.subscriptions.lock();
+        if reached < registry.position {
+            collect(reader.recent_log_after(reached)?, &mut missed, &mut reached);
         }
+        // What others have not got yet, the registry delivers to all.
+        missed.retain(|entry| entry.seq <= registry.position);
         registry.insert(self.connection, subscription, generation, interest, after);
-        Some(missed)
+        Some(missed.into_iter().map(|entry| entry.event).collect())
     }
 
     /// Ends a live subscription. Deliveries that already wait are told apart by their generation.

@@ -55,7 +55,11 @@ impl Interest {
     /// Whether an event that only passes is for this subscription.
     fn wants_passing(&self, passed: &Passing) -> bool {
         let in_scope = match &self.scope {
-            Scope::All => passed.first && !passed.private,
+            Scope::All => {
+                let viewer = self.viewer.load();
+                let readable = || passed.topics.iter().any(|topic| viewer.may_read_topic(topic));
+                passed.first && (!passed.private || readable())
+            }
             Scope::Topic(name) => passed.topics.contains(name),
         };
         let event = passed.event.shared();
@@ -82,6 +86,8 @@ impl Subscriptions {
         token: CancellationToken,
     ) {
         let mut head = self.reader.head();
+        // What was committed since the position was taken is news too.
+        head.mark_changed();
         let mut ephemeral_open = true;
         loop {
             tokio::select! {

@@ -140,14 +140,11 @@ impl Event {
     /// Whether it is a repost (kinds 6 and 16, NIP-18) that carries a protected event in its content:
     /// NIP-70 wants those refused like the event itself.
     pub fn embeds_protected(&self) -> bool {
-        #[derive(serde::Deserialize)]
-        struct Embedded {
-            tags: Vec<Vec<serde_json::Value>>,
-        }
+        // As a value, in which the last of two equal keys counts: so do clients read it.
+        let protects = |tag: &serde_json::Value| tag[0] == "-";
         matches!(self.kind, 6 | 16)
-            && serde_json::from_str::<Embedded>(&self.content).is_ok_and(|event| {
-                event.tags.iter().any(|tag| tag.first().is_some_and(|t| t == "-"))
-            })
+            && serde_json::from_str::<serde_json::Value>(&self.content)
+                .is_ok_and(|event| event["tags"].as_array().is_some_and(|t| t.iter().any(protects)))
     }
 
     /// Whether it asks all relays to forget its author (NIP-62).

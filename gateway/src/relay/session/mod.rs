@@ -64,6 +64,8 @@ const MAX_BYTES_UNDER_WAY: usize = 2 << 20;
 const MAX_FILTER_VALUES: usize = 20_000;
 /// Messages written between two flushes while more of them are ready.
 const BURST: usize = 128;
+/// How long the end of a session waits for what was published in it.
+const PARTING: Duration = Duration::from_secs(5);
 /// Log entries read at once while a subscription catches up.
 const PAGE: usize = 500;
 
@@ -458,6 +460,16 @@ impl Session {
 
     /// Says goodbye. What was published and not yet answered is answered first.
     async fn finish(&mut self, end: End) {
+        // What was published goes its way, also of a client that left at once.
+        let ended = async {
+            while let Some(done) = self.under_way.next().await {
+                if !matches!(end, End::Left) && self.done(done).await.is_err() {
+                    break;
+                }
+            }
+        };
+        // Nobody waits longer for a store that is stuck.
+        let _ = tokio::time::timeout(PARTING, ended).await;
         let farewell = match end {
             // Sends what is queued, the answer to the client's own Close among it (RFC 6455 §5.5.1).
             // Should the client be gone, nobody misses it.
@@ -465,14 +477,7 @@ impl Session {
                 let _ = self.out.flush().await;
                 None
             }
-            End::Stopping => {
-                while let Some(done) = self.under_way.next().await {
-                    if self.done(done).await.is_err() {
-                        break;
-                    }
-                }
-                Some((CloseCode::Away, "the gateway is shutting down"))
-            }
+            End::Stopping => Some((CloseCode::Away, "the gateway is shutting down")),
             End::TooLong => {
                 let max = self.relay.config.max_message_bytes;
                 let notice = message::notice(&format!(

@@ -105,9 +105,12 @@ impl Session {
                 self.send(message::eose(&id, complete)).await?;
                 self.go_live(&id, at).await
             }
-            Some(ScanItem::Failed(_)) | None => {
+            failed @ (Some(ScanItem::Failed(_)) | None) => {
                 self.forget(&id);
-                let reason = Reason::error("the query could not be answered");
+                let reason = Reason::error(match failed {
+                    Some(ScanItem::Failed(StoreError(why))) => why,
+                    _ => "the query could not be answered".to_owned(),
+                });
                 self.send(message::closed(&id, &reason)).await
             }
         }

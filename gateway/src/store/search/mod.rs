@@ -110,7 +110,7 @@ impl Drop for Lent {
 }
 
 /// The file of the index in a data directory.
-fn path(data_dir: &Path) -> PathBuf {
+pub(super) fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("search.db")
 }
 

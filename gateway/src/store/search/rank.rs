@@ -96,11 +96,12 @@ fn read(
     let rank = if ranked { format!("bm25(part_{part})") } else { "0.0".to_owned() };
     let mut statement = connection.prepare_cached(&format!(
         "SELECT rowid, {rank} FROM part_{part} WHERE part_{part} MATCH ?1 AND rowid < ?2 \
-         ORDER BY rowid DESC LIMIT ?3"
+         ORDER BY rowid DESC"
     ))?;
-    let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
-    let mut rows = statement.query(params![question, below, wanted])?;
-    while let Some(row) = rows.next()? {
+    // No LIMIT: a bound one makes SQLite plan the statement anew each time.
+    let mut rows = statement.query(params![question, below])?;
+    for _ in 0..wanted {
+        let Some(row) = rows.next()? else { break };
         found.push((row.get(1)?, row.get(0)?));
     }
     Ok(())

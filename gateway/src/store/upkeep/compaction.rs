@@ -46,7 +46,10 @@ pub(in crate::store) fn shrink_at_start(connection: &Connection) -> rusqlite::Re
     let size = file_size(connection)?;
     if size.free >= WORTHWHILE && size.free >= size.used() {
         tracing::info!(bytes = size.pages, free = size.free, "writing the database anew, smaller");
-        connection.execute_batch("VACUUM")?;
+        // It needs as much room again for a while.
+        if let Err(error) = connection.execute_batch("VACUUM") {
+            tracing::warn!(%error, "the database could not be written anew; it stays as large");
+        }
     }
     Ok(())
 }

@@ -45,10 +45,6 @@ impl Rule {
         self.entry.clone()
     }
 
-    fn removed_before(&self) -> u64 {
-        self.entry.removed_before.load(Ordering::Acquire)
-    }
-
     /// The tables and conditions of the events that it covers; `None` when there cannot be any. All
     /// that goes into the text are numbers.
     fn events(&self, connection: &Connection, index: &str) -> rusqlite::Result<Option<String>> {
@@ -148,6 +144,11 @@ impl Rule {
     }
 }
 
+/// Whether a tenth of a bound is free, so that older events may come again.
+const fn leaves_room(held: u64, most: u64) -> bool {
+    held < most - most.div_ceil(10)
+}
+
 /// Bytes of these events' JSON.
 fn size(connection: &Connection, row: i64) -> rusqlite::Result<u64> {
     let size: Option<i64> = connection
@@ -177,29 +178,40 @@ impl Upkeep {
             let before = unix_now().saturating_sub(rule.config.max_age_s);
             removed += self.remove_oldest(rule, before, u64::MAX, u64::MAX)?;
         }
-        let mut lack = false;
+        // Whether every bound that is set leaves room again.
+        let (mut lack, mut bounded) = (true, false);
         if rule.config.max_events != 0 {
             let held = rule.count(&self.database)?;
             let over = held.saturating_sub(rule.config.max_events);
-            lack |= held < rule.config.max_events / 10 * 9;
+            bounded = true;
+            lack &= leaves_room(held, rule.config.max_events);
             removed += self.remove_oldest(rule, u64::MAX, over, u64::MAX)?;
         }
         if rule.config.max_bytes != 0 {
             rule.count_bytes(&self.database)?;
-            if rule.bytes > rule.config.max_bytes && rule.removed_before() == 0 {
-                // Before the first event goes, it should be true.
+            let most = rule.config.max_bytes;
+            let mut over = 0;
+            if rule.bytes > most {
+                // Before an event goes, the sum should be true. To add it up takes long for many
+                // events, so a little more goes at a time.
                 rule.count_bytes_anew(&self.database)?;
+                if rule.bytes > most {
+                    over = rule.bytes - (most - most / 20);
+                }
             }
-            let over = rule.bytes.saturating_sub(rule.config.max_bytes);
-            lack |= rule.bytes < rule.config.max_bytes / 10 * 9;
+            bounded = true;
+            lack &= leaves_room(rule.bytes, most);
             if over > 0 {
                 removed += self.remove_oldest(rule, u64::MAX, u64::MAX, over)?;
             }
         }
         if let Some(most) = rule.whole {
-            removed += self.shrink(rule, most, &mut lack)?;
+            let (chunks, room) = self.shrink(rule, most)?;
+            removed += chunks;
+            bounded = true;
+            lack &= room;
         }
-        if lack {
+        if lack && bounded {
             // There is room again: older events may come.
             rule.entry.removed_before.store(0, Ordering::Release);
         }
@@ -209,14 +221,19 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Brings the whole database below a size. Pages that are free again are used for what comes.
-    fn shrink(&self, rule: &mut Rule, most: u64, lack: &mut bool) -> Result<u64, StoreError> {
-        let mut removed = 0;
+    /// Brings the whole database below a size, and says whether there is room again. Pages that are
+    /// free are used for what comes.
+    fn shrink(&self, rule: &mut Rule, most: u64) -> Result<(u64, bool), StoreError> {
+        let (mut removed, mut room) = (0, false);
+        // The index of words follows later, and keeps its file: it is taken to shrink in proportion.
+        let search_before = self.search_bytes();
+        let database_before = compaction::file_size(&self.database)?.used().max(1);
         while !self.is_stopped() {
-            let search = self.data_dir.join("search.db");
-            let search = std::fs::metadata(search).map_or(0, |file| file.len());
-            let used = compaction::file_size(&self.database)?.used() + search;
-            *lack = used < most / 10 * 9;
+            let database = compaction::file_size(&self.database)?.used();
+            let search = u128::from(search_before) * u128::from(database);
+            let search = search / u128::from(database_before);
+            let used = database + u64::try_from(search).unwrap_or(u64::MAX);
+            room = leaves_room(used, most);
             if used <= most {
                 break;
             }
@@ -231,7 +248,14 @@ impl Upkeep {
                 break;
             }
         }
-        Ok(removed)
+        Ok((removed, room))
+    }
+
+    /// Bytes of `search.db` that are in use.
+    fn search_bytes(&self) -> u64 {
+        let path = crate::store::search::path(&self.data_dir);
+        let size = || compaction::file_size(&crate::store::open::reader(&path)?);
+        if path.exists() { size().map_or(0, |size| size.used()) } else { 0 }
     }
 
     /// Removes the oldest events that a rule covers: those before a time, not more than so many events

@@ -120,7 +120,8 @@ pub(super) fn reader(path: &Path) -> Result<Connection, rusqlite::Error> {
     )?;
     read.busy_timeout(Duration::from_secs(5))?;
     read.pragma_update(None, "query_only", true)?;
-    read.pragma_update(None, "cache_size", -8_000)?;
+    // It reads through a mapping of the file; only what is in the write-ahead log needs this.
+    read.pragma_update(None, "cache_size", -2_000)?;
     read.set_prepared_statement_cache_capacity(64);
     Ok(read)
 }

@@ -22,7 +22,7 @@ use crate::{
 const COPY_FROM: u64 = 8 << 20;
 /// Length of the log, in bytes, from which on the writer is made to begin it anew. It is held up for
 /// a few milliseconds then.
-const RESTART_FROM: u64 = 12 << 20;
+const RESTART_FROM: u64 = 16 << 20;
 /// While events come in.
 const BUSY: Duration = Duration::from_millis(50);
 /// Without commits for so long, what is there is copied and the log is cut off.

@@ -29,6 +29,9 @@ use super::state::TopicState;
 const CALL: Duration = Duration::from_secs(5);
 /// A join is answered within a round trip. After this time it was not.
 const ANSWER: Duration = Duration::from_secs(2);
+/// Of two that wait for one another, both alone, the one with the higher id waits longer: if both
+/// made the other forget them at once, and again each time, neither would get its answer.
+const ANSWER_TO_HIGHER: Duration = Duration::from_secs(7);
 /// Endpoints whose answer is waited for; discovery names them again.
 const ASKED: usize = 64;
 
@@ -46,7 +49,10 @@ pub const QUEUE: usize = 32;
 
 /// Joins whom discovery finds. Never ends, even when discovery does: without any of its steps we
 /// still wait for others to come to us.
+///
+/// `me` is our own endpoint id.
 pub async fn join(
+    me: EndpointId,
     found: &mut mpsc::Receiver<Vec<EndpointId>>,
     sender: &GossipSender,
     state: &TopicState,
@@ -70,7 +76,8 @@ pub async fn join(
             _ = check.tick(), if !asked.is_empty() => {
                 let neighbors = state.neighbors();
                 asked.retain(|peer, since| {
-                    if since.elapsed() < ANSWER {
+                    let patience = if me < *peer { ANSWER } else { ANSWER_TO_HIGHER };
+                    if since.elapsed() < patience {
                         return true;
                     }
                     // An answered peer may have made room for others by now; alone, we need it.

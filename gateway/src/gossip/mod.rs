@@ -231,6 +231,7 @@ impl Shared {
         let (join, found) = mpsc::channel(JOIN_QUEUE);
         let (announced, announcements) = mpsc::channel(ANNOUNCED_QUEUE);
         let topic = Topic {
+            me: self.id,
             id: keys.gossip_id(),
             gossip: self.gossip.clone(),
             state: state.clone(),

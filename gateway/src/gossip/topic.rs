@@ -43,6 +43,8 @@ const SETTLED: Duration = Duration::from_secs(1);
 
 /// The actor of one topic.
 pub struct Topic {
+    /// Our own endpoint id.
+    pub me: EndpointId,
     pub id: TopicId,
     pub gossip: Gossip,
     pub state: Arc<TopicState>,
@@ -81,7 +83,9 @@ impl Topic {
                             tracing::warn!("the gossip topic ended; joining anew");
                         }
                         _ = self.outbound.run(&sender) => {}
-                        never = join(&mut self.join, &sender, &self.state, &self.knock) => match never {},
+                        never = join(self.me, &mut self.join, &sender, &self.state, &self.knock) => {
+                            match never {}
+                        }
                     }
                     self.state.subscribed(false);
                     self.state.reset([]);

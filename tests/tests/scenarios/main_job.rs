@@ -188,7 +188,7 @@ async fn what_was_acknowledged_survives_sigkill() {
     let live_only = [json!({"limit": 0})];
     assert!(at_a.req("live", &live_only).await.is_empty());
     assert!(at_b.req("live", &live_only).await.is_empty());
-    b.wait_for_neighbors("town", 1, Duration::from_secs(150)).await;
+    b.wait_for_neighbors("town", 1, Duration::from_secs(120)).await;
     let (from_a, from_b) =
         (events::note(&Keys::generate(), "from A"), events::note(&Keys::generate(), "from B"));
     at_a.accept(&from_a).await;
@@ -227,4 +227,21 @@ async fn latency_between_clients_across_a_topic() {
         ms(99),
         took[EVENTS - 1].as_secs_f64() * 1_000.0
     ));
+}
+
+/// Away for longer than the connection lasts, so that both are alone and look for one another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_was_missed_comes_back() {
+    let _alone = alone().await;
+    let testnet = Testnet::on_loopback(DHT_TESTNET).await;
+    let a = builder("A", &testnet).topics(&["town"]).start().await;
+    let mut b = builder("B", &testnet).topics(&["town"]).start().await;
+    meet([&a, &b], &["town"]).await;
+    b.kill9().await;
+    nostr_gateway_tests::eventually("A misses B", MEETING, async || {
+        (a.topic_status("town").await["state"] == "alone").then_some(())
+    })
+    .await;
+    let b = b.restart().await;
+    meet([&a, &b], &["town"]).await;
 }

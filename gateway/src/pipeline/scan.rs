@@ -43,6 +43,8 @@ const BATCH_WAIT: Duration = Duration::from_micros(500);
 const CHECKS_PER_LOOK: u32 = 64;
 /// How long a reader thread waits for the client, over the whole scan, before it gives it up.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The same while other queries wait for a reader: who does not read must not hold up who does.
+const PATIENCE_BEFORE_OTHERS: Duration = Duration::from_millis(100);
 /// How long a scan may take without that.
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -62,6 +64,8 @@ pub struct ScanSender {
     waited: Cell<Duration>,
     batch: RefCell<Batch>,
     checks: Cell<u32>,
+    /// Whether other queries wait for a reader.
+    others_wait: Option<Box<dyn Fn() -> bool + Send>>,
 }
 
 /// What goes to the receiver next.
@@ -89,6 +93,7 @@ impl Scan {
             waited: Cell::default(),
             batch: RefCell::new(Batch { events: Vec::new(), bytes: 0, last: started }),
             checks: Cell::default(),
+            others_wait: None,
         };
         (sender, Self { items, waiting })
     }
@@ -192,6 +197,11 @@ impl ScanSender {
         Ok(())
     }
 
+    /// Waits for its own client for a shorter time while others wait.
+    pub fn yield_to(&mut self, others_wait: impl Fn() -> bool + Send + 'static) {
+        self.others_wait = Some(Box::new(others_wait));
+    }
+
     /// The scan begins now: it was waiting for a reader.
     pub fn begin(&mut self) {
         self.started = Instant::now();
@@ -203,7 +213,9 @@ impl ScanSender {
         if self.items.is_closed() {
             return Err(ScanStopped);
         }
-        if self.waited.get() > PATIENCE {
+        let others_wait = self.others_wait.as_ref().is_some_and(|wait| wait());
+        let patience = if others_wait { PATIENCE_BEFORE_OTHERS } else { PATIENCE };
+        if self.waited.get() > patience {
             self.fail(StoreError("the query was given up: its results were not read".to_owned()));
             return Err(ScanStopped);
         }

@@ -276,6 +276,7 @@ impl EventReader for Store {
 
     fn scan(&self, filters: Vec<Filter>, scope: Scope, viewer: Arc<Viewer>) -> Scan {
         let (mut out, scan) = Scan::new();
+        out.yield_to(self.readers.others_wait());
         let memory = self.memory.clone();
         let queued = self.readers.run(move |connection| {
             out.begin();

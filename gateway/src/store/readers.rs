@@ -4,7 +4,10 @@ use std::{
     cell::RefCell,
     io, panic,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -29,11 +32,22 @@ pub(super) struct Readers {
     queues: RwLock<Option<Queues>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     path: PathBuf,
+    /// Queries that wait for a reader, without the long ones.
+    waiting: Arc<AtomicUsize>,
 }
 
 struct Queues {
     quick: crossbeam_channel::Sender<Job>,
     long: crossbeam_channel::Sender<Job>,
+}
+
+/// A query that waits for a reader.
+struct Turn(Arc<AtomicUsize>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What a reader maps of the file. Reading through the mapping saves a system call and a copy for
@@ -91,12 +105,26 @@ impl Readers {
             queues: RwLock::new(Some(Queues { quick, long })),
             threads: Mutex::new(threads),
             path: path.to_owned(),
+            waiting: Arc::default(),
         })
     }
 
     /// Queues a query. It never waits: a full queue is an error.
     pub fn run(&self, job: impl FnOnce(&Connection) + Send + 'static) -> Result<(), StoreError> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        // Counted until it begins, or is dropped without.
+        let turn = Turn(self.waiting.clone());
+        let job = move |connection: &Connection| {
+            drop(turn);
+            job(connection);
+        };
         self.queue(|queues| &queues.quick, Box::new(job))
+    }
+
+    /// Tells at any time whether queries wait for a reader.
+    pub fn others_wait(&self) -> impl Fn() -> bool + Send + use<> {
+        let waiting = self.waiting.clone();
+        move || waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Queues a query that may take long. It never waits either.

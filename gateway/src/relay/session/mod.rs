@@ -5,6 +5,7 @@
 
 mod auth;
 mod count;
+mod end;
 mod negentropy;
 mod publish;
 mod rates;
@@ -30,14 +31,14 @@ use tokio_tungstenite::{
     tungstenite::{
         Error, Message,
         error::ProtocolError,
-        protocol::{Role, WebSocketConfig, frame::coding::CloseCode},
+        protocol::{Role, WebSocketConfig},
     },
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use super::{
     Relay,
-    outbox::{Gone, Outbox},
+    outbox::Outbox,
     rates::{ClientRates, Held},
 };
 use crate::{
@@ -51,6 +52,7 @@ use crate::{
 };
 use auth::{Auth, Authenticated};
 use count::{Counted, Counting};
+use end::End;
 use negentropy::{Negentropies, Reconciled};
 use publish::Published;
 
@@ -64,8 +66,6 @@ const MAX_BYTES_UNDER_WAY: usize = 2 << 20;
 const MAX_FILTER_VALUES: usize = 20_000;
 /// Messages written between two flushes while more of them are ready.
 const BURST: usize = 128;
-/// How long the end of a session waits for what was published in it.
-const PARTING: Duration = Duration::from_secs(5);
 /// Log entries read at once while a subscription catches up.
 const PAGE: usize = 500;
 
@@ -210,26 +210,6 @@ impl Drop for Gauges {
 struct Scanning {
     subscription: Arc<str>,
     scan: Scan,
-}
-
-/// Why a session ends.
-enum End {
-    /// The client closed, or the connection broke.
-    Left,
-    Stopping,
-    TooLong,
-    Idle,
-    Protocol,
-    /// A text message that is not UTF-8.
-    Text,
-    /// It goes on and on although it is told that it is too fast.
-    Flooding,
-}
-
-impl From<Gone> for End {
-    fn from(_: Gone) -> Self {
-        Self::Left
-    }
 }
 
 impl Session {
@@ -456,46 +436,6 @@ impl Session {
 
     fn malformed(&self, cause: &'static str) {
         self.relay.metrics.client_messages_malformed.get_or_create(&CauseLabels { cause }).inc();
-    }
-
-    /// Says goodbye. What was published and not yet answered is answered first.
-    async fn finish(&mut self, end: End) {
-        // What was published goes its way, also of a client that left at once.
-        let ended = async {
-            while let Some(done) = self.under_way.next().await {
-                if !matches!(end, End::Left) && self.done(done).await.is_err() {
-                    break;
-                }
-            }
-        };
-        // Nobody waits longer for a store that is stuck.
-        let _ = tokio::time::timeout(PARTING, ended).await;
-        let farewell = match end {
-            // Sends what is queued, the answer to the client's own Close among it (RFC 6455 §5.5.1).
-            // Should the client be gone, nobody misses it.
-            End::Left => {
-                let _ = self.out.flush().await;
-                None
-            }
-            End::Stopping => Some((CloseCode::Away, "the gateway is shutting down")),
-            End::TooLong => {
-                let max = self.relay.config.max_message_bytes;
-                let notice = message::notice(&format!(
-                    "invalid: a message has at most {max} bytes (max_message_length)"
-                ));
-                // The close frame says the same, should this fail.
-                let _ = self.send(notice).await;
-                Some((CloseCode::Size, "the message is too long"))
-            }
-            End::Idle => Some((CloseCode::Away, "the connection was idle")),
-            End::Text => Some((CloseCode::Invalid, "text messages are UTF-8")),
-            End::Flooding => Some((CloseCode::Policy, "rate-limited: far too many messages")),
-            End::Protocol => Some((CloseCode::Protocol, "this is not the websocket protocol")),
-        };
-        if let Some((code, reason)) = farewell {
-            self.out.close(code, reason).await;
-            self.out.linger().await;
-        }
     }
 }
 

@@ -217,3 +217,17 @@ async fn a_listener_for_all_addresses_is_named_by_the_one_that_was_used() {
     client.authenticate_with(&keys, &url, &challenge).await;
     assert!(client.req("all", &[json!({})]).await.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whether_a_message_of_others_is_held_cannot_be_asked_with_a_forgery() {
+    let gateway = gateway().await;
+    let (alice, bob) = (Keys::generate(), Keys::generate());
+    let dm = letter(&alice, &bob, "hello");
+    RawClient::connect(&gateway.url()).await.accept(&dm).await;
+    let mut stranger = RawClient::connect(&gateway.url()).await;
+    let mut forged = events::value(&dm);
+    forged["sig"] = "00".repeat(64).into();
+    stranger.send(&json!(["EVENT", forged])).await;
+    let (accepted, message) = stranger.ok(&dm.id.to_hex()).await;
+    assert!(!accepted && message.starts_with("invalid: "), "{message}");
+}

@@ -1,8 +1,9 @@
 //! NIP-01 as clients see it, over raw sockets.
 
-use nostr_gateway_tests::{Gateway, GatewayBuilder, RawClient, events};
+use nostr_gateway_tests::{Gateway, GatewayBuilder, PATIENCE, RawClient, events};
 use nostr_sdk::{Event, Keys};
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::GATEWAY;
 
@@ -407,4 +408,23 @@ async fn a_client_that_falls_behind_misses_nothing_and_holds_up_nobody() {
     let mut wanted: Vec<String> = events.iter().map(|event| event.id.to_hex()).collect();
     wanted.sort_unstable();
     assert_eq!(got, wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_right_before_the_close_goes_its_way() {
+    let gateway = gateway().await;
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        let event = events::note(&Keys::generate(), &format!("{n}"));
+        ids.push(event.id.to_hex());
+        let mut client = RawClient::connect(&gateway.url()).await;
+        client.send_event(&event).await;
+        client.send_frame(Message::Close(None)).await;
+    }
+    let mut reader = RawClient::connect(&gateway.url()).await;
+    nostr_gateway_tests::eventually("all are stored", PATIENCE, async || {
+        let stored = reader.stored_ids(&[json!({"ids": ids})]).await;
+        (stored.len() == ids.len()).then_some(())
+    })
+    .await;
 }

@@ -188,7 +188,7 @@ async fn what_was_acknowledged_survives_sigkill() {
     let live_only = [json!({"limit": 0})];
     assert!(at_a.req("live", &live_only).await.is_empty());
     assert!(at_b.req("live", &live_only).await.is_empty());
-    b.wait_for_neighbors("town", 1, Duration::from_secs(120)).await;
+    b.wait_for_neighbors("town", 1, MEETING).await;
     let (from_a, from_b) =
         (events::note(&Keys::generate(), "from A"), events::note(&Keys::generate(), "from B"));
     at_a.accept(&from_a).await;

@@ -1,0 +1,171 @@
+//! Carries out what the control API is asked, with the parts that `app` wired together.
+
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use serde_json::{Value, json};
+
+use crate::{
+    admin::api::{Cause, Command, Control, NameOrInvite, Refusal, Reply},
+    gossip::{
+        Gossip, Joining, PeerStatus, TopicError,
+        config::{DiscoveryConfig, EndpointConfig},
+    },
+    pipeline::HowJoined,
+    plugins::PluginChain,
+    protocol::{TopicName, topic::looks_like_invite},
+    store::Store,
+    upstream::Stream,
+};
+
+/// What the commands work on.
+pub(super) struct Commands {
+    pub started: Instant,
+    pub data_dir: PathBuf,
+    /// Where clients on this machine find the relay, and under which URL others do, if it has one.
+    pub relay: String,
+    pub relay_url: String,
+    pub admin: Option<String>,
+    pub endpoint: EndpointConfig,
+    pub discovery: DiscoveryConfig,
+    pub store: Arc<Store>,
+    pub gossip: Arc<Gossip>,
+    pub streams: Vec<Arc<Stream>>,
+    pub plugins: Arc<PluginChain>,
+    /// What keeps the gateway from its work at the moment.
+    pub trouble: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,
+}
+
+impl Control for Commands {
+    fn run(self: Arc<Self>, command: Command) -> BoxFuture<'static, Reply> {
+        async move { self.carry_out(command).await.into() }.boxed()
+    }
+}
+
+impl Commands {
+    async fn carry_out(&self, command: Command) -> Result<Value, Refusal> {
+        let membership = self.gossip.membership();
+        match command {
+            Command::Status => self.status().await,
+            Command::Peers => Ok(self.peers()),
+            Command::Doctor => {
+                let checks = self.gossip.check(&self.endpoint, &self.discovery).await;
+                Ok(json!({ "checks": checks }))
+            }
+            Command::TopicList => Ok(json!({ "topics": self.gossip.status() })),
+            Command::TopicShow { name } => self.topic(&name),
+            Command::TopicPeers { name } => {
+                self.topic(&name)?;
+                Ok(json!({ "name": name, "peers": self.peers_in(&name) }))
+            }
+            Command::TopicCreate { name, private: true } => {
+                let created = membership.create_private(&name).await.map_err(refusal)?;
+                Ok(json!({ "name": name, "invite": created }))
+            }
+            Command::TopicCreate { name, private: false } => self.join(name).await,
+            Command::TopicJoin { topic: NameOrInvite(text) } => {
+                if looks_like_invite(&text) {
+                    let name = membership.accept(text.trim()).await.map_err(refusal)?;
+                    return Ok(json!({ "name": name, "already": false }));
+                }
+                let name = TopicName::new(&text)
+                    .map_err(|error| Refusal::new(Cause::Wrong, format!("{text:?}: {error}")))?;
+                self.join(name).await
+            }
+            Command::TopicLeave { name } => {
+                membership.leave(&name).await.map_err(refusal)?;
+                Ok(json!({ "name": name }))
+            }
+            Command::TopicInvite { name, once } => {
+                self.topic(&name)?;
+                let invite = membership.invite(&name, once).await.map_err(refusal)?;
+                Ok(json!({ "name": name, "invite": invite }))
+            }
+            Command::TopicRotate { name, exclude, grace_s } => {
+                self.topic(&name)?;
+                membership.rotate(&name, &exclude, grace_s).await.map_err(refusal)?;
+                Ok(json!({ "name": name }))
+            }
+            Command::TopicSync { name } => {
+                self.topic(&name)?;
+                membership.sync(&name).await.map_err(refusal)?;
+                Ok(json!({ "name": name }))
+            }
+        }
+    }
+
+    async fn join(&self, name: TopicName) -> Result<Value, Refusal> {
+        let joining = self.gossip.membership().join(name.clone(), HowJoined::Command).await;
+        let already = joining.map_err(refusal)? == Joining::Already;
+        Ok(json!({ "name": name, "already": already, "url": self.topic_url(&name) }))
+    }
+
+    async fn status(&self) -> Result<Value, Refusal> {
+        let events = self.store.count_events().await;
+        let events = events.map_err(|error| Refusal::new(Cause::Failed, error))?;
+        Ok(json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "uptime_s": self.started.elapsed().as_secs(),
+            "trouble": (self.trouble)().map(str::trim_end),
+            "data_dir": self.data_dir.display().to_string(),
+            "relay": self.relay,
+            "relay_url": self.relay_url,
+            "admin": self.admin,
+            "store": { "events": events, "bytes": self.store.bytes() },
+            "endpoint": self.gossip.endpoint_id().to_string(),
+            "addresses": self.gossip.addresses(),
+            "iroh_relays": self.gossip.iroh_relays(),
+            "topics": self.gossip.status(),
+            "upstreams": self.streams.iter().map(|stream| stream.status()).collect::<Vec<_>>(),
+            "plugins": self.plugins.summary(),
+        }))
+    }
+
+    fn peers(&self) -> Value {
+        json!({
+            "endpoint": self.gossip.endpoint_id().to_string(),
+            "addresses": self.gossip.addresses(),
+            "iroh_relays": self.gossip.iroh_relays(),
+            "peers": self.gossip.peers(),
+        })
+    }
+
+    fn peers_in(&self, name: &TopicName) -> Vec<PeerStatus> {
+        let peers = self.gossip.peers().into_iter();
+        peers.filter(|peer| peer.topics.contains_key(name)).collect()
+    }
+
+    fn topic(&self, name: &TopicName) -> Result<Value, Refusal> {
+        let topic = self.gossip.topic(name);
+        let topic = topic.ok_or_else(|| refusal(TopicError::NotJoined(name.clone())))?;
+        Ok(json!({
+            "topic": topic,
+            "url": self.topic_url(name),
+            "peers": self.peers_in(name),
+        }))
+    }
+
+    /// Where the topic is to be found on this machine.
+    fn topic_url(&self, name: &TopicName) -> String {
+        use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+        const ESCAPED: &percent_encoding::AsciiSet =
+            &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+        format!("{}/topic/{}", self.relay, utf8_percent_encode(name.as_str(), ESCAPED))
+    }
+}
+
+fn refusal(error: TopicError) -> Refusal {
+    let cause = match &error {
+        TopicError::NotJoined(_) => Cause::Unknown,
+        TopicError::Invite(_) => Cause::Wrong,
+        TopicError::NotBuilt(_) => Cause::NotBuilt,
+        TopicError::Store(_) => Cause::Failed,
+        TopicError::Configured(_)
+        | TopicError::Private(_)
+        | TopicError::TooMany
+        | TopicError::TooManyVisits
+        | TopicError::Stopping => Cause::Refused,
+    };
+    Refusal::new(cause, error)
+}

@@ -2,10 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use futures_util::future::BoxFuture;
+use futures_util::{future::BoxFuture, stream::BoxStream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
 use crate::protocol::TopicName;
 
@@ -108,7 +107,7 @@ pub enum Reply {
     Refused(Refusal),
     /// The command takes a while. Each line is `{"progress": …}`, the last one `{"done": …}` or
     /// `{"refused": …}`.
-    Lines(mpsc::Receiver<Line>),
+    Lines(BoxStream<'static, Line>),
 }
 
 /// A line of an answer that takes a while.

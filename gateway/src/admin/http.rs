@@ -3,7 +3,7 @@
 use std::{convert::Infallible, future::Future, time::Duration};
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::StreamExt;
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     Request, Response, StatusCode,
@@ -15,7 +15,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::api::{Cause, Line, Refusal, Reply};
+use super::api::{Cause, Refusal, Reply};
 
 pub(super) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
@@ -68,12 +68,11 @@ pub(super) fn reply(reply: Reply) -> Answer {
         Reply::Done(value) => whole(StatusCode::OK, "application/json", value.to_string()),
         Reply::Refused(refusal) => refused(&refusal),
         Reply::Lines(lines) => {
-            let lines = stream::unfold(lines, |mut lines| async move {
-                let line: Line = lines.recv().await?;
+            let lines = lines.map(|line| {
                 // What the program made itself can be written as JSON.
                 let mut text = serde_json::to_string(&line).unwrap_or_default();
                 text.push('\n');
-                Some((Ok::<_, Infallible>(Frame::data(Bytes::from(text))), lines))
+                Ok::<_, Infallible>(Frame::data(Bytes::from(text)))
             });
             let body = StreamBody::new(lines).boxed_unsync();
             answer(StatusCode::OK, "application/jsonl", body)

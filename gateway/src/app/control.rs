@@ -2,11 +2,13 @@
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
+use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::{
-    admin::api::{Cause, Command, Control, NameOrInvite, Refusal, Reply},
+    admin::api::{Cause, Command, Control, Line, NameOrInvite, Refusal, Reply},
     gossip::{
         Gossip, Joining, PeerStatus, TopicError,
         config::{DiscoveryConfig, EndpointConfig},
@@ -38,7 +40,13 @@ pub(super) struct Commands {
 
 impl Control for Commands {
     fn run(self: Arc<Self>, command: Command) -> BoxFuture<'static, Reply> {
-        async move { self.carry_out(command).await.into() }.boxed()
+        async move {
+            if let Command::TopicSync { name } = command {
+                return self.sync(&name).unwrap_or_else(Reply::Refused);
+            }
+            self.carry_out(command).await.into()
+        }
+        .boxed()
     }
 }
 
@@ -86,12 +94,16 @@ impl Commands {
                 membership.rotate(&name, &exclude, grace_s).await.map_err(refusal)?;
                 Ok(json!({ "name": name }))
             }
-            Command::TopicSync { name } => {
-                self.topic(&name)?;
-                membership.sync(&name).await.map_err(refusal)?;
-                Ok(json!({ "name": name }))
+            Command::TopicSync { .. } => {
+                Err(Refusal::new(Cause::Failed, "this command answers in steps"))
             }
         }
+    }
+
+    fn sync(&self, name: &TopicName) -> Result<Reply, Refusal> {
+        self.topic(name)?;
+        let progress = self.gossip.membership().sync(name).map_err(refusal)?;
+        Ok(steps(name.clone(), progress))
     }
 
     async fn join(&self, name: TopicName) -> Result<Value, Refusal> {
@@ -155,6 +167,26 @@ impl Commands {
     }
 }
 
+/// Tells each state that is seen, and the last one as the result.
+fn steps<T>(name: TopicName, progress: watch::Receiver<T>) -> Reply
+where
+    T: Clone + Serialize + Send + Sync + 'static,
+{
+    let lines = stream::unfold(Some((progress, true)), move |state| {
+        let name = name.clone();
+        async move {
+            let (mut progress, is_first) = state?;
+            let goes_on = is_first || progress.changed().await.is_ok();
+            let now = progress.borrow_and_update().clone();
+            match goes_on {
+                true => Some((Line::Progress(json!(now)), Some((progress, false)))),
+                false => Some((Line::Done(json!({ "name": name, "result": now })), None)),
+            }
+        }
+    });
+    Reply::Lines(lines.boxed())
+}
+
 fn refusal(error: TopicError) -> Refusal {
     let cause = match &error {
         TopicError::NotJoined(_) => Cause::Unknown,
@@ -168,4 +200,26 @@ fn refusal(error: TopicError) -> Refusal {
         | TopicError::Stopping => Cause::Refused,
     };
     Refusal::new(cause, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_answer_in_steps_ends_with_its_result() {
+        let (progress, watching) = watch::channel(1);
+        let Reply::Lines(mut lines) = steps(TopicName::new("t").unwrap(), watching) else {
+            panic!("lines")
+        };
+        assert_eq!(lines.next().await, Some(Line::Progress(json!(1))));
+        progress.send_replace(2);
+        assert_eq!(lines.next().await, Some(Line::Progress(json!(2))));
+        progress.send_replace(3);
+        drop(progress);
+        assert_eq!(lines.next().await, Some(Line::Progress(json!(3))));
+        let done = json!({ "name": "t", "result": 3 });
+        assert_eq!(lines.next().await, Some(Line::Done(done)));
+        assert_eq!(lines.next().await, None);
+    }
 }

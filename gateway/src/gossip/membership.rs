@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -62,6 +63,12 @@ pub enum Joining {
     Joined,
     /// It was joined before. If that was because of a visit, it stays joined from now on.
     Already,
+}
+
+/// How a reconciliation goes that somebody asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct SyncProgress {
+    pub finished: bool,
 }
 
 /// Joins on visit.
@@ -198,11 +205,11 @@ impl Membership {
         Err(TopicError::NotBuilt("rotating the secret of a topic"))
     }
 
-    /// Reconciles a topic with all neighbors now.
+    /// Reconciles a topic with all neighbors now. The answer tells how it goes, and ends with it.
     ///
     /// # Errors
     /// This version does not reconcile.
-    pub async fn sync(&self, _name: &TopicName) -> Result<(), TopicError> {
+    pub fn sync(&self, _name: &TopicName) -> Result<watch::Receiver<SyncProgress>, TopicError> {
         Err(TopicError::NotBuilt("reconciling a topic"))
     }
 

@@ -40,7 +40,7 @@ use tracing::Instrument;
 
 pub use error::GossipError;
 pub use links::Path as PeerPath;
-pub use membership::{Joining, Membership, TopicError, VisitRules};
+pub use membership::{Joining, Membership, SyncProgress, TopicError, VisitRules};
 pub use state::{FoundBy, NeighborStatus, Step, StepResult, TopicPhase, TopicStatus};
 
 use self::{
@@ -225,7 +225,8 @@ impl Gossip {
 
     /// The iroh relays that we are connected to.
     pub fn iroh_relays(&self) -> Vec<String> {
-        let relays = self.endpoint.home_relay_status().get();
+        let mut relays = self.endpoint.home_relay_status();
+        let relays = relays.get();
         let connected = relays.iter().filter(|relay| relay.is_connected());
         connected.map(|relay| relay.url().to_string()).collect()
     }

@@ -119,15 +119,6 @@ pub enum Line {
     Refused(Refusal),
 }
 
-impl From<Result<Value, Refusal>> for Reply {
-    fn from(result: Result<Value, Refusal>) -> Self {
-        match result {
-            Ok(value) => Self::Done(value),
-            Err(refusal) => Self::Refused(refusal),
-        }
-    }
-}
-
 /// Carries commands out.
 pub trait Control: Send + Sync + 'static {
     fn run(self: Arc<Self>, command: Command) -> BoxFuture<'static, Reply>;

@@ -40,64 +40,57 @@ pub(super) struct Commands {
 
 impl Control for Commands {
     fn run(self: Arc<Self>, command: Command) -> BoxFuture<'static, Reply> {
-        async move {
-            if let Command::TopicSync { name } = command {
-                return self.sync(&name).unwrap_or_else(Reply::Refused);
-            }
-            self.carry_out(command).await.into()
-        }
-        .boxed()
+        async move { self.carry_out(command).await.unwrap_or_else(Reply::Refused) }.boxed()
     }
 }
 
 impl Commands {
-    async fn carry_out(&self, command: Command) -> Result<Value, Refusal> {
+    async fn carry_out(&self, command: Command) -> Result<Reply, Refusal> {
         let membership = self.gossip.membership();
-        match command {
-            Command::Status => self.status().await,
-            Command::Peers => Ok(self.peers()),
+        let done = match command {
+            Command::Status => self.status().await?,
+            Command::Peers => self.peers(),
             Command::Doctor => {
                 let checks = self.gossip.check(&self.endpoint, &self.discovery).await;
-                Ok(json!({ "checks": checks }))
+                json!({ "checks": checks })
             }
-            Command::TopicList => Ok(json!({ "topics": self.gossip.status() })),
-            Command::TopicShow { name } => self.topic(&name),
+            Command::TopicList => json!({ "topics": self.gossip.status() }),
+            Command::TopicShow { name } => self.topic(&name)?,
             Command::TopicPeers { name } => {
                 self.topic(&name)?;
-                Ok(json!({ "name": name, "peers": self.peers_in(&name) }))
+                json!({ "name": name, "peers": self.peers_in(&name) })
             }
             Command::TopicCreate { name, private: true } => {
                 let created = membership.create_private(&name).await.map_err(refusal)?;
-                Ok(json!({ "name": name, "invite": created }))
+                json!({ "name": name, "invite": created })
             }
-            Command::TopicCreate { name, private: false } => self.join(name).await,
+            Command::TopicCreate { name, private: false } => self.join(name).await?,
+            Command::TopicJoin { topic: NameOrInvite(text) } if looks_like_invite(&text) => {
+                let name = membership.accept(text.trim()).await.map_err(refusal)?;
+                json!({ "name": name, "already": false })
+            }
             Command::TopicJoin { topic: NameOrInvite(text) } => {
-                if looks_like_invite(&text) {
-                    let name = membership.accept(text.trim()).await.map_err(refusal)?;
-                    return Ok(json!({ "name": name, "already": false }));
-                }
                 let name = TopicName::new(&text)
                     .map_err(|error| Refusal::new(Cause::Wrong, format!("{text:?}: {error}")))?;
-                self.join(name).await
+                self.join(name).await?
             }
             Command::TopicLeave { name } => {
                 membership.leave(&name).await.map_err(refusal)?;
-                Ok(json!({ "name": name }))
+                json!({ "name": name })
             }
             Command::TopicInvite { name, once } => {
                 self.topic(&name)?;
                 let invite = membership.invite(&name, once).await.map_err(refusal)?;
-                Ok(json!({ "name": name, "invite": invite }))
+                json!({ "name": name, "invite": invite })
             }
             Command::TopicRotate { name, exclude, grace_s } => {
                 self.topic(&name)?;
                 membership.rotate(&name, &exclude, grace_s).await.map_err(refusal)?;
-                Ok(json!({ "name": name }))
+                json!({ "name": name })
             }
-            Command::TopicSync { .. } => {
-                Err(Refusal::new(Cause::Failed, "this command answers in steps"))
-            }
-        }
+            Command::TopicSync { name } => return self.sync(&name),
+        };
+        Ok(Reply::Done(done))
     }
 
     fn sync(&self, name: &TopicName) -> Result<Reply, Refusal> {

@@ -113,7 +113,6 @@ pub struct Gossip {
     membership: Arc<Membership>,
     links: Links,
     dht: Option<SharedDht>,
-    local: Option<LocalPeers>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     tasks: Tasks,
@@ -173,7 +172,7 @@ impl Gossip {
             config: Arc::new(start.discovery.clone()),
             configured: configured.into(),
             dht: dht.clone(),
-            local: local.clone(),
+            local,
             max_event_bytes: start.limits.max_event_bytes + SLACK,
             ingest: start.ingest.clone(),
             reader: start.reader.clone(),
@@ -204,7 +203,7 @@ impl Gossip {
         membership.start().await?;
         tasks.spawn("idle topics", membership.clone().leave_idle(tasks.token().clone()));
         let metrics = start.metrics;
-        Ok(Self { endpoint, gossip, router, membership, links, dht, local, health, metrics, tasks })
+        Ok(Self { endpoint, gossip, router, membership, links, dht, health, metrics, tasks })
     }
 
     /// Joins and leaves topics.

@@ -109,6 +109,7 @@ impl TopicPhase {
 
 /// What a topic is busy with for a while, beside its everyday life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "reconciliation and rotation take it up")]
 pub enum Work {
     Sync,
     Rotation,

@@ -210,8 +210,9 @@ impl Store {
     /// When the database cannot be read.
     pub async fn count_events(&self) -> Result<u64, StoreError> {
         let count = |connection: &Connection| {
-            let count = connection.query_row("SELECT count(*) FROM events", [], |row| row.get(0));
-            count.map_err(|error| StoreError(error.to_string()))
+            let sql = "SELECT count(*) FROM events";
+            let count = connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+            count.map(i64::unsigned_abs).map_err(|error| StoreError(error.to_string()))
         };
         self.ask(count).await
     }

@@ -183,7 +183,7 @@ where
 fn refusal(error: TopicError) -> Refusal {
     let cause = match &error {
         TopicError::NotJoined(_) => Cause::Unknown,
-        TopicError::Invite(_) => Cause::Wrong,
+        TopicError::Invite => Cause::Wrong,
         TopicError::NotBuilt(_) => Cause::NotBuilt,
         TopicError::Store(_) => Cause::Failed,
         TopicError::Configured(_)

@@ -1,9 +1,9 @@
 //! Joining and leaving topics while the gateway runs.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -40,8 +40,8 @@ pub enum TopicError {
     Configured(TopicName),
     #[error("{:?} is the name of a private topic here ([[private_topic]])", .0.as_str())]
     Private(TopicName),
-    #[error("{0:?} is an invite and no topic's name")]
-    Invite(String),
+    #[error("this is an invite, and no topic's name")]
+    Invite,
     #[error(
         "as many topics were joined by a visit as topics.join_on_visit allows; one of them is left \
          when nobody has been there for a while"
@@ -129,8 +129,45 @@ impl Membership {
     ///
     /// # Errors
     /// When there are too many, the name belongs to something else, or it cannot be stored.
-    pub async fn join(&self, name: TopicName, how: HowJoined) -> Result<Joining, TopicError> {
+    pub async fn join(
+        self: &Arc<Self>,
+        name: TopicName,
+        how: HowJoined,
+    ) -> Result<Joining, TopicError> {
         self.check(&name)?;
+        let own = self.clone();
+        self.whole(async move { own.join_now(name, how).await }).await
+    }
+
+    /// Leaves a topic and tells its neighbors so. What it brought stays stored.
+    ///
+    /// # Errors
+    /// When we are not in it, the configuration says that we are, or it cannot be stored.
+    pub async fn leave(self: &Arc<Self>, name: &TopicName) -> Result<(), TopicError> {
+        if self.private.contains(name) {
+            return Err(TopicError::Private(name.clone()));
+        }
+        let (own, name) = (self.clone(), name.clone());
+        self.whole(async move {
+            let _changing = own.changing.lock().await;
+            own.leave_now(&name, |_| true).await.map(drop)
+        })
+        .await
+    }
+
+    /// Makes a change to its end, also when whoever asked for it goes away in the middle.
+    async fn whole<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, TopicError>> + Send + 'static,
+    ) -> Result<T, TopicError> {
+        let (done, result) = oneshot::channel();
+        self.shared.tasks.spawn("membership", async move {
+            let _ = done.send(change.await);
+        });
+        result.await.unwrap_or(Err(TopicError::Stopping))
+    }
+
+    async fn join_now(&self, name: TopicName, how: HowJoined) -> Result<Joining, TopicError> {
         let _changing = self.changing.lock().await;
         if let Some(swarm) = self.swarms.get(&name) {
             if (swarm.how, how) == (HowJoined::Visit, HowJoined::Command) {
@@ -153,18 +190,6 @@ impl Membership {
         tracing::info!(topic = %name, how = how.name(), "joining a topic");
         self.enter(name, how, now).await;
         Ok(Joining::Joined)
-    }
-
-    /// Leaves a topic and tells its neighbors so. What it brought stays stored.
-    ///
-    /// # Errors
-    /// When we are not in it, the configuration says that we are, or it cannot be stored.
-    pub async fn leave(&self, name: &TopicName) -> Result<(), TopicError> {
-        if self.private.contains(name) {
-            return Err(TopicError::Private(name.clone()));
-        }
-        let _changing = self.changing.lock().await;
-        self.leave_now(name, |_| true).await.map(drop)
     }
 
     /// Makes a private topic. Returns an invite to it.
@@ -244,7 +269,7 @@ impl Membership {
     /// Whether a public topic may have this name.
     fn check(&self, name: &TopicName) -> Result<(), TopicError> {
         if looks_like_invite(name.as_str()) {
-            return Err(TopicError::Invite(name.to_string()));
+            return Err(TopicError::Invite);
         }
         if self.private.contains(name) {
             return Err(TopicError::Private(name.clone()));
@@ -288,7 +313,7 @@ impl Membership {
 }
 
 impl TopicDoor for Membership {
-    fn visit(&self, name: TopicName) -> BoxFuture<'_, Result<(), String>> {
+    fn visit(self: Arc<Self>, name: TopicName) -> BoxFuture<'static, Result<(), String>> {
         Box::pin(async move {
             if self.visits.most == 0 {
                 return Err(TopicError::NotJoined(name).to_string());

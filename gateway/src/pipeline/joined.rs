@@ -185,11 +185,12 @@ pub trait TopicStore: Send + Sync + 'static {
 
 /// What the relay asks when a client comes to the URL of a topic that is not joined.
 pub trait TopicDoor: Send + Sync + 'static {
-    /// Joins the topic if `topics.join_on_visit` allows one more.
+    /// Joins the topic if `topics.join_on_visit` allows one more. Goes on when the answer is not
+    /// waited for.
     ///
     /// # Errors
     /// With a text for the client.
-    fn visit(&self, name: TopicName) -> BoxFuture<'_, Result<(), String>>;
+    fn visit(self: Arc<Self>, name: TopicName) -> BoxFuture<'static, Result<(), String>>;
 }
 
 #[cfg(test)]

@@ -242,7 +242,7 @@ async fn visit(relay: &Relay, topic: Option<TopicName>) -> Result<Scope, Answer>
         let absent = "this gateway is not in that topic (topics.join)\n";
         return Err(text(StatusCode::NOT_FOUND, absent));
     };
-    match door.visit(name.clone()).await {
+    match door.clone().visit(name.clone()).await {
         Ok(()) => Ok(Scope::Topic(name)),
         Err(why) => Err(text(StatusCode::NOT_FOUND, format!("{why}\n"))),
     }

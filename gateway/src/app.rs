@@ -164,6 +164,7 @@ impl App {
             streams,
             plugins,
             trouble: Box::new(trouble.clone()),
+            counted: Default::default(),
         };
         let admin = Arc::new(Admin {
             metrics: metrics.clone(),

@@ -1,6 +1,10 @@
 //! Carries out what the control API is asked, with the parts that `app` wired together.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use serde::Serialize;
@@ -36,7 +40,19 @@ pub(super) struct Commands {
     pub plugins: Arc<PluginChain>,
     /// What keeps the gateway from its work at the moment.
     pub trouble: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,
+    pub counted: tokio::sync::Mutex<Option<Counted>>,
 }
+
+/// How many events there were, and what it took to count them.
+pub(super) struct Counted {
+    events: u64,
+    at: Instant,
+    took: Duration,
+}
+
+/// Counting may take one part in so many of the time: any web page can ask for the status, as often
+/// as it likes.
+const COUNTING: u32 = 20;
 
 impl Control for Commands {
     fn run(self: Arc<Self>, command: Command) -> BoxFuture<'static, Reply> {
@@ -106,8 +122,7 @@ impl Commands {
     }
 
     async fn status(&self) -> Result<Value, Refusal> {
-        let events = self.store.count_events().await;
-        let events = events.map_err(|error| Refusal::new(Cause::Failed, error))?;
+        let events = self.events().await?;
         Ok(json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
@@ -125,6 +140,20 @@ impl Commands {
             "upstreams": self.streams.iter().map(|stream| stream.status()).collect::<Vec<_>>(),
             "plugins": self.plugins.summary(),
         }))
+    }
+
+    async fn events(&self) -> Result<u64, Refusal> {
+        let mut last = self.counted.lock().await;
+        if let Some(last) = &*last
+            && last.at.elapsed() < last.took * COUNTING
+        {
+            return Ok(last.events);
+        }
+        let began = Instant::now();
+        let events = self.store.count_events().await;
+        let events = events.map_err(|error| Refusal::new(Cause::Failed, error))?;
+        *last = Some(Counted { events, at: Instant::now(), took: began.elapsed() });
+        Ok(events)
     }
 
     fn peers(&self) -> Value {

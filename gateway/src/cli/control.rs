@@ -1,7 +1,8 @@
 //! Talking to the running gateway over the control socket.
 
+#[cfg(unix)]
+use std::fs::{File, TryLockError};
 use std::{
-    fs::{File, TryLockError},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -16,6 +17,7 @@ use crate::{
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
+#[cfg_attr(not(unix), allow(dead_code, reason = "there is nobody to ask"))]
 pub(super) enum Failure {
     #[error(
         "no gateway is running in {}; start it with `nostr-gateway run`, or name another data \
@@ -83,6 +85,7 @@ pub(super) fn ask(
 }
 
 /// Whether a gateway holds the directory, although its socket does not answer.
+#[cfg(unix)]
 fn is_held(data_dir: &Path) -> bool {
     let lock = File::options().write(true).open(data_dir.join("lock"));
     lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))

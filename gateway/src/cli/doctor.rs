@@ -13,6 +13,7 @@ use crate::{
     admin::api::Command,
     config::Loaded,
     gossip::check::{self, Check, Verdict},
+    tasks,
 };
 
 /// A gateway that is there, as its `status` describes it; or none.
@@ -36,15 +37,16 @@ pub(super) fn run(loaded: &Loaded, output: Output) -> ExitCode {
         };
         eprintln!("{} in {}; checking, up to half a minute …", whom, loaded.data_dir.display());
     }
-    let network = match network_of(loaded, &running) {
-        Some(checks) => checks,
-        None => {
-            let config = &loaded.config;
-            runtime.block_on(check::network(&config.endpoint, &config.discovery))
+    let network = async {
+        let config = &loaded.config;
+        match network_of(loaded, &running).await {
+            Some(checks) => checks,
+            None => check::network(&config.endpoint, &config.discovery).await,
         }
     };
-    let mut checks = network;
-    checks.push(runtime.block_on(clock::check(loaded)));
+    let (mut checks, clock) =
+        runtime.block_on(async { tokio::join!(network, clock::check(loaded)) });
+    checks.push(clock);
     checks.extend(ports::check(loaded, &running));
     checks.push(keyring());
     checks.extend(disk::check(&loaded.data_dir));
@@ -62,10 +64,14 @@ pub(super) fn run(loaded: &Loaded, output: Output) -> ExitCode {
 }
 
 /// What the running gateway says of the network; `None` when none is running.
-fn network_of(loaded: &Loaded, running: &Running) -> Option<Vec<Check>> {
+async fn network_of(loaded: &Loaded, running: &Running) -> Option<Vec<Check>> {
     running.as_ref()?;
-    match control::ask(&loaded.data_dir, &Command::Doctor, drop) {
-        Ok(answer) => serde_json::from_value(answer["checks"].clone()).ok(),
+    let data_dir = loaded.data_dir.clone();
+    // It waits for its answer on this thread.
+    let asking = tasks::blocking(move || control::ask(&data_dir, &Command::Doctor, drop));
+    match asking.await {
+        Ok(Ok(answer)) => serde_json::from_value(answer["checks"].clone()).ok(),
+        Ok(Err(error)) => Some(vec![Check::new("network", Verdict::Failed, error.to_string())]),
         Err(error) => Some(vec![Check::new("network", Verdict::Failed, error.to_string())]),
     }
 }

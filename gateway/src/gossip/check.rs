@@ -4,6 +4,7 @@
 //! for the time of the checks, under a key of their own.
 
 use std::{
+    future::Future,
     io,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     time::Duration,
@@ -66,7 +67,8 @@ const RELAY: &str = "iroh relay";
 const NAT: &str = "NAT";
 const MAPPING: &str = "port mapping";
 
-/// How long the DHT, an iroh relay, a router may take to answer.
+/// How long names, the DHT, an iroh relay, a router may take to answer.
+const DNS_ANSWERS: Duration = Duration::from_secs(10);
 const DHT_ANSWERS: Duration = Duration::from_secs(10);
 const RELAY_ANSWERS: Duration = Duration::from_secs(10);
 const ROUTER_ANSWERS: Duration = Duration::from_secs(6);
@@ -87,11 +89,14 @@ pub async fn network(config: &EndpointConfig, discovery: &DiscoveryConfig) -> Ve
         if !discovery.dht {
             return None;
         }
-        Some(dht::attempt(dht::names(discovery)).await.map(|(client, _)| client))
+        match timeout(DNS_ANSWERS, dht::attempt(dht::names(discovery))).await {
+            Ok(attempt) => Some(attempt.map(|(client, _)| client)),
+            Err(_) => Some(Err("the names of the bootstrap nodes are not found".to_owned())),
+        }
     };
     match opened {
         Ok(endpoint) => {
-            let checks = look(&endpoint, config, discovery, client.await).await;
+            let checks = look(&endpoint, config, discovery, client).await;
             endpoint.close().await;
             checks
         }
@@ -99,7 +104,7 @@ pub async fn network(config: &EndpointConfig, discovery: &DiscoveryConfig) -> Ve
             let advice = "stop the program that has this port, or choose another address in \
                           endpoint.bind";
             let udp = Check::new(UDP, Verdict::Failed, error.to_string()).advise(advice);
-            let (dht, mdns) = tokio::join!(check_dht(client.await), check_mdns(discovery.mdns));
+            let (dht, mdns) = tokio::join!(check_dht(client), check_mdns(discovery.mdns));
             let unasked = |what| Check::new(what, Verdict::NotChecked, "needs UDP");
             vec![udp, dht, mdns, unasked(RELAY), unasked(NAT), unasked(MAPPING)]
         }
@@ -111,7 +116,7 @@ impl Gossip {
     pub async fn check(&self, config: &EndpointConfig, discovery: &DiscoveryConfig) -> Vec<Check> {
         let unresolved = || "none of the bootstrap nodes has an IPv4 address".to_owned();
         let client = self.dht.as_ref().map(|dht| dht.now().ok_or_else(unresolved));
-        look(&self.endpoint, config, discovery, client).await
+        look(&self.endpoint, config, discovery, std::future::ready(client)).await
     }
 }
 
@@ -119,7 +124,7 @@ async fn look(
     endpoint: &Endpoint,
     config: &EndpointConfig,
     discovery: &DiscoveryConfig,
-    client: Option<Result<AsyncDht, String>>,
+    client: impl Future<Output = Option<Result<AsyncDht, String>>>,
 ) -> Vec<Check> {
     let bound: Vec<_> = endpoint.bound_sockets().iter().map(ToString::to_string).collect();
     let udp = Check::new(UDP, Verdict::Ok, format!("bound to {}", bound.join(" and ")));
@@ -132,10 +137,10 @@ async fn look(
     vec![udp, dht, mdns, relay, nat, mapping]
 }
 
-async fn check_dht(client: Option<Result<AsyncDht, String>>) -> Check {
+async fn check_dht(client: impl Future<Output = Option<Result<AsyncDht, String>>>) -> Check {
     const ADVICE: &str = "check the network, DNS, and that the firewall lets UDP out; gateways on \
                           the local network and discovery.peers are found without the DHT";
-    let client = match client {
+    let client = match client.await {
         None => return Check::new(DHT, Verdict::NotChecked, "switched off (discovery.dht)"),
         Some(Err(why)) => return Check::new(DHT, Verdict::Failed, why).advise(ADVICE),
         Some(Ok(client)) => client,

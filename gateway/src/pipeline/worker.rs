@@ -77,19 +77,17 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
 
     // What acts on other events goes to every topic that holds them, and the policy sees that it
     // does. A request to this relay alone goes nowhere.
-    let (mut for_all, mut stays_public) = (topics.is_empty(), false);
-    match shared.writer.affected(&event) {
-        Ok(affected) => {
-            stays_public = affected.public;
-            for topic in shared.routing.ours(&affected.topics) {
-                let barred = !shared.routing.private.contains(&topic)
-                    && kinds::barred_from_public_topics(&event, received_at).is_some();
-                if !barred && !topics.contains(&topic) {
-                    topics.push(topic);
-                }
-            }
-        }
+    let affected = match shared.writer.affected(&event) {
+        Ok(affected) => affected,
         Err(error) => return answer(reply, store_failure(&error)),
+    };
+    let mut for_all = topics.is_empty();
+    for topic in shared.routing.ours(&affected.topics) {
+        let barred = !shared.routing.private.contains(&topic)
+            && kinds::barred_from_public_topics(&event, received_at).is_some();
+        if !barred && !topics.contains(&topic) {
+            topics.push(topic);
+        }
     }
 
     let context = Context { origin: &origin, topics: &topics, received_at };
@@ -113,7 +111,7 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
     }
 
     // Published for all, it does not become private by acting on what is in a private topic too.
-    let private = shared.routing.private.hide(&topics) && !(for_all && stays_public);
+    let private = shared.routing.private.hide(&topics) && !(for_all && affected.public);
     if is_ephemeral {
         let Some((topics, audience)) = shared.recent.remember(&event.id, topics, private) else {
             return answer(reply, Outcome::Duplicate);

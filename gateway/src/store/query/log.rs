@@ -89,7 +89,7 @@ fn log_entry(row: &Row<'_>, event: Arc<Event>, audience: Audience) -> Result<Log
         seq: seq.cast_unsigned(),
         event,
         topic: topic_name(row, 2)?,
-        first: seq == row.get(1)?,
+        first: seq == row.get::<_, i64>(1)?,
         audience,
         origin: row.get::<_, Box<str>>(3)?.into(),
     })

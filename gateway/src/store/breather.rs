@@ -10,8 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The longest pause before a query.
-const LONGEST: Duration = Duration::from_millis(60);
+/// The longest pause before a query: time to copy what piled up behind the last one. It ends as soon
+/// as it is no longer wanted.
+const LONGEST: Duration = Duration::from_millis(500);
 const NAP: Duration = Duration::from_millis(1);
 
 /// Shared by the threads for long queries and the one that wants the pause.

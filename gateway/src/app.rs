@@ -5,7 +5,7 @@ mod control;
 use std::{
     io::Write as _,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -196,6 +196,7 @@ impl App {
             moderation,
             search: config.storage.search,
             syncs: relay::Syncs::new(config.relay.max_negentropy_events),
+            silent_proxy: AtomicBool::default(),
             config: config.relay,
             limits,
             ingest: ingest.clone(),

@@ -22,9 +22,9 @@ pub use joined::{HowJoined, JoinedTopics, KeptTopic, TopicDoor, TopicStore, Visi
 pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
 pub use ports::{
-    Committed, Context, Count, EventReader, EventWriter, IdSet, LogEntry, Passing, Policy,
-    PolicyWorker, Presence, Removal, Scope, Seq, StoreError, Write,
+    Affected, Committed, Context, Count, EventReader, EventWriter, IdSet, LogEntry, Passing,
+    Policy, PolicyWorker, Presence, Removal, Scope, Seq, StoreError, Write,
 };
 pub use routing::Routing;
 pub use scan::{Scan, ScanItem, ScanSender};
-pub use viewer::{PrivateTopics, SharedViewer, Viewer};
+pub use viewer::{Audience, PrivateTopics, SharedViewer, Viewer};

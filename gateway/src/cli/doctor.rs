@@ -48,7 +48,7 @@ pub(super) fn run(loaded: &Loaded, output: Output) -> ExitCode {
         runtime.block_on(async { tokio::join!(network, clock::check(loaded)) });
     checks.push(clock);
     checks.extend(ports::check(loaded, &running));
-    checks.push(keyring());
+    checks.push(keyring(&running));
     checks.extend(disk::check(&loaded.data_dir));
     // The port mapper may still wait for a router.
     runtime.shutdown_background();
@@ -76,10 +76,15 @@ async fn network_of(loaded: &Loaded, running: &Running) -> Option<Vec<Check>> {
     }
 }
 
-/// Where the keys rest.
-fn keyring() -> Check {
-    let found = "this version keeps its key in a file of the data directory (endpoint.key)";
-    Check::new("keyring", Verdict::NotChecked, found)
+/// Where the keys rest, if the running gateway says so.
+fn keyring(running: &Running) -> Check {
+    match running.as_ref().and_then(|status| status["secrets"].as_str()) {
+        Some(place) => Check::new("keyring", Verdict::Ok, format!("secrets rest in: {place}")),
+        None => {
+            let found = "the key is in the data directory (endpoint.key)";
+            Check::new("keyring", Verdict::NotChecked, found)
+        }
+    }
 }
 
 fn said(checks: &[Check]) -> String {

@@ -296,6 +296,7 @@ async fn visited_topics_are_joined_and_left_again() {
     let gateway = builder("visits")
         .set("topics", "join_on_visit", "1")
         .set("topics", "visit_idle_s", "1")
+        .set("relay", "trusted_origins", r#"["https://friend.example"]"#)
         .start()
         .await;
     let url = |name: &str| gateway.topic_url(name);
@@ -320,8 +321,9 @@ async fn visited_topics_are_joined_and_left_again() {
     let left = async || (topics(&gateway).await == ["town"]).then_some(());
     eventually("cats is left", PATIENCE, left).await;
     assert_eq!(http::get(&gateway.relay, "/topic/cats").await.status, 404);
-    // There is room for another one, and what is then joined by command stays.
-    drop(RawClient::connect(&url("dogs")).await);
+    // There is room for another one, also for a page that is trusted; and what is then joined by
+    // command stays.
+    drop(RawClient::connect_from_page(&url("dogs"), "https://friend.example").await);
     gateway.command(&["topic", "join", "dogs"]).await.succeeded();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(topics(&gateway).await, ["dogs", "town"]);

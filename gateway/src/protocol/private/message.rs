@@ -10,7 +10,7 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 use super::{
-    MAX_INVITES, MAX_MEMBERS, Malformed, MemberId,
+    MAX_INVITES, MAX_MEMBERS, Malformed,
     admission::{ADMISSION_BYTES, Admission},
     bytes::{Reader, write_count},
     derive::EpochSecret,
@@ -239,7 +239,7 @@ mod tests {
     use crate::protocol::{
         TopicName,
         private::{
-            Topic,
+            MemberId, Topic,
             roster::{Body, Roster, Uses},
         },
     };

@@ -19,6 +19,8 @@ pub mod message;
 pub mod proof;
 pub mod roster;
 pub mod seal;
+#[cfg(test)]
+mod vectors;
 
 use std::fmt;
 

@@ -8,9 +8,7 @@ use std::collections::BTreeSet;
 
 use ed25519_dalek::SigningKey;
 
-use super::{
-    Chain, EpochId, Epochs, Held, Moment, Output, Refusal, Source, commitment, epoch_id,
-};
+use super::{Chain, Epochs, Held, Moment, Output, Refusal, commitment, epoch_id};
 use crate::protocol::private::{
     MAX_INVITES, MAX_MEMBERS, MemberId, Topic,
     derive::EpochSecret,

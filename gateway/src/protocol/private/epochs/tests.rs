@@ -85,7 +85,7 @@ fn meet(initiator: &mut Member, responder: &mut Member) -> bool {
     if !responder.epochs.welcomes(initiator.epochs.me, initiator.epochs.admission()) {
         return false;
     }
-    let mut pass = |from: &mut Member, to: &mut Member| {
+    let pass = |from: &mut Member, to: &mut Member| {
         let position = to.epochs.position();
         let (from_id, to_id) = (from.epochs.me, to.epochs.me);
         for output in from.step(Input::Met { peer: to_id, position }) {
@@ -436,7 +436,8 @@ fn only_members_tell_of_admissions() {
     let admission = *Member::accept(9, &invite).epochs.admission().unwrap();
     let outputs = all[0].step(Input::Told { peer: id(66), admissions: vec![admission] });
     assert_eq!(outputs, [Output::Refused(Refusal::NotMember(id(66)))]);
-    let forged = Admission { member: id(10), ..admission };
+    let mut forged = admission;
+    forged.member = id(10);
     assert_eq!(all[0].step(Input::Told { peer: id(2), admissions: vec![forged] }), []);
     let outputs = all[0].step(Input::Told { peer: id(2), admissions: vec![admission] });
     assert_eq!(outputs, [Output::Persist]);

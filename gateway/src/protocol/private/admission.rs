@@ -6,12 +6,7 @@
 use ed25519_dalek::{Signer, SigningKey};
 use sha2::{Digest, Sha256};
 
-use super::{
-    Malformed, MemberId, Topic,
-    bytes::Reader,
-    derive::PROTOCOL,
-    roster::verify,
-};
+use super::{Malformed, MemberId, Topic, bytes::Reader, derive::PROTOCOL, roster::verify};
 
 /// The length of an admission, in bytes.
 pub const ADMISSION_BYTES: usize = 128;

@@ -30,7 +30,7 @@ pub const MAX_HELLO_BYTES: usize = 1 + 16 + 1 + ADMISSION_BYTES;
 /// The longest message, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 1
     + (2 + MAX_CHAIN * HEADER_BYTES)
-    + (HEADER_BYTES + 64 + 2 + 32 * MAX_MEMBERS + 2 + 33 * MAX_INVITES)
+    + (HEADER_BYTES + 64 + 2 + 40 * MAX_MEMBERS + 2 + 33 * MAX_INVITES)
     + 32
     + (2 + MAX_MEMBERS * ADMISSION_BYTES);
 
@@ -76,9 +76,15 @@ impl fmt::Debug for Handover {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     /// The initiator names the topic, and says by which invite it comes if it is not on a roster.
-    Hello { tag: Tag, admission: Option<Admission> },
+    Hello {
+        tag: Tag,
+        admission: Option<Admission>,
+    },
     /// The responder belongs to it too.
-    Welcome { tag: Tag, position: Position },
+    Welcome {
+        tag: Tag,
+        position: Position,
+    },
     /// How far the initiator is.
     Status(Position),
     Handover(Box<Handover>),
@@ -134,7 +140,7 @@ impl Message {
                     + HEADER_BYTES
                     + 64
                     + 4
-                    + 32 * body.members.len()
+                    + 40 * body.members.len()
                     + 33 * body.invites.len()
                     + 32
                     + 2
@@ -283,7 +289,7 @@ mod tests {
             id
         };
         let body = Body {
-            members: (0..members).map(|n| MemberId(id(n))).collect(),
+            members: (0..members).map(|n| (MemberId(id(n)), n.into())).collect(),
             invites: (0..members.min(256)).map(|n| (id(n), Uses::Once)).collect(),
         };
         Message::Handover(Box::new(Handover {

@@ -7,10 +7,7 @@
 //! A rotation begins a new *epoch* with a new secret, at revision 0. A new invite, or a member
 //! folded in, is the next *revision* of the same epoch: nothing changes but the list.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::{collections::BTreeMap, fmt};
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use sha2::{Digest, Sha256};
@@ -117,8 +114,7 @@ impl Header {
         let next_revision = self.place.epoch == epoch
             && Some(self.place.revision) == revision.checked_add(1)
             && self.commitment == before.commitment;
-        let next_epoch =
-            Some(self.place.epoch) == epoch.checked_add(1) && self.place.revision == 0;
+        let next_epoch = Some(self.place.epoch) == epoch.checked_add(1) && self.place.revision == 0;
         self.previous == hash && (next_revision || next_epoch)
     }
 }
@@ -133,8 +129,9 @@ pub enum Uses {
 /// Whom a roster lists.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Body {
-    /// At most [`MAX_MEMBERS`].
-    pub members: BTreeSet<MemberId>,
+    /// At most [`MAX_MEMBERS`], and since when each is listed: seconds since the Unix epoch, by the
+    /// admin's clock.
+    pub members: BTreeMap<MemberId, u64>,
     /// The public keys of outstanding invites; at most [`MAX_INVITES`].
     pub invites: BTreeMap<[u8; 32], Uses>,
 }
@@ -143,7 +140,10 @@ impl Body {
     /// Members and invites in ascending order: one content, one way to write it.
     pub fn write(&self, out: &mut Vec<u8>) {
         write_count(self.members.len(), out);
-        self.members.iter().for_each(|member| out.extend_from_slice(&member.0));
+        for (member, since) in &self.members {
+            out.extend_from_slice(&member.0);
+            out.extend_from_slice(&since.to_be_bytes());
+        }
         write_count(self.invites.len(), out);
         for (key, uses) in &self.invites {
             out.extend_from_slice(key);
@@ -158,10 +158,10 @@ impl Body {
         let mut body = Self::default();
         for _ in 0..reader.count(MAX_MEMBERS)? {
             let member = MemberId(reader.array()?);
-            if body.members.last().is_some_and(|last| *last >= member) {
+            if body.members.last_key_value().is_some_and(|(last, _)| *last >= member) {
                 return Err(Malformed);
             }
-            body.members.insert(member);
+            body.members.insert(member, reader.u64()?);
         }
         for _ in 0..reader.count(MAX_INVITES)? {
             let key = reader.array()?;
@@ -229,11 +229,7 @@ impl Roster {
     }
 
     pub fn unverified(&self) -> UnverifiedRoster {
-        UnverifiedRoster {
-            header: self.header,
-            body: self.body.clone(),
-            signature: self.signature,
-        }
+        UnverifiedRoster { header: self.header, body: self.body.clone(), signature: self.signature }
     }
 }
 
@@ -304,7 +300,7 @@ mod tests {
             id
         };
         Body {
-            members: (0..members).map(|n| MemberId(id(n))).collect(),
+            members: (0..members).map(|n| (MemberId(id(n)), n.into())).collect(),
             invites: (0..invites)
                 .map(|n| (id(n), if n % 2 == 0 { Uses::Once } else { Uses::Many }))
                 .collect(),
@@ -328,7 +324,7 @@ mod tests {
         let roster = Roster::sign(&topic(), header(2, 1), body(1_000, 256), &admin());
         let bytes = bytes(&roster.unverified());
         assert_eq!(parse(&bytes).unwrap().verify(&topic()).unwrap(), roster);
-        assert_eq!(bytes.len(), HEADER_BYTES + 64 + 2 + 32_000 + 2 + 33 * 256);
+        assert_eq!(bytes.len(), HEADER_BYTES + 64 + 2 + 40_000 + 2 + 33 * 256);
     }
 
     #[test]
@@ -364,10 +360,10 @@ mod tests {
         let good = bytes(&roster.unverified());
         let members = HEADER_BYTES + 64 + 2;
         let mut swapped = good.clone();
-        swapped[members..members + 64].rotate_left(32);
+        swapped[members..members + 80].rotate_left(40);
         assert!(parse(&swapped).is_err(), "out of order");
         let mut twice = good.clone();
-        twice.copy_within(members..members + 32, members + 32);
+        twice.copy_within(members..members + 40, members + 40);
         assert!(parse(&twice).is_err(), "twice the same");
         let mut many = good;
         many[members - 2..members].copy_from_slice(&1_001_u16.to_be_bytes());

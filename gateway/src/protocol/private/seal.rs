@@ -5,9 +5,7 @@
 //! that is sealed, under a key of its own, so two different frames share a nonce only by a
 //! collision of 192 bits.
 
-use chacha20poly1305::{
-    Key, KeyInit, Tag, XChaCha20Poly1305, XNonce, aead::AeadInPlace,
-};
+use chacha20poly1305::{Key, KeyInit, Tag, XChaCha20Poly1305, XNonce, aead::AeadInPlace};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;

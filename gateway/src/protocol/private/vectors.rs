@@ -53,7 +53,7 @@ fn vectors() -> Value {
         exclusion: false,
     };
     let body = Body {
-        members: [initiator, responder].into(),
+        members: [(initiator, 1_799_000_000), (responder, 1_800_000_000)].into(),
         invites: [(invite_public, Uses::Once)].into(),
     };
     let roster = Roster::sign(&topic, header, body, &admin);
@@ -70,10 +70,7 @@ fn vectors() -> Value {
         epoch,
         secret: secret.clone(),
         key: invite_key.clone(),
-        peers: vec![Peer {
-            id: responder,
-            addresses: vec!["192.0.2.1:4870".parse().unwrap()],
-        }],
+        peers: vec![Peer { id: responder, addresses: vec!["192.0.2.1:4870".parse().unwrap()] }],
     };
 
     json!({

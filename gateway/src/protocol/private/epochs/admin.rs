@@ -21,6 +21,8 @@ const NO_GRACE: u32 = 0;
 
 /// How long the admin remembers what it did, in seconds: 30 days.
 const REMEMBERED: u64 = 30 * 24 * 3_600;
+/// How far the clocks of the admin's gateways may be apart, in seconds.
+const CLOCK_SKEW: u64 = 600;
 /// How many of its deeds; exclusions are kept longest.
 const MAX_WISHES: usize = 512;
 
@@ -72,7 +74,7 @@ pub(super) fn first_roster(
         issued_at: now,
         exclusion: false,
     };
-    let body = Body { members: [me].into(), ..Body::default() };
+    let body = Body { members: [(me, now)].into(), ..Body::default() };
     let roster = Roster::sign(topic, header, body, admin);
     let id = epoch_id(&roster);
     (roster, Held { id, secret, until: None })
@@ -116,7 +118,7 @@ impl Epochs {
         moment: &mut Moment<'_>,
         out: &mut Vec<Output>,
     ) -> Result<(), Refusal> {
-        let mut body = self.folded()?;
+        let mut body = self.folded(moment.now)?;
         if body.invites.len() >= MAX_INVITES {
             return Err(Refusal::Invites);
         }
@@ -174,9 +176,9 @@ impl Epochs {
         moment: &mut Moment<'_>,
         out: &mut Vec<Output>,
     ) -> Result<RosterHash, Refusal> {
-        let mut body = self.folded()?;
+        let mut body = self.folded(moment.now)?;
         if !exclude.is_empty() {
-            body.members.retain(|member| !exclude.contains(member));
+            body.members.retain(|member, _| !exclude.contains(member));
             // Any of these invites may be in the hands of those left out.
             body.invites.clear();
         }
@@ -200,7 +202,7 @@ impl Epochs {
     }
 
     /// The newest body with those admitted since as members, and without the invites they used up.
-    fn folded(&self) -> Result<Body, Refusal> {
+    fn folded(&self, now: u64) -> Result<Body, Refusal> {
         if self.admin.is_none() {
             return Err(Refusal::NotAdmin);
         }
@@ -209,7 +211,7 @@ impl Epochs {
             if body.members.len() >= MAX_MEMBERS {
                 break;
             }
-            body.members.insert(*member);
+            body.members.insert(*member, now);
             if body.invites.get(&admission.invite) == Some(&Uses::Once) {
                 body.invites.remove(&admission.invite);
             }
@@ -251,8 +253,7 @@ impl Epochs {
         };
         let roster = Roster::sign(&self.topic, header, body, admin);
         let hash = roster.hash();
-        let chain =
-            chain.switched(&self.topic, &[], roster).map_err(|_| Refusal::Exhausted)?;
+        let chain = chain.switched(&self.topic, &[], roster).map_err(|_| Refusal::Exhausted)?;
         self.adopt(chain, secret, moment, out);
         if !out.contains(&Output::Spread) {
             out.push(Output::Spread);
@@ -319,9 +320,15 @@ impl Epochs {
                 exclude.extend(members.iter().filter(|member| self.is_member(**member)));
             }
         }
-        // The exclusion had ended all invites, so whoever came by one on the other side meanwhile
+        // The exclusion had ended all invites, so whoever came by one on the other side since then
         // may be somebody left out under another name.
-        exclude.extend(head.body().members.difference(&old.head().body().members));
+        let first = wishes.iter().map(|wish| wish.made_at).min().unwrap_or(u64::MAX);
+        let before = &old.head().body().members;
+        for (member, since) in &head.body().members {
+            if since.saturating_add(CLOCK_SKEW) > first && !before.contains_key(member) {
+                exclude.insert(*member);
+            }
+        }
         exclude.remove(&self.me);
         // And invites that it had ended are still open.
         if !voided && exclude.is_empty() && !head.body().invites.is_empty() {
@@ -337,13 +344,8 @@ impl Epochs {
         }
     }
 
-    fn invite_again(
-        &mut self,
-        wishes: Vec<Wish>,
-        moment: &mut Moment<'_>,
-        out: &mut Vec<Output>,
-    ) {
-        let Ok(mut body) = self.folded() else { return };
+    fn invite_again(&mut self, wishes: Vec<Wish>, moment: &mut Moment<'_>, out: &mut Vec<Output>) {
+        let Ok(mut body) = self.folded(moment.now) else { return };
         let mut invites: Vec<_> = wishes
             .into_iter()
             .filter_map(|wish| match wish.what {

@@ -70,11 +70,20 @@ pub struct Moment<'a> {
 pub enum Input {
     Command(Command),
     /// The peer is an endpoint that knows the topic's tag, and told its position.
-    Met { peer: MemberId, position: Position },
+    Met {
+        peer: MemberId,
+        position: Position,
+    },
     /// A peer that knows the topic's tag sent what we lack.
-    Received { peer: MemberId, handover: Box<Handover> },
+    Received {
+        peer: MemberId,
+        handover: Box<Handover>,
+    },
     /// The peer told whom it knows to be admitted.
-    Told { peer: MemberId, admissions: Vec<Admission> },
+    Told {
+        peer: MemberId,
+        admissions: Vec<Admission>,
+    },
     /// Time has passed. Call it at [`Epochs::next_tick`], and after a start.
     Tick,
 }
@@ -91,8 +100,14 @@ pub enum Output {
     Publish(EpochId),
     /// Leave the swarm; the secret is gone.
     Leave(EpochId),
-    HandOver { to: MemberId, handover: Box<Handover> },
-    Tell { to: MemberId, admissions: Vec<Admission> },
+    HandOver {
+        to: MemberId,
+        handover: Box<Handover>,
+    },
+    Tell {
+        to: MemberId,
+        admissions: Vec<Admission>,
+    },
     /// The invite that was asked for.
     Invited(Box<Invite>),
     /// There is something new: meet the members one is connected with again.
@@ -229,7 +244,7 @@ impl Epochs {
 
     /// Members on the newest roster and those admitted since.
     pub fn members(&self) -> BTreeSet<MemberId> {
-        let listed = self.roster().into_iter().flat_map(|roster| &roster.body().members);
+        let listed = self.roster().into_iter().flat_map(|roster| roster.body().members.keys());
         listed.chain(self.admissions.keys()).copied().collect()
     }
 
@@ -239,7 +254,7 @@ impl Epochs {
 
     /// Whether this endpoint may have secrets, events and answers of this topic.
     pub fn is_member(&self, peer: MemberId) -> bool {
-        self.roster().is_some_and(|roster| roster.body().members.contains(&peer))
+        self.roster().is_some_and(|roster| roster.body().members.contains_key(&peer))
             || self.admissions.contains_key(&peer)
     }
 
@@ -419,7 +434,7 @@ impl Epochs {
         let by_invite = self
             .admission
             .is_some_and(|admission| roster.body().invites.contains_key(&admission.invite));
-        if !by_invite && !roster.body().members.contains(&self.me) {
+        if !by_invite && !roster.body().members.contains_key(&self.me) {
             return Err(Refusal::NotForUs(peer));
         }
         let chain = match &self.chain {
@@ -489,7 +504,7 @@ impl Epochs {
     fn fits(&self, admission: &Admission, source: Source) -> bool {
         let Some(roster) = self.roster() else { return false };
         let Some(uses) = roster.body().invites.get(&admission.invite) else { return false };
-        if roster.body().members.contains(&admission.member) {
+        if roster.body().members.contains_key(&admission.member) {
             return false;
         }
         if let Some(known) = self.admissions.get(&admission.member) {

@@ -73,12 +73,7 @@ impl Epochs {
     ///
     /// # Errors
     /// When the parts are damaged, or do not belong together.
-    pub fn restore(
-        me: MemberId,
-        open: &[u8],
-        secret: &[u8],
-        now: u64,
-    ) -> Result<Self, Malformed> {
+    pub fn restore(me: MemberId, open: &[u8], secret: &[u8], now: u64) -> Result<Self, Malformed> {
         let mut reader = Reader::new(open);
         if reader.u8()? != VERSION {
             return Err(Malformed);

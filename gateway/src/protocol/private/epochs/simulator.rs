@@ -44,6 +44,8 @@ struct Node {
     events: BTreeSet<u32>,
     /// Of somebody left out: whose, by its place in the list.
     hostile: Option<usize>,
+    /// What a hostile one was sent, whether or not its state machine would take it.
+    stolen: BTreeSet<EpochId>,
 }
 
 struct World {
@@ -105,8 +107,8 @@ impl World {
 
     fn add(&mut self, epochs: Epochs, outputs: Vec<Output>, hostile: Option<usize>) -> usize {
         let saved = (epochs.open_state(), epochs.secret_state().to_vec());
-        let events = BTreeSet::new();
-        self.nodes.push(Node { epochs, saved, online: true, side: 0, events, hostile });
+        let (events, stolen) = (BTreeSet::new(), BTreeSet::new());
+        self.nodes.push(Node { epochs, saved, online: true, side: 0, events, hostile, stolen });
         let place = self.nodes.len() - 1;
         self.perform(place, outputs);
         place
@@ -181,7 +183,14 @@ impl World {
             return;
         }
         match Message::decode(&message.encode()).unwrap() {
-            Message::Handover(handover) => self.step(to, Input::Received { peer, handover }),
+            Message::Handover(handover) => {
+                let Place { epoch, .. } = handover.roster.header.place;
+                let commitment = commitment(&self.topic(), epoch, &handover.secret);
+                if self.nodes[to].hostile.is_some() {
+                    self.nodes[to].stolen.insert(EpochId { number: epoch, commitment });
+                }
+                self.step(to, Input::Received { peer, handover });
+            }
             Message::Admissions(admissions) => self.step(to, Input::Told { peer, admissions }),
             other => unreachable!("{other:?}"),
         }
@@ -194,17 +203,31 @@ impl World {
             return;
         }
         let (one, other) = (&self.nodes[initiator].epochs, &self.nodes[responder].epochs);
-        if !other.welcomes(one.me, one.admission()) {
+        let trap = self.nodes[responder].hostile.is_some();
+        if !trap && !other.welcomes(one.me, one.admission()) {
             return;
         }
-        let position = other.position();
+        let position = self.claim(responder);
         self.step(initiator, Input::Met { peer: id(responder), position });
         if !self.reaches(initiator, responder) {
             return;
         }
-        let position = self.nodes[initiator].epochs.position();
+        let position = self.claim(initiator);
         self.step(responder, Input::Met { peer: id(initiator), position });
         self.reconcile(initiator, responder);
+    }
+
+    /// A node's position; a hostile one may claim to have nothing yet.
+    fn claim(&mut self, at: usize) -> Position {
+        let mut position = self.nodes[at].epochs.position();
+        if self.nodes[at].hostile.is_some() && self.random.percent(30) {
+            position.hash = RosterHash::NONE;
+        }
+        position
+    }
+
+    fn topic(&self) -> Topic {
+        self.nodes[0].epochs.topic().clone()
     }
 
     fn reconcile(&mut self, one: usize, other: usize) {
@@ -449,7 +472,8 @@ impl World {
             let last = links.iter().filter(listed).map(|header| header.place.epoch).max();
             for header in links.iter().filter(|header| Some(header.place.epoch) > last) {
                 let newer = EpochId { number: header.place.epoch, commitment: header.commitment };
-                let holds = node.epochs.held.iter().any(|held| held.id == newer);
+                let holds = node.stolen.contains(&newer)
+                    || node.epochs.held.iter().any(|held| held.id == newer);
                 assert!(!holds, "{at}, left out as {of} after {last:?}, holds {newer:?}");
             }
         }

@@ -391,6 +391,31 @@ fn whoever_came_by_an_ended_invite_on_the_losing_side_goes_with_it() {
 }
 
 #[test]
+fn an_invite_ended_by_an_exclusion_that_lost_ends_again() {
+    let mut all = two_admins(3);
+    let [one, two, three] = &mut all[..] else { panic!() };
+    let many = one.invite(Uses::Many);
+    meet(two, one);
+    // Only the first ever heard of 9, took it in, and left it out again.
+    let mut out = Member::accept(9, &many);
+    assert!(meet(&mut out, one));
+    one.rotate(&[], 0);
+    one.rotate(&[9], 0);
+    // The second goes further meanwhile, with the invite still open.
+    (0..4).for_each(|_| drop(two.rotate(&[], 0)));
+    meet(three, two);
+    for _ in 0..3 {
+        meet(one, two);
+        meet(three, one);
+    }
+    assert_eq!((one.head(), three.head()), (two.head(), two.head()));
+    for member in [one, two, three] {
+        assert!(member.epochs.roster().unwrap().body().invites.is_empty());
+        assert!(!meet(&mut out, member));
+    }
+}
+
+#[test]
 fn an_invite_that_lost_is_repeated_unless_somebody_was_left_out() {
     for (exclude, expected) in [(&[][..], true), (&[4][..], false)] {
         let mut all = two_admins(4);

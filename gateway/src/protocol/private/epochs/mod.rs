@@ -13,31 +13,27 @@
 
 mod admin;
 mod chain;
+mod meeting;
+mod members;
 mod saved;
 #[cfg(test)]
 mod simulator;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::{collections::BTreeMap, fmt};
 
 use ed25519_dalek::SigningKey;
 
 pub use self::admin::Command;
-use self::{
-    admin::Wish,
-    chain::{Chain, is_newer},
-};
+use self::{admin::Wish, chain::Chain};
 use super::{
-    MAX_MEMBERS, MemberId, Topic,
+    MemberId, Topic,
     admission::Admission,
     derive::{EpochKeys, EpochSecret, TopicKey, commitment},
     invite::Invite,
     message::{Handover, Position},
-    roster::{Place, Roster, RosterHash, Uses},
+    roster::{Place, Roster, RosterHash},
 };
 use crate::protocol::{TopicName, hex};
 
@@ -242,28 +238,8 @@ impl Epochs {
         self.chain.as_ref().map(Chain::head)
     }
 
-    /// Members on the newest roster and those admitted since.
-    pub fn members(&self) -> BTreeSet<MemberId> {
-        let listed = self.roster().into_iter().flat_map(|roster| roster.body().members.keys());
-        listed.chain(self.admissions.keys()).copied().collect()
-    }
-
     pub fn is_admin(&self) -> bool {
         self.admin.is_some()
-    }
-
-    /// Whether this endpoint may have secrets, events and answers of this topic.
-    pub fn is_member(&self, peer: MemberId) -> bool {
-        self.roster().is_some_and(|roster| roster.body().members.contains_key(&peer))
-            || self.admissions.contains_key(&peer)
-    }
-
-    /// Whether to answer an endpoint that named the topic, or to know of no such topic.
-    pub fn welcomes(&self, peer: MemberId, admission: Option<&Admission>) -> bool {
-        self.is_member(peer)
-            || admission.is_some_and(|admission| {
-                admission.member == peer && self.is_admissible(admission, Source::Holder)
-            })
     }
 
     /// The epoch to publish in.
@@ -341,211 +317,6 @@ impl Epochs {
         outputs
     }
 
-    fn met(&mut self, peer: MemberId, position: &Position, out: &mut Vec<Output>) -> bool {
-        let Some(own) = self.chain.as_ref().map(Chain::position) else { return false };
-        let mut changed = false;
-        if let Some(admission) = position.admission.filter(|one| one.member == peer) {
-            changed = self.admit(admission, Source::Holder);
-        }
-        let fresh = position.hash == RosterHash::NONE;
-        let theirs = (position.place, position.hash);
-        let behind = !fresh && is_newer(theirs, own);
-        if !self.is_member(peer) {
-            // One who is ahead may have become a member since. It gets nothing from us, but may
-            // give.
-            if !behind {
-                out.push(Output::Refused(Refusal::NotMember(peer)));
-            }
-            return changed;
-        }
-        if fresh || is_newer(own, theirs) {
-            out.push(self.hand_over(peer, position));
-        } else if !behind && !self.admissions.is_empty() {
-            let admissions = self.admissions.values().copied().collect();
-            out.push(Output::Tell { to: peer, admissions });
-        }
-        changed
-    }
-
-    /// For a member who is behind.
-    fn hand_over(&self, peer: MemberId, position: &Position) -> Output {
-        let unlinked = Output::Refused(Refusal::Unlinked(peer));
-        let Some(chain) = &self.chain else { return unlinked };
-        let headers = if position.hash == RosterHash::NONE {
-            chain.whole()
-        } else {
-            let known = [position.hash].into_iter().chain(position.locator.iter().copied());
-            let Some(headers) = chain.after(known) else { return unlinked };
-            headers
-        };
-        let id = epoch_id(chain.head());
-        let held = self.held.iter().find(|held| held.id == id);
-        let secret = held.expect("the newest epoch's secret is held").secret.clone();
-        let handover = Handover {
-            headers,
-            roster: chain.head().unverified(),
-            secret,
-            admissions: self.admissions.values().copied().collect(),
-        };
-        Output::HandOver { to: peer, handover: Box::new(handover) }
-    }
-
-    fn received(
-        &mut self,
-        peer: MemberId,
-        handover: Handover,
-        moment: &mut Moment<'_>,
-        out: &mut Vec<Output>,
-    ) -> bool {
-        let admissions = handover.admissions.clone();
-        match self.checked(peer, handover) {
-            Ok((chain, secret)) => {
-                self.adopt(chain, secret, moment, out);
-                for admission in admissions {
-                    self.admit(admission, Source::Member);
-                }
-                out.push(Output::Spread);
-                true
-            }
-            Err(refusal) => {
-                out.push(Output::Refused(refusal));
-                false
-            }
-        }
-    }
-
-    /// The chain that this makes of ours, if every rule holds.
-    fn checked(&self, peer: MemberId, handover: Handover) -> Result<(Chain, EpochSecret), Refusal> {
-        let Handover { headers, roster, secret, .. } = handover;
-        // What costs least comes first: a peer may send old ones as often as it likes.
-        let theirs = (roster.header.place, roster.header.hash(&self.topic));
-        match &self.chain {
-            Some(chain) if !is_newer(theirs, chain.position()) => {
-                return Err(Refusal::NotNewer(peer));
-            }
-            None if theirs.0 < self.place() => return Err(Refusal::NotNewer(peer)),
-            _ => {}
-        }
-        let roster = roster.verify(&self.topic).map_err(|_| Refusal::Forged(peer))?;
-        let header = roster.header();
-        if commitment(&self.topic, header.place.epoch, &secret) != header.commitment {
-            return Err(Refusal::Forged(peer));
-        }
-        let by_invite = self
-            .admission
-            .is_some_and(|admission| roster.body().invites.contains_key(&admission.invite));
-        if !by_invite && !roster.body().members.contains_key(&self.me) {
-            return Err(Refusal::NotForUs(peer));
-        }
-        let chain = match &self.chain {
-            Some(chain) => chain.switched(&self.topic, &headers, roster),
-            None => {
-                // The invite vouches for the admin's key and for one epoch; the rosters have to
-                // lead from there, or from before, to the newest.
-                let first = headers.first().unwrap_or(roster.header()).place.epoch;
-                if first > self.place().epoch {
-                    return Err(Refusal::Unlinked(peer));
-                }
-                Chain::new(&self.topic, &headers, roster)
-            }
-        };
-        chain.map(|chain| (chain, secret)).map_err(|_| Refusal::Unlinked(peer))
-    }
-
-    /// Makes a newer chain ours.
-    fn adopt(
-        &mut self,
-        chain: Chain,
-        secret: EpochSecret,
-        moment: &mut Moment<'_>,
-        out: &mut Vec<Output>,
-    ) {
-        let grace = chain.head().header().grace;
-        let id = epoch_id(chain.head());
-        let old = self.chain.replace(chain);
-        for held in &mut self.held {
-            if held.id != id && held.until.is_none() {
-                held.until = Some(moment.now.saturating_add(grace.into()));
-            }
-        }
-        // One that had been given up may win after all.
-        self.held.retain(|held| held.id != id);
-        self.held.push(Held { id, secret, until: None });
-        while self.held.len() > MAX_HELD {
-            // The newest has no end and is never the one.
-            let first = (0..self.held.len())
-                .min_by_key(|at| self.held[*at].until.unwrap_or(u64::MAX))
-                .expect("there are some");
-            self.held.remove(first);
-        }
-        let known = std::mem::take(&mut self.admissions);
-        for admission in known.into_values() {
-            self.admit_checked(admission, Source::Member);
-        }
-        if let Some(old) = old {
-            self.repeat_lost_wishes(&old, moment, out);
-        }
-    }
-
-    fn told(&mut self, peer: MemberId, list: &[Admission], out: &mut Vec<Output>) -> bool {
-        if !self.is_member(peer) {
-            out.push(Output::Refused(Refusal::NotMember(peer)));
-            return false;
-        }
-        let list = list.iter().take(MAX_MEMBERS);
-        list.fold(false, |changed, admission| self.admit(*admission, Source::Member) | changed)
-    }
-
-    /// Whether the roster lets this one in. Says nothing of the signature for those known already.
-    fn is_admissible(&self, admission: &Admission, source: Source) -> bool {
-        self.fits(admission, source) && admission.is_valid(&self.topic)
-    }
-
-    fn fits(&self, admission: &Admission, source: Source) -> bool {
-        let Some(roster) = self.roster() else { return false };
-        let Some(uses) = roster.body().invites.get(&admission.invite) else { return false };
-        if roster.body().members.contains_key(&admission.member) {
-            return false;
-        }
-        if let Some(known) = self.admissions.get(&admission.member) {
-            return known == admission;
-        }
-        if *uses == Uses::Once
-            && let Some(other) = self.users(&admission.invite).next()
-        {
-            // The holder of an invite that is used up comes too late. That two members admitted
-            // different ones at the same time is settled by rank.
-            return source == Source::Member
-                && admission.rank(&self.topic) < other.rank(&self.topic);
-        }
-        roster.body().members.len() + self.admissions.len() < MAX_MEMBERS
-    }
-
-    fn users(&self, invite: &[u8; 32]) -> impl Iterator<Item = &Admission> {
-        self.admissions.values().filter(move |one| one.invite == *invite)
-    }
-
-    /// Returns whether anything changed.
-    fn admit(&mut self, admission: Admission, source: Source) -> bool {
-        if self.admissions.contains_key(&admission.member) {
-            return false;
-        }
-        self.is_admissible(&admission, source) && self.admit_checked(admission, source)
-    }
-
-    /// As [`Self::admit`], for an admission whose signature is known to be valid.
-    fn admit_checked(&mut self, admission: Admission, source: Source) -> bool {
-        if !self.fits(&admission, source) {
-            return false;
-        }
-        let uses = self.roster().and_then(|roster| roster.body().invites.get(&admission.invite));
-        if uses == Some(&Uses::Once) {
-            self.admissions.retain(|_, other| other.invite != admission.invite);
-        }
-        self.admissions.insert(admission.member, admission);
-        true
-    }
-
     /// Forgets secrets whose grace is over, and wishes that nothing can undo any more.
     fn expire(&mut self, now: u64) -> bool {
         let (held, wishes) = (self.held.len(), self.wishes.len());
@@ -553,15 +324,6 @@ impl Epochs {
         self.wishes.retain(|wish| !wish.is_settled(now));
         (held, wishes) != (self.held.len(), self.wishes.len())
     }
-}
-
-/// Who shows an admission.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
-    /// The one it is for.
-    Holder,
-    /// A member that took it in.
-    Member,
 }
 
 fn epoch_id(roster: &Roster) -> EpochId {

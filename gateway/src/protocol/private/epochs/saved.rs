@@ -12,12 +12,13 @@ use zeroize::{Zeroize, Zeroizing};
 use super::{
     Chain, EpochId, Epochs, Held, MAX_HELD,
     admin::{Deed, Wish},
-    commitment, epoch_id,
+    epoch_id,
+    members::Source,
 };
 use crate::protocol::private::{
     MAX_MEMBERS, Malformed, MemberId, Topic,
     bytes::{Reader, write_count, write_name},
-    derive::{EpochSecret, TopicKey},
+    derive::{EpochSecret, TopicKey, commitment},
     message::{MAX_CHAIN, read_admissions, read_optional, write_admissions, write_optional},
     roster::{Header, MAX_GRACE, RosterHash, UnverifiedRoster, Uses},
 };
@@ -103,7 +104,7 @@ impl Epochs {
         };
         epochs.settle_held(now)?;
         for admission in admissions {
-            epochs.admit(admission, super::Source::Member);
+            epochs.admit(admission, Source::Member);
         }
         Ok(epochs)
     }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::*;
-use crate::protocol::private::message::Message;
+use crate::protocol::private::{message::Message, roster::Uses};
 
 /// Deterministic: the same seed is the same run.
 struct Random(u64);

@@ -1,11 +1,10 @@
 //! One rule each. That all of them together hold is for the simulator.
 
-use super::{admin::Deed, *};
+use super::{admin::Deed, members::Source, *};
 use crate::protocol::private::{
-    MAX_INVITES,
+    MAX_INVITES, MAX_MEMBERS,
     message::Message,
-    roster::{Body, Header},
-    roster::{MAX_GRACE, UnverifiedRoster},
+    roster::{Body, Header, MAX_GRACE, UnverifiedRoster, Uses},
 };
 
 const NOW: u64 = 1_800_000_000;

@@ -547,9 +547,9 @@ async fn topics_are_joined_and_left_while_it_runs() {
         }
         let leave = b.gossip.membership().leave(&name("brief")).now_or_never();
         assert!(leave.is_none(), "it takes a moment");
-        // The next change waits for the end of this one.
+        // Another one waits for the end of this one, or comes first: one of them did it whole.
         let again = b.gossip.membership().leave(&name("brief")).await;
-        assert!(matches!(again, Err(TopicError::NotJoined(_))), "{again:?}");
+        assert!(matches!(again, Ok(()) | Err(TopicError::NotJoined(_))), "{again:?}");
         assert!(!b.joined.contains("brief") && b.kept.0.lock().unwrap().is_empty());
         assert!(!b.metrics.render().contains(r#""brief""#));
     }

@@ -1,7 +1,7 @@
 //! The gateway's place in the swarms: endpoint, discovery, topics, and fetches between gateways.
 //!
-//! Public topics only so far. For each topic there are three tasks — the topic itself, discovery, and
-//! the fetching of announced events — and one publisher carries the store's log into all of them.
+//! Public topics only so far. For each topic there are four tasks — the topic itself, discovery, the
+//! fetching of announced events, and the comparing with neighbors — and one publisher carries the store's log into all of them.
 
 mod addresses;
 pub mod config;
@@ -19,6 +19,7 @@ mod peers;
 mod publisher;
 mod record;
 mod state;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod topic;
@@ -28,30 +29,35 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use ed25519_dalek::SigningKey;
 use iroh::{Endpoint, EndpointId, SecretKey, protocol::Router};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{mpsc, watch as watch_channel},
+    time::timeout,
+};
 use tracing::Instrument;
 
 pub use error::GossipError;
 pub use state::{FoundBy, NeighborStatus, Step, StepResult, TopicPhase, TopicStatus};
+pub use sync::SyncProgress;
 
 use self::{
-    config::{DiscoveryConfig, EndpointConfig},
+    config::{DiscoveryConfig, EndpointConfig, SyncConfig},
     dht::SharedDht,
     discovery::Discovery,
     door::GossipDoor,
-    fetch::{Connections, FetchServer, Puller},
+    fetch::{Connections, Puller, SyncServer, trust::Trust},
     joiner::{Knocker, TopicEntrance},
     local::LocalPeers,
     outbound::{Outbound, Outgoing},
     publisher::Publisher,
     record::RecordKeys,
     state::TopicState,
+    sync::{Library, StartLibrary, TopicSync},
     topic::Topic,
     watch::Health,
 };
 use crate::{
     metrics::Metrics,
-    pipeline::{EventReader, Ingest, JoinedTopics, PeerId},
+    pipeline::{EventReader, EventWriter, Ingest, JoinedTopics, PeerId},
     protocol::{TopicName, frame::SYNC_ALPN, limits::Limits},
     tasks::Tasks,
 };
@@ -78,6 +84,7 @@ const CLOSE: Duration = Duration::from_secs(3);
 pub struct StartGossip<'a> {
     pub endpoint: &'a EndpointConfig,
     pub discovery: &'a DiscoveryConfig,
+    pub sync: &'a SyncConfig,
     /// Where `endpoint.key` is.
     pub data_dir: &'a Path,
     /// The public topics to be in.
@@ -85,6 +92,7 @@ pub struct StartGossip<'a> {
     pub limits: &'a Limits,
     pub ingest: Ingest,
     pub reader: Arc<dyn EventReader>,
+    pub writer: Arc<dyn EventWriter>,
     pub metrics: Arc<Metrics>,
     /// The group that this part's own group of tasks is a child of.
     pub tasks: &'a Tasks,
@@ -96,6 +104,7 @@ pub struct Gossip {
     gossip: iroh_gossip::net::Gossip,
     router: Router,
     topics: Vec<Arc<TopicState>>,
+    library: Arc<Library>,
     health: Arc<Health>,
     tasks: Tasks,
 }
@@ -116,8 +125,29 @@ impl Gossip {
         let gossip = iroh_gossip::net::Gossip::builder()
             .max_message_size(GOSSIP_MESSAGE)
             .spawn(endpoint.clone());
-        let server =
-            FetchServer::new(start.joined.clone(), start.reader.clone(), start.metrics.clone());
+        let trust = Arc::new(Trust::new(start.sync.max_bytes_per_minute, start.metrics.clone()));
+        let connections = Arc::new(Connections::new(endpoint.clone()));
+        let max_event_bytes = start.limits.max_event_bytes + SLACK;
+        let library = Library::new(StartLibrary {
+            me: endpoint.id(),
+            reader: start.reader.clone(),
+            writer: start.writer,
+            ingest: start.ingest.clone(),
+            connections: connections.clone(),
+            trust: trust.clone(),
+            max_event_bytes,
+            max_future_s: start.limits.max_future_s,
+            max_past_s: start.limits.max_past_s,
+            interval: Duration::from_secs(start.sync.interval_s),
+            metrics: start.metrics.clone(),
+        });
+        let server = SyncServer::new(
+            start.joined.clone(),
+            start.reader.clone(),
+            library.clone(),
+            trust.clone(),
+            start.metrics.clone(),
+        );
         let router = Router::builder(endpoint.clone())
             .accept(iroh_gossip::ALPN, GossipDoor::new(gossip.clone()))
             .accept(SYNC_ALPN, server)
@@ -133,14 +163,16 @@ impl Gossip {
         let (knock, knocks) = mpsc::channel(joiner::QUEUE);
         let shared = Shared {
             gossip: gossip.clone(),
-            connections: Arc::new(Connections::new(endpoint.clone())),
+            connections,
+            trust,
+            library: library.clone(),
             me: signing_key(&key),
             id: endpoint.id(),
             config: Arc::new(start.discovery.clone()),
             configured: configured.into(),
             dht,
             local,
-            max_event_bytes: start.limits.max_event_bytes + SLACK,
+            max_event_bytes,
             ingest: start.ingest.clone(),
             reader: start.reader.clone(),
             metrics: start.metrics.clone(),
@@ -162,7 +194,7 @@ impl Gossip {
         tasks.spawn("knocker", knocker.run(knocks, tasks.token().clone()));
         let publisher = Publisher::new(start.reader, start.ingest.passing(), lanes, start.metrics);
         tasks.spawn("publisher", publisher.run(tasks.token().clone()));
-        Ok(Self { endpoint, gossip, router, topics, health, tasks })
+        Ok(Self { endpoint, gossip, router, topics, library, health, tasks })
     }
 
     /// Our endpoint id.
@@ -179,6 +211,12 @@ impl Gossip {
     /// How each topic is doing, in alphabetical order.
     pub fn status(&self) -> Vec<TopicStatus> {
         self.topics.iter().map(|topic| topic.status()).collect()
+    }
+
+    /// Compares a topic with all neighbors now, and tells how that goes; `None` when the topic is not
+    /// joined or too many watch already.
+    pub fn sync_now(&self, topic: &TopicName) -> Option<watch_channel::Receiver<SyncProgress>> {
+        self.library.sync_now(topic)
     }
 
     /// What has died and needs a restart, if anything. For health checks.
@@ -207,6 +245,8 @@ impl Gossip {
 struct Shared {
     gossip: iroh_gossip::net::Gossip,
     connections: Arc<Connections>,
+    trust: Arc<Trust>,
+    library: Arc<Library>,
     me: SigningKey,
     id: EndpointId,
     config: Arc<DiscoveryConfig>,
@@ -248,6 +288,7 @@ impl Shared {
             reader: self.reader.clone(),
             ingest: self.ingest.clone(),
             connections: self.connections.clone(),
+            trust: self.trust.clone(),
             max_event_bytes: self.max_event_bytes,
             metrics: self.metrics.clone(),
         };
@@ -263,10 +304,13 @@ impl Shared {
             join: join.clone(),
             metrics: self.metrics.clone(),
         };
+        let (desk, calls) = self.library.open(state.clone());
+        let sync = TopicSync { library: self.library.clone(), desk };
         let token = || self.tasks.token().clone();
         let span = tracing::info_span!("topic", %name);
         self.tasks.spawn("topic", topic.run(token()).instrument(span.clone()));
         self.tasks.spawn("fetch", puller.run(announcements, token()).instrument(span.clone()));
+        self.tasks.spawn("sync", sync.run(calls, token()).instrument(span.clone()));
         self.tasks.spawn("discovery", discovery.run(token()).instrument(span));
         ((state, join), queue)
     }

@@ -20,8 +20,8 @@ pub use ingest::{Candidate, Ingest, StartIngest, Target};
 pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
 pub use ports::{
-    Committed, Context, Count, EventReader, EventWriter, IdSet, LogEntry, Passing, Policy,
-    PolicyWorker, Presence, Removal, Scope, Seq, StoreError, Write,
+    Committed, Context, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Passing, Policy,
+    PolicyWorker, Presence, Removal, Scope, Seq, Span, StoreError, TopicIds, Write,
 };
 pub use routing::{JoinedTopics, Routing};
 pub use scan::{Scan, ScanItem, ScanSender};

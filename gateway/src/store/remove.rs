@@ -3,18 +3,19 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
+    gone,
     memory::Memory,
     open,
     tag_keys::{tag_key, tag_keys},
 };
 use crate::{
-    pipeline::{Removal, Write},
+    pipeline::{Gone, Removal, Write},
     protocol::{Event, PublicKey, kinds},
 };
 
-/// Removes an event and all that finds it. Its later log entries stay and are skipped by readers.
+/// Removes an event and all that finds it; the id is remembered as gone. Its later log entries stay and are skipped by readers.
 /// Returns whether there was one.
-pub(super) fn row(connection: &Connection, row: i64) -> rusqlite::Result<bool> {
+pub(super) fn row(connection: &Connection, row: i64, why: Gone) -> rusqlite::Result<bool> {
     let Some(json) = connection
         .prepare_cached("SELECT json FROM events WHERE row = ?1")?
         .query_row([row], |found| found.get::<_, Box<str>>(0))
@@ -29,6 +30,7 @@ pub(super) fn row(connection: &Connection, row: i64) -> rusqlite::Result<bool> {
     for key in tag_keys(&event) {
         statement.execute(params![key, created_at, row])?;
     }
+    gone::add_row(connection, row, &event, why)?;
     connection
         .prepare_cached(
             "DELETE FROM memberships WHERE topic IN (SELECT topic FROM topics) \
@@ -60,11 +62,11 @@ pub(super) fn asked(
 ) -> rusqlite::Result<u64> {
     match removal {
         Removal::Event(id) => match open::row_of(connection, id)? {
-            Some(found) => row(connection, found).map(u64::from),
+            Some(found) => row(connection, found, Gone::Banned).map(u64::from),
             None => Ok(0),
         },
         Removal::Author(key) => match memory.author(connection, key)? {
-            Some(author) => of_author(connection, author, i64::MAX),
+            Some(author) => of_author(connection, author, i64::MAX, Gone::Banned),
             None => Ok(0),
         },
     }
@@ -78,7 +80,7 @@ pub(super) fn vanished(
     until: u64,
 ) -> rusqlite::Result<()> {
     let until = until.cast_signed();
-    of_author(connection, author, until)?;
+    of_author(connection, author, until, Gone::Vanished)?;
     let mut statement =
         connection.prepare_cached("SELECT event FROM tags WHERE key = ?1 AND created_at <= ?2")?;
     let key_text = key.to_string();
@@ -93,13 +95,13 @@ pub(super) fn vanished(
         if kind == Some(kinds::GIFT_WRAP)
             && event(connection, found)?.tag_values("p").any(|p| p == key_text)
         {
-            row(connection, found)?;
+            row(connection, found, Gone::Vanished)?;
         }
     }
     Ok(())
 }
 
-fn of_author(connection: &Connection, author: u32, until: i64) -> rusqlite::Result<u64> {
+fn of_author(connection: &Connection, author: u32, until: i64, why: Gone) -> rusqlite::Result<u64> {
     let mut statement = connection.prepare_cached(
         "SELECT row FROM events INDEXED BY events_by_author \
          WHERE author = ?1 AND created_at <= ?2",
@@ -108,7 +110,7 @@ fn of_author(connection: &Connection, author: u32, until: i64) -> rusqlite::Resu
         .query_map(params![author, until], |found| found.get(0))?
         .collect::<rusqlite::Result<_>>()?;
     for found in &rows {
-        row(connection, *found)?;
+        row(connection, *found, why)?;
     }
     Ok(rows.len() as u64)
 }
@@ -129,7 +131,7 @@ pub(super) fn address(
         .query_row(params![key.0, kind, identifier, until.cast_signed()], |found| found.get(0))
         .optional()?;
     if let Some(held) = held {
-        row(connection, held)?;
+        row(connection, held, Gone::Deleted)?;
     }
     Ok(())
 }

@@ -95,6 +95,13 @@ impl Network {
         namespace
     }
 
+    /// Takes a host's cable out, or puts it in again.
+    pub fn cut(&self, host: &Namespace, out: bool) {
+        let port = format!("{}p{}", self.prefix, host.address.octets()[3]);
+        let state = if out { "down" } else { "up" };
+        ip(&["-n", &self.switch, "link", "set", &port, state]);
+    }
+
     /// Adds a host without a network: loopback alone.
     pub fn add_isolated(&self, label: &str) -> Namespace {
         self.bare(label, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)

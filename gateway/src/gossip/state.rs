@@ -75,6 +75,8 @@ pub struct TopicStatus {
     pub name: TopicName,
     pub state: TopicPhase,
     pub neighbors: Vec<NeighborStatus>,
+    /// What we have is being compared with what a neighbor has.
+    pub syncing: bool,
     /// From joining to the first neighbor, in milliseconds.
     pub first_neighbor_ms: Option<u64>,
     pub steps: BTreeMap<Step, StepResult>,
@@ -247,11 +249,6 @@ impl TopicState {
         known.syncing = if begins { known.syncing + 1 } else { known.syncing.saturating_sub(1) };
     }
 
-    /// Whether one is under way.
-    pub fn is_syncing(&self) -> bool {
-        self.known().syncing > 0
-    }
-
     pub fn subscribed(&self, yes: bool) {
         self.known().subscribed = yes;
     }
@@ -283,6 +280,7 @@ impl TopicState {
             name: self.name.clone(),
             state,
             neighbors,
+            syncing: known.syncing > 0,
             first_neighbor_ms: known.first_neighbor.map(millis),
             steps: known.steps.clone(),
         }

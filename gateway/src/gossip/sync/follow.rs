@@ -64,7 +64,7 @@ impl Library {
         let permit = self.following.try_acquire();
         let turn = desk.as_ref().and_then(|desk| desk.follow(self.start.me, peer, PAUSE));
         let (Some(desk), Some(_turn), Ok(_permit)) = (&desk, &turn, &permit) else {
-            talk.write(&Frame::NotNow).await?;
+            let _ = talk.write(&Frame::NotNow).await;
             return Ok(());
         };
         desk.state.speaks(peer, true);

@@ -14,7 +14,7 @@ mod sets;
 pub(super) mod wire;
 
 pub use actor::TopicSync;
-pub use desk::{Desk, SyncProgress};
+pub use desk::SyncProgress;
 #[cfg(test)]
 pub use library::Failure;
 pub use library::{Library, StartLibrary};

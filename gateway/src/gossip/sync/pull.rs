@@ -4,7 +4,7 @@ use std::{collections::HashSet, pin::pin, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use iroh::EndpointId;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::{
     desk::{Claim, Desk},
@@ -220,7 +220,9 @@ impl Library {
                 let why = if prefix == Prefix::Blocked { Gone::Banned } else { Gone::Refused };
                 let early = event.created_at > now;
                 match VerifiedEvent::verify(event) {
-                    Ok(event) if !early => writer.refused(&event, &[topic.clone()], why),
+                    Ok(event) if !early => {
+                        writer.refused(&event, std::slice::from_ref(&topic), why)
+                    }
                     Ok(_) => {}
                     Err(_) => forged += 1,
                 }

@@ -102,6 +102,14 @@ impl Network {
         ip(&["-n", &self.switch, "link", "set", &port, state]);
     }
 
+    /// Lets two hosts reach all others and not one another.
+    pub fn part(&self, one: &Namespace, other: &Namespace) {
+        for (here, there) in [(one, other), (other, one)] {
+            let address = format!("{}/32", there.address);
+            ip(&["-n", &here.name, "route", "add", "blackhole", &address]);
+        }
+    }
+
     /// Adds a host without a network: loopback alone.
     pub fn add_isolated(&self, label: &str) -> Namespace {
         self.bare(label, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)

@@ -17,16 +17,18 @@ const EVENTS_IN: &str = r#"nostr_gateway_sync_bytes_total{cause="events in""#;
 
 /// Finds others only by being told of them.
 async fn builder(name: &str, known: &[&Gateway]) -> GatewayBuilder {
+    let builder = GatewayBuilder::new(GATEWAY, name).topics(&["town"]);
+    knowing(builder.set("sync", "interval_s", "5"), known).await
+}
+
+async fn knowing(builder: GatewayBuilder, known: &[&Gateway]) -> GatewayBuilder {
     let mut peers = Vec::new();
     for gateway in known {
         let status = gateway.status().await;
         let address = status["addresses"][0].as_str().unwrap().to_owned();
         peers.push(format!("{:?}", format!("{}@{address}", gateway.endpoint)));
     }
-    GatewayBuilder::new(GATEWAY, name)
-        .topics(&["town"])
-        .set("discovery", "peers", &format!("[{}]", peers.join(", ")))
-        .set("sync", "interval_s", "5")
+    builder.set("discovery", "peers", &format!("[{}]", peers.join(", ")))
 }
 
 async fn publish(gateway: &Gateway, events: &[Event]) {
@@ -66,24 +68,27 @@ fn notes(keys: &Keys, count: usize, what: &str) -> Vec<Event> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_joiner_gets_the_history_and_open_subscriptions_see_it() {
     let _alone = alone().await;
-    let a = builder("A", &[]).await.start().await;
+    let base = builder("A", &[]).await;
+    let mut a = base.clone().start().await;
     let history: Vec<_> = events::assortment(300);
     publish(&a, &history).await;
     let large = events::note(&Keys::generate(), &"z".repeat(60_000));
     publish(&a, std::slice::from_ref(&large)).await;
+    assert!(a.interrupt().await.success());
 
-    // Its client is there before the history is; all of it is older than now.
+    // Its client is there before the history comes.
     let b = builder("B", &[]).await.start().await;
     let mut live = RawClient::connect(&b.topic_url("town")).await;
-    assert!(live.req("live", &[json!({"kinds": [1], "since": 1})]).await.is_empty());
-    drop(b);
-    let b = builder("B", &[&a]).await.start().await;
-    let mut live = RawClient::connect(&b.topic_url("town")).await;
-    live.send(&json!(["REQ", "live", {"ids": [large.id.to_hex()]}])).await;
+    let filter = json!({"ids": [large.id.to_hex(), history[1].id.to_hex()]});
+    assert!(live.req("live", &[filter]).await.is_empty());
+    let a = knowing(base, &[&b]).await.start().await;
     let mut all = history.clone();
     all.push(large.clone());
     becomes(&b, &events::ids(&all)).await;
-    live.wait_for(|m| m[0] == "EVENT" && m[2]["id"] == large.id.to_hex(), "the large event").await;
+    for event in [&large, &history[1]] {
+        let id = event.id.to_hex();
+        live.wait_for(|m| m[0] == "EVENT" && m[2]["id"] == id, "an event of long ago").await;
+    }
 
     // What one side says of the other's events afterwards is little.
     eventually("nothing is left to say", SOON, async || {
@@ -233,19 +238,22 @@ async fn unequal_gateways_send_no_events_the_second_time() {
 async fn those_behind_the_one_that_gained_do_not_wait_for_the_timer() {
     let Some(network) = Network::available("those_behind_the_one_that_gained") else { return };
     let _alone = alone().await;
-    let slow = |builder: GatewayBuilder| builder.set("sync", "interval_s", "3600");
-    let hosts: Vec<_> = (1..=2).map(|n| Arc::new(network.add(&format!("h{n}"), n, 1))).collect();
-    let b = slow(builder("B", &[]).await).namespace(hosts[0].clone()).start().await;
-    let c = slow(builder("C", &[&b]).await).namespace(hosts[1].clone()).start().await;
+    let hosts: Vec<_> = (1..=3).map(|n| Arc::new(network.add(&format!("h{n}"), n, 1))).collect();
+    network.part(&hosts[0], &hosts[2]);
+    let on = async |host: usize, known: &[&Gateway]| {
+        let builder = builder(&format!("{host}"), known).await.set("sync", "interval_s", "3600");
+        builder.namespace(hosts[host].clone())
+    };
+    // A is there for a while before it hears of B.
+    let base = on(0, &[]).await;
+    let mut a = base.clone().start().await;
+    let history = notes(&Keys::generate(), 200, "history");
+    publish(&a, &history).await;
+    assert!(a.interrupt().await.success());
+    let b = on(1, &[]).await.start().await;
+    let c = on(2, &[&b]).await.start().await;
     c.wait_for_neighbors("town", 1, SOON).await;
-    let keys = Keys::generate();
-    let history = notes(&keys, 200, "history");
-    let a = slow(builder("A", &[]).await).start().await;
-    publish(&a, &history).await;
-    drop(a);
-    // A comes with a history, and knows B alone.
-    let a = slow(builder("A", &[&b]).await).start().await;
-    publish(&a, &history).await;
+    let _a = knowing(base, &[&b]).await.start().await;
     becomes(&b, &events::ids(&history)).await;
     becomes(&c, &events::ids(&history)).await;
 }

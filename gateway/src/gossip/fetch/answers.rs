@@ -6,7 +6,7 @@ use futures_util::{Stream, stream};
 use iroh::endpoint::{Connection, RecvStream};
 use tokio::{io::AsyncRead, time::timeout};
 
-use super::wire::{self, Request, Rest, WireError};
+use super::wire::{self, Rest, WireError};
 use crate::protocol::{Event, EventId, event::compute_id, kinds::Class};
 
 /// How long an answer may go without progress.
@@ -19,19 +19,14 @@ pub enum Piece {
     End(Rest),
 }
 
-/// Sends a request for events and returns the stream with its answer.
+/// Sends a request and returns the stream with its answer.
 ///
 /// # Errors
 /// When the connection is broken or stalls; the text is for a debug log.
-pub async fn ask(
-    connection: &Connection,
-    kind: u8,
-    request: &Request,
-) -> Result<RecvStream, String> {
-    let bytes = wire::encode_request(kind, request);
+pub async fn ask(connection: &Connection, bytes: &[u8]) -> Result<RecvStream, String> {
     let sending = async {
         let (mut send, receive) = connection.open_bi().await.map_err(|e| e.to_string())?;
-        send.write_all(&bytes).await.map_err(|e| e.to_string())?;
+        send.write_all(bytes).await.map_err(|e| e.to_string())?;
         send.finish().map_err(|e| e.to_string())?;
         Ok(receive)
     };

@@ -10,7 +10,7 @@ use iroh::{
     protocol::{AcceptError, ProtocolHandler},
 };
 use tokio::{
-    io::AsyncWrite,
+    io::{AsyncReadExt, AsyncWrite},
     sync::{Semaphore, watch},
     time::{Instant, timeout, timeout_at},
 };
@@ -204,6 +204,7 @@ impl Shared {
         receive: &mut RecvStream,
     ) -> Result<(), WireError> {
         let taken = kind == wire::TAKE;
+        let longest = if taken { receive.read_u32().await? as usize } else { usize::MAX };
         let ids = wire::read_ids(receive, if taken { wire::MAX_TAKEN } else { wire::MAX_IDS });
         let ids = ids.await?;
         let mut rest = Rest::default();
@@ -212,7 +213,7 @@ impl Shared {
             tokio::time::sleep(pause.min(LONGEST_PAUSE)).await;
             let room = if pause > LONGEST_PAUSE { 0 } else { ANSWER_BYTES };
             let trust = Some((&*self.trust, peer));
-            let mut answer = Answer { send, sent: HashSet::new(), room, trust };
+            let mut answer = Answer { longest, trust, ..Answer::new(send, room) };
             // Before the store is read: what is committed from here on must wake us.
             let mut head = self.reader.head();
             let seen = *head.borrow_and_update();
@@ -222,6 +223,9 @@ impl Shared {
             if answer.room > 0 && !missing.is_empty() {
                 let gone = self.reader.gone(topic.clone(), missing.clone()).await;
                 rest.gone = gone.unwrap_or_default();
+                rest.gone.append(&mut answer.too_long);
+                rest.gone.sort_unstable();
+                rest.gone.dedup();
                 if !taken && rest.gone.len() < missing.len() {
                     let gone: HashSet<_> = rest.gone.iter().map(|(_, id)| *id).collect();
                     let late: Vec<_> =
@@ -231,6 +235,7 @@ impl Shared {
                     rest.gone.retain(|(_, id)| !answer.sent.contains(id));
                 }
             }
+            self.library.bytes("events out", answer.bytes);
             rest.cut = answer.room == 0 && answer.sent.len() < ids.len();
         }
         // The answer for a topic that we are not in is the same as for events that we do not have.
@@ -262,7 +267,11 @@ impl Shared {
             let now = unix_now();
             for json in found {
                 let Ok(event) = Event::parse(&json) else { continue };
-                if kinds::barred_from_public_topics(&event, now).is_none() {
+                if json.len() > answer.longest
+                    || kinds::barred_from_public_topics(&event, now).is_some()
+                {
+                    answer.too_long.push((event.created_at, event.id));
+                } else {
                     answer.event(event.id, &json).await?;
                 }
             }
@@ -343,6 +352,19 @@ struct Answer<'a, W = SendStream> {
     room: usize,
     /// Whose bytes are counted.
     trust: Option<(&'a Trust, EndpointId)>,
+    /// The longest event that the other side takes; it is told of those that are longer, and of those
+    /// that have expired.
+    longest: usize,
+    too_long: Vec<(u64, EventId)>,
+    /// Bytes of events that were sent.
+    bytes: usize,
+}
+
+impl<'a, W> Answer<'a, W> {
+    fn new(send: &'a mut W, room: usize) -> Self {
+        let (sent, too_long) = (HashSet::new(), Vec::new());
+        Self { send, sent, room, trust: None, longest: usize::MAX, too_long, bytes: 0 }
+    }
 }
 
 impl<W: AsyncWrite + Unpin> Answer<'_, W> {
@@ -359,6 +381,7 @@ impl<W: AsyncWrite + Unpin> Answer<'_, W> {
             self.room = 0;
         } else {
             self.sent.insert(id);
+            self.bytes += json.len();
             self.room = self.room.saturating_sub(json.len());
             if let Some((trust, peer)) = self.trust
                 && trust.spend(peer, Way::Out, json.len())
@@ -382,14 +405,14 @@ mod tests {
     async fn an_event_beyond_the_room_goes_out_if_it_is_the_first() {
         let json = "x".repeat(10);
         let mut bytes = Vec::new();
-        let mut answer = Answer { send: &mut bytes, sent: HashSet::new(), room: 9, trust: None };
+        let mut answer = Answer::new(&mut bytes, 9);
         answer.event(EventId([1; 32]), &json).await.unwrap();
         answer.event(EventId([2; 32]), "y").await.unwrap();
         assert_eq!((answer.sent.len(), answer.room), (1, 0));
         assert_eq!(bytes.len(), 4 + 10);
 
         let mut bytes = Vec::new();
-        let mut answer = Answer { send: &mut bytes, sent: HashSet::new(), room: 12, trust: None };
+        let mut answer = Answer::new(&mut bytes, 12);
         for (n, json) in [(1, &*json), (1, &*json), (2, &*json), (3, "y")] {
             answer.event(EventId([n; 32]), json).await.unwrap();
         }

@@ -66,7 +66,8 @@ impl WireError {
 pub struct Rest {
     /// The answer was cut short: what is missing may be there.
     pub cut: bool,
-    /// Those of the events that are not held any more, or never were wanted, with their `created_at`.
+    /// Those of the events that are not held any more, or never were wanted, or are longer than what is
+    /// taken, with their `created_at`.
     pub gone: Vec<(u64, EventId)>,
 }
 
@@ -81,9 +82,15 @@ pub fn encode_opening(kind: u8, topic: &TopicName) -> Vec<u8> {
     bytes
 }
 
-/// The bytes of a request for events: [`FETCH`] or [`TAKE`]. Callers cut the ids.
-pub fn encode_request(kind: u8, request: &Request) -> Vec<u8> {
+/// The bytes of a [`FETCH`], or, with the longest event that is taken, of a [`TAKE`]. Callers cut the
+/// ids.
+pub fn encode_request(request: &Request, longest: Option<usize>) -> Vec<u8> {
+    let kind = if longest.is_some() { TAKE } else { FETCH };
     let mut bytes = encode_opening(kind, &request.topic);
+    if let Some(longest) = longest {
+        let longest = u32::try_from(longest).unwrap_or(u32::MAX);
+        bytes.extend_from_slice(&longest.to_be_bytes());
+    }
     let count = u16::try_from(request.ids.len()).unwrap_or(u16::MAX);
     bytes.extend_from_slice(&count.to_be_bytes());
     request.ids.iter().for_each(|id| bytes.extend_from_slice(&id.0));
@@ -208,16 +215,18 @@ mod tests {
     #[tokio::test]
     async fn requests_round_trip() {
         for count in [1, 2, MAX_IDS] {
-            let bytes = encode_request(FETCH, &request(count));
+            let bytes = encode_request(&request(count), None);
             assert_eq!(read_request(&mut &bytes[..]).await.unwrap(), request(count));
         }
-        let bytes = encode_request(FETCH, &request(1));
+        let bytes = encode_request(&request(1), Some(258));
+        assert_eq!(bytes[..14], [4, 0, 5, b'f', 0xc3, 0xb6, 0xc3, 0xb6, 0, 0, 1, 2, 0, 1]);
+        let bytes = encode_request(&request(1), None);
         assert_eq!(bytes[..10], [1, 0, 5, b'f', 0xc3, 0xb6, 0xc3, 0xb6, 0, 1]);
     }
 
     #[tokio::test]
     async fn malformed_requests_are_refused() {
-        let good = encode_request(FETCH, &request(2));
+        let good = encode_request(&request(2), None);
         for length in 0..good.len() {
             assert!(read_request(&mut &good[..length]).await.is_err(), "{length} bytes");
         }

@@ -35,6 +35,10 @@ const HINTS_APART: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(2);
 /// A neighbor that does not speak our protocol is tried again after this time.
 const DEAF: Duration = Duration::from_secs(600);
+/// Of those comparisons that nothing but the time calls for, each so manieth covers the whole topic.
+const DEEP: u32 = 10;
+/// A neighbor that is busy so often in a row is given up by those who watch.
+const BUSY: u32 = 5;
 
 /// The actor of one topic's comparisons.
 pub struct TopicSync {
@@ -49,6 +53,9 @@ struct Plan {
     /// The last end of a comparison.
     last: Option<Instant>,
     running: bool,
+    /// The next one is to cover the whole topic.
+    deep: bool,
+    count: u32,
     failures: u32,
     /// When to tell it that there is something new.
     hint: Option<Instant>,
@@ -57,13 +64,15 @@ struct Plan {
 
 impl Plan {
     fn new(due: Instant) -> Self {
-        Self { due, last: None, running: false, failures: 0, hint: None, hinted: None }
+        let (last, hint, hinted) = (None, None, None);
+        Self { due, last, running: false, deep: true, count: 0, failures: 0, hint, hinted }
     }
 
     /// Compares at this time, or sooner if that was planned, but not twice in a row.
     fn soon(&mut self, at: Instant) {
         let earliest = self.last.map_or(at, |last| at.max(last + APART));
         self.due = self.due.min(earliest);
+        self.deep = true;
     }
 
     fn tell(&mut self, now: Instant) {
@@ -90,8 +99,10 @@ impl TopicSync {
                 plan.running = true;
                 // What calls for another from here on is not lost.
                 plan.due = now + self.interval();
+                plan.count += 1;
+                let deep = std::mem::take(&mut plan.deep) || plan.count % DEEP == 0;
                 let peer = *peer;
-                running.push(async move { (peer, this.lead(peer).await) });
+                running.push(async move { (peer, this.lead(peer, deep).await) });
             }
             for (peer, plan) in &mut plans {
                 if plan.hint.is_some_and(|at| at <= now) {
@@ -140,9 +151,9 @@ impl TopicSync {
         }
     }
 
-    async fn lead(&self, peer: EndpointId) -> Result<Report, Failure> {
+    async fn lead(&self, peer: EndpointId, deep: bool) -> Result<Report, Failure> {
         self.desk.state.syncing(true);
-        let led = self.library.lead(&self.desk, peer).await;
+        let led = self.library.lead(&self.desk, peer, deep).await;
         self.desk.state.syncing(false);
         led
     }
@@ -154,7 +165,11 @@ impl TopicSync {
         led: Result<Report, Failure>,
     ) {
         let now = Instant::now();
-        self.desk.over(peer, led.is_err());
+        let busy = matches!(led, Err(Failure::NotNow))
+            && plans.get(&peer).is_some_and(|plan| plan.failures < BUSY);
+        if !busy {
+            self.desk.over(peer, led.is_err());
+        }
         let interval = self.interval();
         let mut gained = 0;
         if let Some(plan) = plans.get_mut(&peer) {
@@ -171,11 +186,16 @@ impl TopicSync {
                     }
                 }
                 // It leads itself just now, or has much to do.
-                Err(Failure::NotNow) => plan.due = now + AGAIN.min(interval),
+                Err(Failure::NotNow) => {
+                    plan.failures += 1;
+                    plan.deep = true;
+                    plan.due = now + AGAIN.min(interval);
+                }
                 Err(Failure::DoesNotSpeak) => plan.due = now + DEAF,
                 Err(_) => {
                     let pause = AGAIN.saturating_mul(1 << plan.failures.min(16));
                     plan.failures += 1;
+                    plan.deep = true;
                     plan.due = now + pause.min(interval);
                 }
             }
@@ -231,7 +251,10 @@ impl TopicSync {
                 }
                 self.pass_on(plans, peer, gained);
             }
-            Call::All => plans.values_mut().for_each(|plan| plan.due = plan.due.min(now)),
+            Call::All => plans.values_mut().for_each(|plan| {
+                plan.due = plan.due.min(now);
+                plan.deep = true;
+            }),
         }
     }
 

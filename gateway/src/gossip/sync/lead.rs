@@ -41,14 +41,15 @@ pub struct Report {
 }
 
 impl Library {
-    /// Compares with one peer and fetches what is lacking here, while it does the same.
+    /// Compares with one peer and fetches what is lacking here, while it does the same. Unless `deep`,
+    /// only the newest range of [`Part::Rest`].
     ///
     /// # Errors
     /// When it was broken off. What came before is kept.
-    pub async fn lead(&self, desk: &Desk, peer: EndpointId) -> Result<Report, Failure> {
+    pub async fn lead(&self, desk: &Desk, peer: EndpointId, deep: bool) -> Result<Report, Failure> {
         let _turn = desk.lead(peer).ok_or(Failure::NotNow)?;
         let _permit = self.leading.acquire().await;
-        let led = timeout(SESSION, self.session(desk, peer)).await;
+        let led = timeout(SESSION, self.session(desk, peer, deep)).await;
         let led = led.unwrap_or(Err(Failure::Slow));
         if let Err(Failure::Lie(_)) = led {
             self.start.trust.lied(peer, "comparison");
@@ -61,7 +62,7 @@ impl Library {
         led
     }
 
-    async fn session(&self, desk: &Desk, peer: EndpointId) -> Result<Report, Failure> {
+    async fn session(&self, desk: &Desk, peer: EndpointId, deep: bool) -> Result<Report, Failure> {
         if self.start.trust.is_banned(&peer) {
             return Err(Failure::NotNow);
         }
@@ -81,6 +82,7 @@ impl Library {
             _ => return Err(lie("no greeting")),
         };
         let mut report = Report::default();
+        let mut whole = true;
         if desk.is_unchanged(peer, ours, theirs) {
             report.unchanged = true;
             let _ = talk.send.finish();
@@ -93,11 +95,15 @@ impl Library {
                 let reached =
                     talk.range(desk, peer, part, Span { from, until }, &mut report).await?;
                 let Some(next) = reached.checked_sub(1).filter(|_| reached > from) else { break };
+                if !deep && part == Part::Rest {
+                    whole = false;
+                    break;
+                }
                 until = next;
             }
         }
         let _ = talk.send.finish();
-        if report.pulled.lost == 0 {
+        if whole && report.pulled.lost == 0 {
             desk.are_equal(peer, ours, theirs);
         }
         Ok(report)

@@ -139,8 +139,8 @@ impl Library {
         let start = &self.start;
         let connection = start.connections.to(peer).await.map_err(Failure::Broken)?;
         let request = Request { topic: desk.topic().clone(), ids };
-        let answer = answers::ask(&connection, wire::TAKE, &request).await;
-        let answer = answer.map_err(Failure::Broken)?;
+        let bytes = wire::encode_request(&request, Some(start.max_event_bytes));
+        let answer = answers::ask(&connection, &bytes).await.map_err(Failure::Broken)?;
         let mut missing: HashSet<_> = request.ids.iter().copied().collect();
         let mut pieces = pin!(answers::pieces(answer, missing.clone(), start.max_event_bytes));
         let mut submissions = FuturesUnordered::new();

@@ -1,5 +1,6 @@
 //! Comparing with peers: honest ones, and such as only want to cost time and memory.
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use iroh::endpoint::{Connection, RecvStream, SendStream};
 
 use super::{
@@ -53,6 +54,13 @@ async fn say(connection: &Connection, topic: &TopicName, frames: &[Frame]) -> Ve
     // A peer may lead again after a moment.
     tokio::time::sleep(Duration::from_millis(600)).await;
     let (mut send, mut receive) = begin(connection, topic).await;
+    let (first, frames) = frames.split_first().unwrap();
+    wire::write(&mut send, first).await.unwrap();
+    // When the stream is reset, what was said before it may be lost.
+    let answer = match first {
+        Frame::Hello { .. } => wire::read(&mut receive).await.unwrap(),
+        _ => None,
+    };
     let saying = async {
         for frame in frames {
             if wire::write(&mut send, frame).await.is_err() {
@@ -61,7 +69,7 @@ async fn say(connection: &Connection, topic: &TopicName, frames: &[Frame]) -> Ve
         }
     };
     let hearing = async {
-        let mut heard = Vec::new();
+        let mut heard = Vec::from_iter(answer);
         while let Ok(Some(frame)) = wire::read(&mut receive).await {
             heard.push(frame);
         }
@@ -154,7 +162,7 @@ async fn a_peer_that_leads_badly_gets_nothing_and_is_shut_out() {
         message: EMPTY.to_vec(),
     };
     let heard = say(&[greeting(), open(EMPTY), older]).await;
-    assert!(greeted(&heard) && heard.len() == 2, "parts go in their order: {heard:?}");
+    assert!(greeted(&heard) && heard.len() <= 2, "parts go in their order: {heard:?}");
     let future = Frame::Open { part: Part::Rest, span: ALWAYS, message: EMPTY.to_vec() };
     assert_eq!(say(&[greeting(), future]).await.len(), 1, "later than we keep");
     assert_eq!(say(&[greeting(), open(b"nonsense")]).await.len(), 1);
@@ -170,7 +178,7 @@ async fn a_peer_that_leads_badly_gets_nothing_and_is_shut_out() {
     });
     let offers = vec![Frame::Offer(ids.collect()); 400];
     let heard = say(&[vec![greeting(), open(EMPTY)], offers].concat()).await;
-    assert!(greeted(&heard) && heard.len() == 2);
+    assert!(greeted(&heard) && heard.len() <= 2);
     // A frame of four gigabytes. It is the eighth time.
     tokio::time::sleep(Duration::from_millis(600)).await;
     let (mut send, mut receive) = begin(&connection, &topic).await;
@@ -213,20 +221,32 @@ async fn follow(endpoint: Endpoint, how: Follows) {
     loop {
         let Some(incoming) = endpoint.accept().await else { return };
         let Ok(connection) = incoming.await else { continue };
-        while let Ok((mut send, mut receive)) = connection.accept_bi().await {
-            let kind = read_type(&mut receive).await.unwrap();
-            read_topic(&mut receive).await.unwrap();
-            if kind == TAKE {
-                read_ids(&mut receive, 1_000).await.unwrap();
-                write_end(&mut send, &Rest::default()).await.unwrap();
-                send.finish().unwrap();
-                continue;
-            }
-            let _ = serve(&mut send, &mut receive, how).await;
-            if how == Follows::UntilTheMiddle {
-                connection.close(0_u32.into(), b"gone");
+        let mut streams = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                Some(()) = streams.next(), if !streams.is_empty() => {}
+                stream = connection.accept_bi() => match stream {
+                    Ok((send, receive)) => streams.push(one(&connection, send, receive, how)),
+                    Err(_) => break,
+                }
             }
         }
+    }
+}
+
+async fn one(connection: &Connection, mut send: SendStream, mut receive: RecvStream, how: Follows) {
+    let kind = read_type(&mut receive).await.unwrap();
+    read_topic(&mut receive).await.unwrap();
+    if kind == TAKE {
+        receive.read_exact(&mut [0; 4]).await.unwrap();
+        read_ids(&mut receive, 1_000).await.unwrap();
+        write_end(&mut send, &Rest::default()).await.unwrap();
+        send.finish().unwrap();
+        return;
+    }
+    let _ = serve(&mut send, &mut receive, how).await;
+    if how == Follows::UntilTheMiddle {
+        connection.close(0_u32.into(), b"gone");
     }
 }
 
@@ -289,7 +309,7 @@ async fn a_peer_that_follows_badly_costs_little() {
         let a = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[name("other")]).await;
         let state = Arc::new(TopicState::new(topic.clone(), a.metrics.clone()));
         let (desk, _calls) = a.gossip.library.open(state);
-        let leading = a.gossip.library.lead(&desk, bad.id());
+        let leading = a.gossip.library.lead(&desk, bad.id(), true);
         let following = follow(bad.clone(), how);
         let led = tokio::select! {
             led = timeout(Duration::from_secs(20), leading) => led.expect("it ends"),
@@ -330,7 +350,7 @@ async fn a_peer_without_our_protocol_is_known_as_such() {
         }
     };
     let led = tokio::select! {
-        led = a.gossip.library.lead(&desk, deaf.id()) => led,
+        led = a.gossip.library.lead(&desk, deaf.id(), true) => led,
         () = accepting => panic!("the endpoint is open"),
     };
     assert!(matches!(led, Err(Failure::DoesNotSpeak)), "{led:?}");

@@ -21,7 +21,7 @@ use super::{
 };
 
 /// Comparisons of one topic that we lead at once: a neighbor that is slow does not hold up the others.
-const AT_ONCE: usize = 3;
+const AT_ONCE: usize = 5;
 /// Two that meet: the one with the lower endpoint id leads at once, the other after this time, if
 /// nothing came of it.
 const SECOND: Duration = Duration::from_secs(3);

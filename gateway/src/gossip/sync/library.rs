@@ -39,7 +39,7 @@ pub const RANGE: usize = 50_000;
 /// split.
 pub const MOST_DIFFERENT: usize = 500_000;
 /// Comparisons that we lead at once, over all topics.
-const LEADING: usize = 4;
+const LEADING: usize = 16;
 /// Comparisons that others lead at once. They wait for us more than we for them.
 const FOLLOWING: usize = 16;
 /// Calls that may wait at one desk; what does not fit comes again.

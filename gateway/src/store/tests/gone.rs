@@ -108,7 +108,12 @@ async fn a_topic_remembers_only_so_many() {
     let trimmed = {
         let (path, writes) = (dir.path().join("gateway.db"), store.writes.clone());
         tasks::blocking(move || {
-            gone::trim(&super::open::reader(&path).unwrap(), &writes, 130, &AtomicU64::new(0))
+            crate::store::gone::trim(
+                &crate::store::open::reader(&path).unwrap(),
+                &writes,
+                130,
+                &AtomicU64::new(0),
+            )
         })
     };
     assert_eq!(trimmed.await.unwrap().unwrap(), 130);

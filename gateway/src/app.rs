@@ -5,7 +5,7 @@ use std::{
     io::Write as _,
     net::SocketAddr,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -173,6 +173,7 @@ impl App {
             moderation,
             search: config.storage.search,
             syncs: relay::Syncs::new(config.relay.max_negentropy_events),
+            silent_proxy: AtomicBool::default(),
             config: config.relay,
             limits,
             ingest: ingest.clone(),

@@ -20,9 +20,9 @@ pub use ingest::{Candidate, Ingest, StartIngest, Target};
 pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
 pub use ports::{
-    Committed, Context, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Passing, Policy,
-    PolicyWorker, Presence, Removal, Scope, Seq, Span, StoreError, TopicIds, Write,
+    Affected, Committed, Context, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Passing,
+    Policy, PolicyWorker, Presence, Removal, Scope, Seq, Span, StoreError, TopicIds, Write,
 };
 pub use routing::{JoinedTopics, Routing};
 pub use scan::{Scan, ScanItem, ScanSender};
-pub use viewer::{PrivateTopics, SharedViewer, Viewer};
+pub use viewer::{Audience, PrivateTopics, SharedViewer, Viewer};

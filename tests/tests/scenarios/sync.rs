@@ -8,7 +8,7 @@ use nostr_gateway_tests::{
 use nostr_sdk::{Event, Keys};
 use serde_json::json;
 
-use crate::{DHT_TESTNET, GATEWAY, alone};
+use crate::{DHT_TESTNET, GATEWAY, alone, management::call};
 
 /// For a few hundred events between processes on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
@@ -132,7 +132,6 @@ async fn deletions_and_vanishes_come_ahead_of_what_they_name() {
     }
     let mut b = builder("B", &[&a]).await.start().await;
     becomes(&b, &held(&a).await).await;
-    b.signal("STOP");
     b.kill9().await;
     // A's copies go.
     let ids: Vec<String> = deleted.iter().map(|event| event.id.to_hex()).collect();
@@ -162,9 +161,9 @@ async fn deletions_and_vanishes_come_ahead_of_what_they_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unequal_gateways_send_no_events_the_second_time() {
     let _alone = alone().await;
-    let banned = Keys::generate();
+    let (banned, barred) = (Keys::generate(), Keys::generate());
     let admin = Keys::generate();
-    let a = builder("A", &[])
+    let mut a = builder("A", &[])
         .await
         .set("limits", "max_future_s", "3600")
         .blocklist(&[], &["onlyforb"])
@@ -181,24 +180,31 @@ async fn unequal_gateways_send_no_events_the_second_time() {
         events::event(&banned, 1, "banned at B", &[], now - 300),
         events::event(&keys, 30_023, "v1", &[&["d", "x"]], now - 50),
         events::event(&keys, 1, &"x".repeat(5_000), &[], now - 45),
+        events::event(&barred, 1, "barred at B", &[], now - 20),
     ];
     publish(&a, &at_a).await;
-    let mut b = builder("B", &[&a])
+    // After a start anew, gossip says nothing of them.
+    assert!(a.interrupt().await.success());
+    let a = a.restart().await;
+    let base = builder("B", &[])
         .await
         .set("limits", "max_future_s", "60")
         .set("limits", "max_event_bytes", "4000")
         .set("relay", "admins", &format!("[{:?}]", admin.public_key().to_hex()))
         .blocklist(&[&banned.public_key().to_hex()], &["forbiddenatb"])
         .table("[[retention]]\ntopic = \"town\"\nmax_age_s = 50000")
-        .set("topics", "join", r#"["town"]"#)
-        .start()
-        .await;
+        .set("topics", "join", r#"["town"]"#);
+    let mut b = base.clone().start().await;
+    let key = json!([barred.public_key().to_hex()]);
+    call(&b, &admin, "banpubkey", key.clone()).await;
     let at_b = [
         events::event(&keys, 1, "onlyforb", &[], now - 700),
         events::event(&keys, 30_023, "v2", &[&["d", "x"]], now - 40),
         events::event(&keys, 1, "plain too", &[], now - 30),
     ];
     publish(&b, &at_b).await;
+    assert!(b.interrupt().await.success());
+    let mut b = knowing(base, &[&a]).await.start().await;
     b.wait_for_neighbors("town", 1, SOON).await;
     let expected = async |of: &Gateway, ids: &[&Event]| {
         becomes(of, &events::ids(ids.iter().copied())).await;
@@ -206,13 +212,17 @@ async fn unequal_gateways_send_no_events_the_second_time() {
     expected(&b, &[&at_a[0], &at_a[4], &at_b[0], &at_b[1], &at_b[2]]).await;
     expected(
         &a,
-        &[&at_a[0], &at_a[1], &at_a[2], &at_a[3], &at_a[4], &at_a[5], &at_a[7], &at_b[1], &at_b[2]],
+        &[
+            &at_a[0], &at_a[1], &at_a[2], &at_a[3], &at_a[4], &at_a[5], &at_a[7], &at_a[8],
+            &at_b[1], &at_b[2],
+        ],
     )
     .await;
 
     // A few comparisons later, and after a start anew, no event is on the wire any more.
     tokio::time::sleep(Duration::from_secs(8)).await;
     let before = (a.metric(EVENTS_IN).await, b.metric(EVENTS_IN).await);
+    assert!(before.0 > 0 && before.1 > 0, "the first time events were sent: {before:?}");
     let led = r#"nostr_gateway_syncs_total{cause="#;
     let comparisons = a.metric(led).await + b.metric(led).await;
     eventually("two more comparisons", SOON, async || {
@@ -232,6 +242,10 @@ async fn unequal_gateways_send_no_events_the_second_time() {
     })
     .await;
     assert_eq!((a.metric(EVENTS_IN).await, b.metric(EVENTS_IN).await), (before.0, 0));
+
+    // A ban that is lifted lets come what it kept out.
+    call(&b, &admin, "unbanpubkey", key).await;
+    expected(&b, &[&at_a[0], &at_a[4], &at_a[8], &at_b[0], &at_b[1], &at_b[2]]).await;
 }
 
 /// B stands between two that do not know of one another: what it gains, it hints.

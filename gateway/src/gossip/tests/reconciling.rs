@@ -183,8 +183,8 @@ async fn a_peer_that_leads_badly_gets_nothing_and_is_shut_out() {
     tokio::time::sleep(Duration::from_millis(600)).await;
     let (mut send, mut receive) = begin(&connection, &topic).await;
     wire::write(&mut send, &greeting()).await.unwrap();
-    send.write_all(&[0xff; 4]).await.unwrap();
     assert!(matches!(wire::read(&mut receive).await, Ok(Some(Frame::Hello { .. }))));
+    send.write_all(&[0xff; 4]).await.unwrap();
     assert!(wire::read(&mut receive).await.is_err());
 
     // From now on nobody listens to it.

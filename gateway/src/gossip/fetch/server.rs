@@ -48,6 +48,8 @@ const ANSWER_BYTES: usize = 8 << 20;
 /// How many events are read from the store at a time.
 const CHUNK: usize = 8;
 const CHUNK_TAKEN: usize = 64;
+/// After this time an answer is cut short, so that what came over a slow line counts.
+const LONG_ENOUGH: Duration = Duration::from_secs(20);
 /// How long a peer that has used up its minute waits before it is answered that there is more.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long an answer waits for events that are on their way to us too: whoever announced them to
@@ -355,6 +357,7 @@ struct Answer<'a, W = SendStream> {
     /// The longest event that the other side takes; it is told of those that are longer, and of those
     /// that have expired.
     longest: usize,
+    until: Instant,
     too_long: Vec<(u64, EventId)>,
     /// Bytes of events that were sent.
     bytes: usize,
@@ -363,7 +366,8 @@ struct Answer<'a, W = SendStream> {
 impl<'a, W> Answer<'a, W> {
     fn new(send: &'a mut W, room: usize) -> Self {
         let (sent, too_long) = (HashSet::new(), Vec::new());
-        Self { send, sent, room, trust: None, longest: usize::MAX, too_long, bytes: 0 }
+        let until = Instant::now() + LONG_ENOUGH;
+        Self { send, sent, room, trust: None, longest: usize::MAX, until, too_long, bytes: 0 }
     }
 }
 
@@ -383,9 +387,9 @@ impl<W: AsyncWrite + Unpin> Answer<'_, W> {
             self.sent.insert(id);
             self.bytes += json.len();
             self.room = self.room.saturating_sub(json.len());
-            if let Some((trust, peer)) = self.trust
-                && trust.spend(peer, Way::Out, json.len())
-            {
+            let spent =
+                self.trust.is_some_and(|(trust, peer)| trust.spend(peer, Way::Out, json.len()));
+            if spent || Instant::now() > self.until {
                 self.room = 0;
             }
             // A peer that does not read must not keep its place for long.

@@ -38,7 +38,7 @@ const DEAF: Duration = Duration::from_secs(600);
 /// Of those comparisons that nothing but the time calls for, each so manieth covers the whole topic.
 const DEEP: u32 = 10;
 /// A neighbor that is busy so often in a row is given up by those who watch.
-const BUSY: u32 = 5;
+const BUSY: u32 = 3;
 
 /// The actor of one topic's comparisons.
 pub struct TopicSync {
@@ -185,13 +185,8 @@ impl TopicSync {
                         plan.due = plan.due.min(now + AGAIN);
                     }
                 }
-                // It leads itself just now, or has much to do.
-                Err(Failure::NotNow) => {
-                    plan.failures += 1;
-                    plan.deep = true;
-                    plan.due = now + AGAIN.min(interval);
-                }
                 Err(Failure::DoesNotSpeak) => plan.due = now + DEAF,
+                // One that says "not now" leads itself, or has much to do.
                 Err(_) => {
                     let pause = AGAIN.saturating_mul(1 << plan.failures.min(16));
                     plan.failures += 1;

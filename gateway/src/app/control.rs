@@ -219,6 +219,7 @@ fn refusal(error: TopicError) -> Refusal {
         | TopicError::Private(_)
         | TopicError::TooMany
         | TopicError::TooManyVisits
+        | TopicError::TooManyWatch
         | TopicError::Stopping => Cause::Refused,
     };
     Refusal::new(cause, error)

@@ -132,6 +132,14 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "sync",
+        list: false,
+        keys: &[
+            key("interval_s", Form::Number(1, 86_400)),
+            key("max_bytes_per_minute", Form::Number(1_048_576, MAX_BYTES)),
+        ],
+    },
+    Section {
         name: "limits",
         list: false,
         keys: &[

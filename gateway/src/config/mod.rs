@@ -25,7 +25,7 @@ pub use self::{
 };
 use crate::{
     admin::config::AdminConfig,
-    gossip::config::{DiscoveryConfig, EndpointConfig},
+    gossip::config::{DiscoveryConfig, EndpointConfig, SyncConfig},
     pipeline::config::{LimitsConfig, PrivateTopicConfig, RouteConfig, TopicsConfig},
     plugins::config::PluginsConfig,
     relay::config::{AccessConfig, RatesConfig, RelayConfig},
@@ -50,6 +50,7 @@ pub struct Config {
     pub admin: AdminConfig,
     pub endpoint: EndpointConfig,
     pub discovery: DiscoveryConfig,
+    pub sync: SyncConfig,
     pub limits: LimitsConfig,
     pub topics: TopicsConfig,
     pub plugins: PluginsConfig,

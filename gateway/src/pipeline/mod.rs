@@ -22,8 +22,8 @@ pub use joined::{HowJoined, JoinedTopics, KeptTopic, TopicDoor, TopicStore, Visi
 pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
 pub use ports::{
-    Affected, Committed, Context, Count, EventReader, EventWriter, IdSet, LogEntry, Passing,
-    Policy, PolicyWorker, Presence, Removal, Scope, Seq, StoreError, Write,
+    Affected, Committed, Context, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Passing,
+    Policy, PolicyWorker, Presence, Removal, Scope, Seq, Span, StoreError, TopicIds, Write,
 };
 pub use routing::Routing;
 pub use scan::{Scan, ScanItem, ScanSender};

@@ -18,6 +18,7 @@ use crate::{
     plugins::PluginChain,
     protocol::limits::Limits,
     relay::{self, Access, Connections, Listener, Management, Rates, Relay},
+    secrets,
     store::{ModerationTable, Store},
     subscriptions::Subscriptions,
     tasks::{self, Tasks},
@@ -53,6 +54,8 @@ impl App {
         // First what fails most often, so that nothing is half done then.
         let relay_socket = relay::bind("relay.listen", config.relay.listen)?;
         let admin_socket = relay::bind("admin.listen", config.admin.listen);
+        let secrets = secrets::open(&config.secrets, data_dir.path()).await?;
+        let resting_place = secrets.rests_in().as_str();
         let store = Store::open(data_dir.path(), &config.storage, metrics.clone()).await?;
         store.start_upkeep(&config.retention)?;
         let store = Arc::new(store);
@@ -96,6 +99,7 @@ impl App {
         let gossip = Gossip::start(StartGossip {
             endpoint: &config.endpoint,
             discovery: &config.discovery,
+            secrets,
             data_dir: data_dir.path(),
             joined: joined.clone(),
             limits: &limits,
@@ -149,6 +153,7 @@ impl App {
                         "topics": gossip.status(),
                         "upstreams": streams.iter().map(|stream| stream.status()).collect::<Vec<_>>(),
                         "plugins": plugins.summary(),
+                        "secrets": resting_place,
                     })
                 }),
                 trouble: Box::new(trouble.clone()),

@@ -51,7 +51,7 @@ use self::{
 };
 use crate::{
     metrics::Metrics,
-    pipeline::{EventReader, Ingest, JoinedTopics, PeerId},
+    pipeline::{EventReader, Ingest, JoinedTopics, PeerId, SecretStore},
     protocol::{TopicName, frame::SYNC_ALPN, limits::Limits},
     tasks::Tasks,
 };
@@ -78,7 +78,9 @@ const CLOSE: Duration = Duration::from_secs(3);
 pub struct StartGossip<'a> {
     pub endpoint: &'a EndpointConfig,
     pub discovery: &'a DiscoveryConfig,
-    /// Where `endpoint.key` is.
+    /// Where the endpoint's key is.
+    pub secrets: Arc<dyn SecretStore>,
+    /// Where an earlier version may have left `endpoint.key`.
     pub data_dir: &'a Path,
     /// The public topics to be in.
     pub joined: JoinedTopics,
@@ -106,9 +108,9 @@ impl Gossip {
     /// for.
     ///
     /// # Errors
-    /// When the key file is damaged, the UDP address cannot be bound, or a setting is malformed.
+    /// When the endpoint's key is not to be had, the UDP address cannot be bound, or a setting is malformed.
     pub async fn start(start: StartGossip<'_>) -> Result<Self, GossipError> {
-        let key = identity::load_or_create(start.data_dir)?;
+        let key = identity::load_or_create(&*start.secrets, start.data_dir).await?;
         let (configured, addresses) = peers::parse_all(&start.discovery.peers)?;
         let endpoint =
             endpoint::bind(start.endpoint, start.discovery, key.clone(), addresses).await?;

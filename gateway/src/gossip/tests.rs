@@ -13,9 +13,9 @@ use tokio::sync::watch;
 use super::{config::IrohRelays, *};
 use crate::{
     pipeline::{
-        Candidate, Committed, Context, Count, Decision, EventWriter, IdSet, LogEntry, Origin,
-        Outcome, Policy, PolicyWorker, Presence, Removal, Routing, Scan, Scope, Seq, StartIngest,
-        StoreError, Target, Viewer, Write,
+        Candidate, Committed, Context, Count, Decision, EventWriter, IdSet, LogEntry,
+        MemorySecrets, Origin, Outcome, Policy, PolicyWorker, Presence, Removal, Routing, Scan,
+        Scope, Seq, StartIngest, StoreError, Target, Viewer, Write,
     },
     protocol::{
         Event, EventId, Filter, VerifiedEvent, event::compute_id, frame::MAX_GOSSIP_BYTES, hex,
@@ -212,6 +212,7 @@ impl Gateway {
         let gossip = Gossip::start(StartGossip {
             endpoint: &endpoint,
             discovery: &discovery,
+            secrets: Arc::new(MemorySecrets::default()),
             data_dir: data.path(),
             joined,
             limits: &limits,

@@ -12,6 +12,7 @@ pub mod origin;
 pub mod ports;
 pub mod routing;
 pub mod scan;
+pub mod secrets;
 pub mod viewer;
 mod worker;
 
@@ -25,4 +26,5 @@ pub use ports::{
 };
 pub use routing::{JoinedTopics, Routing};
 pub use scan::{Scan, ScanItem, ScanSender};
+pub use secrets::{MemorySecrets, RestingPlace, Secret, SecretError, SecretStore};
 pub use viewer::{PrivateTopics, SharedViewer, Viewer};

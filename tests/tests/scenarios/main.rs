@@ -23,6 +23,7 @@ mod relay;
 mod relay_http;
 mod retention;
 mod search;
+mod secrets;
 
 /// The gateway's binary, built from this tree together with these scenarios.
 const GATEWAY: &str = env!("CARGO_BIN_EXE_nostr-gateway-under-test");

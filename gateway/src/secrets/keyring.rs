@@ -40,7 +40,7 @@ impl Keyring {
         Self::with(credentials, index, label)
     }
 
-    fn with(
+    pub fn with(
         credentials: Arc<CredentialStore>,
         index: Index,
         label: Option<String>,

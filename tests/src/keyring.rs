@@ -119,7 +119,9 @@ impl Keyring {
     fn daemon(&self, bus: &SessionBus, arguments: &[&str]) -> Child {
         let mut command = Command::new("gnome-keyring-daemon");
         command.args(["--foreground", "--components=secrets"]).args(arguments);
-        self.environment(bus, |name, value| drop(command.env(name, value)));
+        self.environment(bus, |name, value| {
+            command.env(name, value);
+        });
         Child::spawn("gnome-keyring-daemon", command)
     }
 

@@ -1,6 +1,11 @@
 //! The only place that wires parts together: what starts, in which order, and how it ends.
 
-use std::{io::Write as _, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use anyhow::Context;
 use serde_json::json;
@@ -168,6 +173,7 @@ impl App {
             moderation,
             search: config.storage.search,
             syncs: relay::Syncs::new(config.relay.max_negentropy_events),
+            silent_proxy: AtomicBool::default(),
             config: config.relay,
             limits,
             ingest: ingest.clone(),

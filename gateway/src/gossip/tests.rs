@@ -13,9 +13,9 @@ use tokio::sync::watch;
 use super::{config::IrohRelays, *};
 use crate::{
     pipeline::{
-        Candidate, Committed, Context, Count, Decision, EventWriter, IdSet, LogEntry,
-        MemorySecrets, Origin, Outcome, Policy, PolicyWorker, Presence, Removal, Routing, Scan,
-        Scope, Seq, StartIngest, StoreError, Target, Viewer, Write,
+        Affected, Audience, Candidate, Committed, Context, Count, Decision, EventWriter, IdSet,
+        LogEntry, MemorySecrets, Origin, Outcome, Policy, PolicyWorker, Presence, Removal, Routing,
+        Scan, Scope, Seq, StartIngest, StoreError, Target, Viewer, Write,
     },
     protocol::{
         Event, EventId, Filter, VerifiedEvent, event::compute_id, frame::MAX_GOSSIP_BYTES, hex,
@@ -67,8 +67,8 @@ impl EventWriter for MemoryLog {
         })
     }
 
-    fn topics_affected(&self, _event: &Event) -> Result<Vec<TopicName>, StoreError> {
-        Ok(Vec::new())
+    fn affected(&self, _event: &Event) -> Result<Affected, StoreError> {
+        Ok(Affected::default())
     }
 
     fn write(&self, write: Write) -> Result<(), StoreError> {
@@ -81,7 +81,7 @@ impl EventWriter for MemoryLog {
                 event: write.event.shared().clone(),
                 topic: Some(topic),
                 first: true,
-                private: write.private,
+                audience: Audience::first(write.private),
                 origin: write.origin.log_name().into(),
             });
         }

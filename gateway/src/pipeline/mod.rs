@@ -21,10 +21,10 @@ pub use ingest::{Candidate, Ingest, StartIngest, Target};
 pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
 pub use ports::{
-    Committed, Context, Count, EventReader, EventWriter, IdSet, LogEntry, Passing, Policy,
-    PolicyWorker, Presence, Removal, Scope, Seq, StoreError, Write,
+    Affected, Committed, Context, Count, EventReader, EventWriter, IdSet, LogEntry, Passing,
+    Policy, PolicyWorker, Presence, Removal, Scope, Seq, StoreError, Write,
 };
 pub use routing::{JoinedTopics, Routing};
 pub use scan::{Scan, ScanItem, ScanSender};
 pub use secrets::{MemorySecrets, RestingPlace, Secret, SecretError, SecretStore};
-pub use viewer::{PrivateTopics, SharedViewer, Viewer};
+pub use viewer::{Audience, PrivateTopics, SharedViewer, Viewer};

@@ -3,7 +3,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use bytes::Bytes;
@@ -56,6 +56,13 @@ pub(super) async fn answer(
     tasks: &Tasks,
 ) -> Answer {
     let client = Client::of(accepted.peer, request.headers(), &relay.config.trusted_proxies);
+    if client.unnamed && !relay.silent_proxy.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            proxy = %client.address,
+            "a proxy of relay.trusted_proxies does not send X-Forwarded-For: whoever comes through \
+             it, or from its address, shares the limits of one stranger"
+        );
+    }
     if relay.moderation.blocks(client.address) {
         return blocked(&relay);
     }

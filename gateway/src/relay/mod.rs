@@ -12,8 +12,12 @@ mod open_files;
 mod outbox;
 mod rates;
 mod session;
+mod wire;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 pub use access::{Access, Action};
 pub use config::{AccessConfig, RatesConfig, RelayConfig};
@@ -48,6 +52,8 @@ pub struct Relay {
     pub moderation: Arc<Moderation>,
     /// The operator's way in; `None` while `relay.admins` is empty.
     pub management: Option<Management>,
+    /// A trusted proxy that names nobody was told of in the log.
+    pub silent_proxy: AtomicBool,
     /// Whether there is a search index (NIP-50).
     pub search: bool,
     pub metrics: Arc<Metrics>,

@@ -4,6 +4,7 @@
 //! file, because a query through sqlx costs ten times as much.
 
 mod bell;
+mod breather;
 pub mod config;
 mod known;
 mod memory;
@@ -12,9 +13,11 @@ mod names;
 mod newest;
 mod open;
 mod presence;
+mod privacy;
 mod query;
 mod readers;
 mod remove;
+mod requests;
 mod search;
 mod tag_keys;
 mod tail;
@@ -48,12 +51,13 @@ use crate::{
     clock::unix_now,
     metrics::Metrics,
     pipeline::{
-        Count, EventReader, EventWriter, IdSet, LogEntry, Presence, Removal, Scan, Scope, Seq,
-        StoreError, Viewer, Write,
+        Affected, Count, EventReader, EventWriter, IdSet, LogEntry, Presence, Removal, Scan, Scope,
+        Seq, StoreError, Viewer, Write,
     },
     protocol::{Event, EventId, Filter, TopicName},
     tasks,
 };
+use breather::Breather;
 use memory::Memory;
 use readers::Readers;
 use search::{Follow, Following};
@@ -138,7 +142,9 @@ impl Store {
             tasks::thread("store-writer", move || writer::run(write, &waiting, &shared))
         };
         let thread = thread.map_err(|e| OpenError::thread(&path, &e))?;
-        let readers = Readers::start(&path, read).map_err(|e| OpenError::thread(&path, &e))?;
+        let breather = Breather::default();
+        let readers = Readers::start(&path, read, &breather);
+        let readers = readers.map_err(|e| OpenError::thread(&path, &e))?;
         let writes = Arc::new(Writes::new(queue, thread));
         let load = {
             let memory = memory.clone();
@@ -151,7 +157,7 @@ impl Store {
         load.map_err(|error| OpenError::thread(&path, &io::Error::other(error)))?;
         let mut background = Background::default();
         let checkpointing =
-            upkeep::start_checkpoints(&path, durability, tail.clone(), metrics.clone());
+            upkeep::start_checkpoints(&path, durability, tail.clone(), breather, metrics.clone());
         background.checkpointing = Some(checkpointing.map_err(|e| OpenError::thread(&path, &e))?);
         if let Some(instance) = instance {
             let follow = Follow {
@@ -240,13 +246,12 @@ impl EventWriter for Store {
         })
     }
 
-    fn topics_affected(&self, event: &Event) -> Result<Vec<TopicName>, StoreError> {
+    fn affected(&self, event: &Event) -> Result<Affected, StoreError> {
         if !presence::acts_on_others(event) {
-            return Ok(Vec::new());
+            return Ok(Affected::default());
         }
-        self.readers.with_own_connection(|connection| {
-            presence::topics_affected(connection, &self.memory, event)
-        })
+        self.readers
+            .with_own_connection(|connection| presence::affected(connection, &self.memory, event))
     }
 
     fn write(&self, write: Write) -> Result<(), StoreError> {

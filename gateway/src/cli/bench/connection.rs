@@ -146,7 +146,8 @@ impl Target {
     ) -> Result<Socket, BenchError> {
         let stream = self.connect(source).await?;
         let config = match purpose {
-            Use::Traffic => WebSocketConfig::default(),
+            // The library zeroes all of it before each read.
+            Use::Traffic => WebSocketConfig::default().read_buffer_size(16 << 10),
             Use::Idle => WebSocketConfig::default().read_buffer_size(1 << 10),
         };
         let refused = |why: String| BenchError::Refused { url: self.url.to_string(), why };

@@ -26,6 +26,7 @@ use crate::{
     plugins::{self, PluginChain},
     protocol::limits::Limits,
     relay::{self, Access, Connections, Listener, Management, Rates, Relay},
+    secrets,
     store::{JoinedTable, Store},
     subscriptions::Subscriptions,
     tasks::{self, Tasks},
@@ -63,6 +64,8 @@ impl App {
         // First what fails most often, so that nothing is half done then.
         let relay_socket = relay::bind("relay.listen", config.relay.listen)?;
         let admin_socket = relay::bind("admin.listen", config.admin.listen);
+        let secrets = secrets::open(&config.secrets, data_dir.path()).await?;
+        let resting_place = secrets.rests_in().as_str();
         let store = Store::open(data_dir.path(), &config.storage, metrics.clone()).await?;
         store.start_upkeep(&config.retention)?;
         let store = Arc::new(store);
@@ -108,6 +111,7 @@ impl App {
             endpoint: &config.endpoint,
             discovery: &config.discovery,
             sync: &config.sync,
+            secrets,
             data_dir: data_dir.path(),
             joined: joined.clone(),
             private: private.clone(),
@@ -169,6 +173,7 @@ impl App {
             streams,
             plugins,
             trouble: Box::new(trouble.clone()),
+            secrets: resting_place,
             counted: Default::default(),
         };
         let admin = Arc::new(Admin {

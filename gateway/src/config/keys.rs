@@ -162,6 +162,15 @@ pub(super) const SECTIONS: &[Section] = &[
     },
     Section { name: "plugins", list: false, keys: &[key("dir", Form::Text(values::any))] },
     Section {
+        name: "secrets",
+        list: false,
+        keys: &[
+            key("store", Form::Text(values::secret_store)),
+            key("key_file", Form::Text(values::key_file)),
+            key("timeout_ms", Form::Number(100, 600_000)),
+        ],
+    },
+    Section {
         name: "storage",
         list: false,
         keys: &[

@@ -29,6 +29,7 @@ use crate::{
     pipeline::config::{LimitsConfig, PrivateTopicConfig, RouteConfig, TopicsConfig},
     plugins::config::PluginsConfig,
     relay::config::{AccessConfig, RatesConfig, RelayConfig},
+    secrets::config::SecretsConfig,
     store::config::{RetentionConfig, StorageConfig},
     upstream::config::UpstreamConfig,
 };
@@ -54,6 +55,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub topics: TopicsConfig,
     pub plugins: PluginsConfig,
+    pub secrets: SecretsConfig,
     pub storage: StorageConfig,
     /// `[[retention]]`, in the order of the file.
     pub retention: Vec<RetentionConfig>,

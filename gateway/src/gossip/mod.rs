@@ -68,7 +68,7 @@ use crate::{
     metrics::{Metrics, PhaseLabels},
     pipeline::{
         EventReader, EventWriter, HowJoined, Ingest, JoinedTopics, PeerId, PrivateTopics,
-        TopicStore,
+        SecretStore, TopicStore,
     },
     protocol::{TopicName, frame::SYNC_ALPN, limits::Limits},
     tasks::Tasks,
@@ -97,7 +97,9 @@ pub struct StartGossip<'a> {
     pub endpoint: &'a EndpointConfig,
     pub discovery: &'a DiscoveryConfig,
     pub sync: &'a SyncConfig,
-    /// Where `endpoint.key` is.
+    /// Where the endpoint's key is.
+    pub secrets: Arc<dyn SecretStore>,
+    /// Where an earlier version may have left `endpoint.key`.
     pub data_dir: &'a Path,
     /// The topics of the configuration. It is kept up to date as topics are joined and left.
     pub joined: JoinedTopics,
@@ -145,10 +147,10 @@ impl Gossip {
     /// for.
     ///
     /// # Errors
-    /// When the key file is damaged, the UDP address cannot be bound, a setting is malformed, or the
-    /// topics of the last run cannot be read.
+    /// When the endpoint's key is not to be had, the UDP address cannot be bound, a setting is
+    /// malformed, or the topics of the last run cannot be read.
     pub async fn start(start: StartGossip<'_>) -> Result<Self, GossipError> {
-        let key = identity::load_or_create(start.data_dir)?;
+        let key = identity::load_or_create(&*start.secrets, start.data_dir).await?;
         let (configured, addresses) = peers::parse_all(&start.discovery.peers)?;
         let links = Links::default();
         let endpoint =

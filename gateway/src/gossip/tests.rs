@@ -15,9 +15,9 @@ use super::{config::IrohRelays, *};
 use crate::{
     pipeline::{
         Affected, Audience, Candidate, Committed, Context, Count, Decision, EventWriter, Gone,
-        IdSet, KeptTopic, LogEntry, Origin, Outcome, Policy, PolicyWorker, Presence, Removal,
-        Routing, Scan, Scope, Seq, Span, StartIngest, StoreError, Target, TopicDoor, TopicIds,
-        Viewer, Write,
+        IdSet, KeptTopic, LogEntry, MemorySecrets, Origin, Outcome, Policy, PolicyWorker, Presence,
+        Removal, Routing, Scan, Scope, Seq, Span, StartIngest, StoreError, Target, TopicDoor,
+        TopicIds, Viewer, Write,
     },
     protocol::{
         Event, EventId, Filter, VerifiedEvent, event::compute_id, frame::MAX_GOSSIP_BYTES, hex,
@@ -317,6 +317,7 @@ impl Gateway {
             endpoint: &endpoint,
             discovery: &discovery,
             sync: &sync,
+            secrets: Arc::new(MemorySecrets::default()),
             data_dir: data.path(),
             joined: joined.clone(),
             private: PrivateTopics::new([(name("hidden"), [])]),

@@ -13,6 +13,7 @@ pub mod origin;
 pub mod ports;
 pub mod routing;
 pub mod scan;
+pub mod secrets;
 pub mod viewer;
 mod worker;
 
@@ -27,4 +28,5 @@ pub use ports::{
 };
 pub use routing::Routing;
 pub use scan::{Scan, ScanItem, ScanSender};
+pub use secrets::{MemorySecrets, RestingPlace, Secret, SecretError, SecretStore};
 pub use viewer::{Audience, PrivateTopics, SharedViewer, Viewer};

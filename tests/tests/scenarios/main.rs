@@ -25,6 +25,7 @@ mod relay;
 mod relay_http;
 mod retention;
 mod search;
+mod secrets;
 mod sync;
 
 /// The gateway's binary, built from this tree together with these scenarios.

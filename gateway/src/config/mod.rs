@@ -29,6 +29,7 @@ use crate::{
     pipeline::config::{LimitsConfig, PrivateTopicConfig, RouteConfig, TopicsConfig},
     plugins::config::PluginsConfig,
     relay::config::{AccessConfig, RatesConfig, RelayConfig},
+    secrets::config::SecretsConfig,
     store::config::{RetentionConfig, StorageConfig},
     upstream::config::UpstreamConfig,
 };
@@ -54,6 +55,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub topics: TopicsConfig,
     pub plugins: PluginsConfig,
+    pub secrets: SecretsConfig,
     pub storage: StorageConfig,
     /// `[[retention]]`, in the order of the file.
     pub retention: Vec<RetentionConfig>,
@@ -167,7 +169,11 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     }
 }
 
-fn data_dir(sources: &Sources) -> Result<(PathBuf, SetBy), ConfigError> {
+/// The data directory, and who set it. It need not exist.
+///
+/// # Errors
+/// When nobody named one and this user has no home directory.
+pub fn data_dir(sources: &Sources) -> Result<(PathBuf, SetBy), ConfigError> {
     if let Some(path) = &sources.data_dir {
         return Ok((path.clone(), SetBy::Flag("--data-dir".to_owned())));
     }

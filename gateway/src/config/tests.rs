@@ -244,13 +244,13 @@ fn unknown_names_are_refused_with_the_allowed_ones() {
     );
     refused(
         "[topics]\nfavourites = []\n",
-        "config.toml:2: topics.favourites: unknown key; allowed: join, default",
+        "config.toml:2: topics.favourites: unknown key; allowed: join, default, join_on_visit, visit_idle_s",
     );
     refused("[relays]\n", "config.toml:1: relays: unknown section; did you mean relay?");
     refused(
         "[database]\nx = 1\n",
         "config.toml:1: database: unknown section; allowed: relay, access, rates, admin, endpoint, \
-         discovery, sync, limits, topics, plugins, storage, retention, route, private_topic, \
+         discovery, sync, limits, topics, plugins, secrets, storage, retention, route, private_topic, \
           upstream",
     );
     refused("max_filters = 3\n", "config.toml:1: max_filters: this key belongs under [relay]");
@@ -495,6 +495,6 @@ fn tables_in_the_wrong_place_are_refused() {
     refused("[[relay]]\n", "config.toml:1: relay: a list stands here; write [relay]");
     refused(
         "[topics]\ndefault = []\n[topics.sub]\nx = 1\n",
-        "config.toml:3: topics.sub: unknown key; allowed: join, default",
+        "config.toml:3: topics.sub: unknown key; allowed: join, default, join_on_visit, visit_idle_s",
     );
 }

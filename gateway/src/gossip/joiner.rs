@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::state::TopicState;
+use super::{state::TopicState, swarms::Swarms};
 
 /// How long gossip may take to answer a call.
 const CALL: Duration = Duration::from_secs(5);
@@ -93,13 +93,10 @@ pub async fn join(
     }
 }
 
-/// A topic's state, and the way to have it join endpoints.
-pub type TopicEntrance = (Arc<TopicState>, mpsc::Sender<Vec<EndpointId>>);
-
 /// Makes endpoints forget an earlier life of ours, one task for all topics.
 pub struct Knocker {
     pub endpoint: Endpoint,
-    pub topics: Vec<TopicEntrance>,
+    pub swarms: Arc<Swarms>,
 }
 
 impl Knocker {
@@ -136,7 +133,7 @@ impl Knocker {
         connection.close(0u32.into(), b"joining again");
         sleep(FORGET).await;
         // It has forgotten us in all topics, also where we were neighbors.
-        for (state, join) in &self.topics {
+        for (state, join) in self.swarms.entrances() {
             let neighbors = state.neighbors();
             if neighbors.is_empty() || neighbors.contains(&peer) {
                 let _ = join.try_send(vec![peer]);

@@ -92,6 +92,7 @@ impl Topic {
                 }
                 Err(error) => {
                     self.health.subscribe_failed();
+                    self.state.failed(&error);
                     tracing::warn!(error, "cannot join the gossip topic; trying again");
                 }
             }

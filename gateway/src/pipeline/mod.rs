@@ -7,22 +7,26 @@ pub mod config;
 pub mod decision;
 pub mod inflight;
 pub mod ingest;
+pub mod joined;
 pub mod moderation;
 pub mod origin;
 pub mod ports;
 pub mod routing;
 pub mod scan;
+pub mod secrets;
 pub mod viewer;
 mod worker;
 
 pub use decision::{Decision, Outcome};
 pub use ingest::{Candidate, Ingest, StartIngest, Target};
+pub use joined::{HowJoined, JoinedTopics, KeptTopic, TopicDoor, TopicStore, Visit};
 pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
 pub use ports::{
     Affected, Committed, Context, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Passing,
     Policy, PolicyWorker, Presence, Removal, Scope, Seq, Span, StoreError, TopicIds, Write,
 };
-pub use routing::{JoinedTopics, Routing};
+pub use routing::Routing;
 pub use scan::{Scan, ScanItem, ScanSender};
+pub use secrets::{MemorySecrets, RestingPlace, Secret, SecretError, SecretStore};
 pub use viewer::{Audience, PrivateTopics, SharedViewer, Viewer};

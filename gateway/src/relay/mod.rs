@@ -29,7 +29,7 @@ pub use session::Syncs;
 
 use crate::{
     metrics::{CauseLabels, Metrics},
-    pipeline::{EventReader, Ingest, JoinedTopics, Moderation, PrivateTopics},
+    pipeline::{EventReader, Ingest, JoinedTopics, Moderation, PrivateTopics, TopicDoor},
     protocol::{OwnUrls, limits::Limits},
     subscriptions::Subscriptions,
 };
@@ -42,6 +42,8 @@ pub struct Relay {
     pub reader: Arc<dyn EventReader>,
     pub subscriptions: Arc<Subscriptions>,
     pub topics: JoinedTopics,
+    /// Joins topics when clients come to their URLs (`topics.join_on_visit`); `None` when off.
+    pub door: Option<Arc<dyn TopicDoor>>,
     pub private: PrivateTopics,
     pub own_urls: OwnUrls,
     pub syncs: Syncs,

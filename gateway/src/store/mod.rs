@@ -7,6 +7,7 @@ mod bell;
 mod breather;
 pub mod config;
 mod gone;
+mod joined;
 mod known;
 mod memory;
 mod moderation;
@@ -45,6 +46,7 @@ use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 pub use config::{RetentionConfig, StorageConfig};
+pub use joined::JoinedTable;
 pub use moderation::ModerationTable;
 pub use open::OpenError;
 
@@ -238,6 +240,26 @@ impl Store {
     /// How many events were stored when it was opened.
     pub fn stored_at_start(&self) -> u64 {
         self.stored_at_start
+    }
+
+    /// How many events are stored. Reads an index from end to end.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn count_events(&self) -> Result<u64, StoreError> {
+        let count = |connection: &Connection| {
+            let sql = "SELECT count(*) FROM events";
+            let count = connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+            count.map(i64::unsigned_abs).map_err(|error| StoreError(error.to_string()))
+        };
+        self.ask(count).await
+    }
+
+    /// The size of all files of the database, in bytes.
+    pub fn bytes(&self) -> u64 {
+        let files = ["gateway.db", "gateway.db-wal", "search.db", "search.db-wal"];
+        let sizes = files.iter().filter_map(|file| self.data_dir.join(file).metadata().ok());
+        sizes.map(|found| found.len()).sum()
     }
 
     /// Why events cannot be stored at the moment.

@@ -8,8 +8,10 @@ mod auth;
 mod bad_messages;
 mod bad_start;
 mod bench;
+mod control;
 mod count;
 mod deletion;
+mod doctor;
 mod harness;
 mod hostile;
 mod lifecycle;
@@ -23,6 +25,7 @@ mod relay;
 mod relay_http;
 mod retention;
 mod search;
+mod secrets;
 mod sync;
 
 /// The gateway's binary, built from this tree together with these scenarios.

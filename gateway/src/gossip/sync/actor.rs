@@ -19,6 +19,7 @@ use super::{
     lead::Report,
     library::{Failure, Library},
 };
+use crate::gossip::state::Work;
 
 /// Comparisons of one topic that we lead at once: a neighbor that is slow does not hold up the others.
 const AT_ONCE: usize = 5;
@@ -162,10 +163,8 @@ impl TopicSync {
     }
 
     async fn lead(&self, peer: EndpointId, deep: bool) -> Result<Report, Failure> {
-        self.desk.state.syncing(true);
-        let led = self.library.lead(&self.desk, peer, deep).await;
-        self.desk.state.syncing(false);
-        led
+        let _busy = self.desk.state.busy(Work::Sync);
+        self.library.lead(&self.desk, peer, deep).await
     }
 
     fn ended(

@@ -115,14 +115,14 @@ async fn two_that_meet_have_the_same_afterwards_and_then_say_little() {
         }
     };
     timeout(Duration::from_secs(30), settles).await.expect("it settles");
-    let progress = b.gossip.sync_now(&topic).unwrap();
+    let progress = b.gossip.membership().sync(&topic).unwrap();
     let finished = async {
         let mut progress = progress;
         progress.wait_for(|progress| progress.finished).await.unwrap().clone()
     };
     let finished = timeout(Duration::from_secs(10), finished).await.unwrap();
     assert_eq!((finished.neighbors_left, finished.needed), (0, 0), "{finished:?}");
-    assert!(b.gossip.sync_now(&name("elsewhere")).is_none());
+    assert!(b.gossip.membership().sync(&name("elsewhere")).is_err());
     b.stop().await;
     a.stop().await;
 }
@@ -141,9 +141,10 @@ async fn a_large_topic_is_compared_in_ranges() {
     let published = events.iter().map(|event| follower.publish(event));
     futures_util::future::join_all(published).await;
     let state = Arc::new(TopicState::new(topic.clone(), leader.metrics.clone()));
-    let (desk, _calls) = leader.gossip.library.open(state);
+    let (desk, _calls) = leader.gossip.membership.shared.library.open(state);
     let peer = follower.gossip.endpoint.id();
-    let lead = async |deep| leader.gossip.library.lead(&desk, peer, deep).await.unwrap();
+    let lead =
+        async |deep| leader.gossip.membership.shared.library.lead(&desk, peer, deep).await.unwrap();
     let report = lead(true).await;
     assert_eq!((report.pulled.gained, report.offered), (1_500, 0));
     assert!(report.ranges >= 6, "two small parts, and four ranges at least: {report:?}");
@@ -341,8 +342,8 @@ async fn a_peer_that_follows_badly_costs_little() {
         let peers = vec![address_of(&bad)];
         let a = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[name("other")]).await;
         let state = Arc::new(TopicState::new(topic.clone(), a.metrics.clone()));
-        let (desk, _calls) = a.gossip.library.open(state);
-        let leading = a.gossip.library.lead(&desk, bad.id(), true);
+        let (desk, _calls) = a.gossip.membership.shared.library.open(state);
+        let leading = a.gossip.membership.shared.library.lead(&desk, bad.id(), true);
         let following = follow(bad.clone(), how);
         let led = tokio::select! {
             led = timeout(Duration::from_secs(20), leading) => led.expect("it ends"),
@@ -376,14 +377,14 @@ async fn a_peer_without_our_protocol_is_known_as_such() {
     let peers = vec![address_of(&deaf)];
     let a = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[name("other")]).await;
     let state = Arc::new(TopicState::new(name("test"), a.metrics.clone()));
-    let (desk, _calls) = a.gossip.library.open(state);
+    let (desk, _calls) = a.gossip.membership.shared.library.open(state);
     let accepting = async {
         while let Some(incoming) = deaf.accept().await {
             let _ = incoming.await;
         }
     };
     let led = tokio::select! {
-        led = a.gossip.library.lead(&desk, deaf.id(), true) => led,
+        led = a.gossip.membership.shared.library.lead(&desk, deaf.id(), true) => led,
         () = accepting => panic!("the endpoint is open"),
     };
     assert!(matches!(led, Err(Failure::DoesNotSpeak)), "{led:?}");

@@ -622,12 +622,12 @@ async fn topics_are_joined_and_left_while_it_runs() {
     // Whoever asks for a change and goes away leaves nothing half done.
     for _ in 0..3 {
         let join = b.gossip.membership().join(name("brief"), HowJoined::Command).now_or_never();
-        assert!(join.is_none(), "it takes a moment");
+        assert!(join.is_none_or(|joined| joined.is_ok()));
         while b.gossip.topic(&name("brief")).is_none() || !b.joined.contains("brief") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let leave = b.gossip.membership().leave(&name("brief")).now_or_never();
-        assert!(leave.is_none(), "it takes a moment");
+        assert!(leave.is_none_or(|left| left.is_ok()));
         // Another one waits for the end of this one, or comes first: one of them did it whole.
         let again = b.gossip.membership().leave(&name("brief")).await;
         assert!(matches!(again, Ok(()) | Err(TopicError::NotJoined(_))), "{again:?}");

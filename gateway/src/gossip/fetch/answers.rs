@@ -3,7 +3,7 @@
 use std::{collections::HashSet, io, time::Duration};
 
 use futures_util::{Stream, stream};
-use iroh::endpoint::{Connection, RecvStream};
+use iroh::endpoint::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::{io::AsyncRead, time::timeout};
 
 use super::wire::{self, Rest, WireError};
@@ -19,13 +19,25 @@ pub enum Piece {
     End(Rest),
 }
 
+/// How long a stream is waited for: the other side allows so many, and each that ends makes room.
+const OPENING: Duration = Duration::from_secs(60);
+
+/// Opens a stream for a request.
+///
+/// # Errors
+/// When the connection is broken or has no room; the text is for a debug log.
+pub async fn open(connection: &Connection) -> Result<(SendStream, RecvStream), String> {
+    let opened = timeout(OPENING, connection.open_bi()).await;
+    opened.unwrap_or(Err(ConnectionError::TimedOut)).map_err(|error| error.to_string())
+}
+
 /// Sends a request and returns the stream with its answer.
 ///
 /// # Errors
 /// When the connection is broken or stalls; the text is for a debug log.
 pub async fn ask(connection: &Connection, bytes: &[u8]) -> Result<RecvStream, String> {
+    let (mut send, receive) = open(connection).await?;
     let sending = async {
-        let (mut send, receive) = connection.open_bi().await.map_err(|e| e.to_string())?;
         send.write_all(bytes).await.map_err(|e| e.to_string())?;
         send.finish().map_err(|e| e.to_string())?;
         Ok(receive)

@@ -10,6 +10,9 @@ use crate::protocol::{EventId, TopicName, topic::MAX_NAME_BYTES};
 pub const MAX_IDS: usize = 100;
 /// The most ids in one request for events that the other side said it has.
 pub const MAX_TAKEN: usize = 1_000;
+/// An answer ends before it exceeds this many bytes of events, unless the first event does alone; the
+/// rest can be asked for again.
+pub const ANSWER_BYTES: usize = 8 << 20;
 
 /// Types of requests. For announced events: the answer waits for those that are on their way.
 pub const FETCH: u8 = 0x01;

@@ -227,11 +227,16 @@ impl Library {
             return;
         }
         let (writer, topic) = (self.start.writer.clone(), desk.topic().clone());
+        let ingest = self.start.ingest.clone();
         let forged = tasks::blocking(move || {
             let now = unix_now();
             let mut forged = 0;
             for (event, prefix) in refused {
                 let why = if prefix == Prefix::Blocked { Gone::Banned } else { Gone::Refused };
+                // A ban that was lifted meanwhile must not be remembered.
+                if prefix == Prefix::Blocked && !ingest.is_banned(&event) {
+                    continue;
+                }
                 let early = event.created_at > now;
                 match VerifiedEvent::verify(event) {
                     Ok(event) if !early => {

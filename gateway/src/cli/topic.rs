@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     admin::api::{Command, NameOrInvite},
-    protocol::{TopicName, topic::looks_like_invite},
+    protocol::{
+        TopicName,
+        private::invite::{Joinable, JoinableError, is_meant_as_invite},
+    },
 };
 
 #[derive(Debug, Args)]
@@ -85,7 +88,7 @@ pub struct Topic {
 }
 
 fn name(text: &str) -> Result<TopicName, String> {
-    if looks_like_invite(text) {
+    if is_meant_as_invite(text) {
         return Err("this is an invite; `topic join` takes it".to_owned());
     }
     TopicName::new(text).map_err(|error| error.to_string())
@@ -156,12 +159,12 @@ fn name_or_invite(given: String) -> Result<String, String> {
         }
         _ => given,
     };
-    if looks_like_invite(&text) {
-        return Ok(text);
-    }
-    match TopicName::new(&text) {
+    match Joinable::parse(&text) {
         Ok(_) => Ok(text),
-        Err(error) => Err(format!("{error}; if this is an invite, it is mistyped")),
+        Err(JoinableError::Name(error)) => {
+            Err(format!("{error}; if this is an invite, it is mistyped"))
+        }
+        Err(JoinableError::Invite(error)) => Err(error.to_string()),
     }
 }
 
@@ -312,10 +315,13 @@ mod tests {
     #[test]
     fn what_is_neither_name_nor_invite_is_refused_here() {
         assert!(name_or_invite("cats".to_owned()).is_ok());
-        assert!(name_or_invite("ngw1whatever".to_owned()).is_ok(), "the gateway judges it");
-        // With another beginning it is far too long for a name.
-        let error = name_or_invite(format!("mgw1{}", "q".repeat(200))).unwrap_err();
-        assert!(error.contains("mistyped"), "{error}");
+        // An invite with a mistake anywhere, and what is too long for a name.
+        for wrong in ["ngw1whatever".to_owned(), format!("mgw1{}", "q".repeat(200))] {
+            let error = name_or_invite(wrong).unwrap_err();
+            assert!(error.contains("mistyped"), "{error}");
+        }
+        let error = name_or_invite("x y ".repeat(50)).unwrap_err();
+        assert!(error.contains("128 bytes"), "{error}");
         assert!(name("ngw1whatever").is_err());
     }
 

@@ -19,10 +19,13 @@ use super::{
 use crate::{
     clock::unix_now,
     pipeline::{
-        HowJoined, JoinedTopics, KeptTopic, PrivateTopics, SecretError, SecretStore,
-        StoreError, TopicDoor, TopicStore, joined::MAX_TOPICS,
+        HowJoined, JoinedTopics, KeptTopic, PrivateTopics, SecretError, SecretStore, StoreError,
+        TopicDoor, TopicStore, joined::MAX_TOPICS,
     },
-    protocol::{TopicName, private::epochs::Refusal, topic::looks_like_invite},
+    protocol::{
+        TopicName,
+        private::{epochs::Refusal, invite::is_meant_as_invite},
+    },
 };
 
 /// How long the tasks of a topic that is left may take to say goodbye.
@@ -270,7 +273,7 @@ impl Membership {
 
     /// Whether a public topic may have this name.
     fn check(&self, name: &TopicName) -> Result<(), TopicError> {
-        if looks_like_invite(name.as_str()) {
+        if is_meant_as_invite(name.as_str()) {
             return Err(TopicError::Invite);
         }
         if self.private.contains(name) {

@@ -44,8 +44,8 @@ use tracing::Instrument;
 
 pub use error::GossipError;
 pub use links::Path as PeerPath;
-pub use private::PrivateStatus;
 pub use membership::{Joining, Membership, TopicError, VisitRules};
+pub use private::PrivateStatus;
 pub use state::{FoundBy, NeighborStatus, Step, StepResult, TopicPhase, TopicStatus};
 pub use sync::SyncProgress;
 

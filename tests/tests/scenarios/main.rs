@@ -8,6 +8,7 @@ mod auth;
 mod bad_messages;
 mod bad_start;
 mod bench;
+mod circles;
 mod control;
 mod count;
 mod deletion;

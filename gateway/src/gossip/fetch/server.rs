@@ -152,12 +152,7 @@ impl Shared {
         }
     }
 
-    async fn stream(
-        &self,
-        connection: &Connection,
-        mut send: SendStream,
-        mut receive: RecvStream,
-    ) {
+    async fn stream(&self, connection: &Connection, mut send: SendStream, mut receive: RecvStream) {
         let peer = connection.remote_id();
         let result = match timeout(REQUEST, wire::read_type(&mut receive)).await {
             Ok(Ok(wire::PRIVATE)) => self.private(connection, &mut send, &mut receive).await,

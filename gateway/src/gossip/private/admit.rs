@@ -20,10 +20,9 @@ use crate::{
         private::{
             MemberId,
             epochs::{Command, Epochs, Input, Output},
-            invite::{Invite, Peer},
+            invite::{Invite, Peer, is_meant_as_invite},
             roster::Uses,
         },
-        topic::looks_like_invite,
     },
 };
 
@@ -70,8 +69,7 @@ impl Membership {
         self.whole(async move {
             let _changing = own.changing.lock().await;
             own.may_enter(&name, None).await?;
-            let (epochs, _) =
-                with_moment(|moment| Epochs::create(own.me(), name.clone(), moment));
+            let (epochs, _) = with_moment(|moment| Epochs::create(own.me(), name.clone(), moment));
             let keep = own.keep_for(&epochs, Vec::new());
             let circle = own.circle_of(epochs, keep);
             circle.save().await?;
@@ -202,7 +200,7 @@ impl Membership {
         name: &TopicName,
         admin: Option<&[u8; 32]>,
     ) -> Result<(), TopicError> {
-        if looks_like_invite(name.as_str()) {
+        if is_meant_as_invite(name.as_str()) {
             return Err(TopicError::Invite);
         }
         if self.shared.tasks.token().is_cancelled() {

@@ -11,15 +11,8 @@ use tracing::Instrument;
 use super::voice::{Line, Place, Voice};
 use crate::{
     gossip::{
-        JOIN_QUEUE,
-        config::DiscoveryConfig,
-        dht::SharedDht,
-        discovery::Discovery,
-        fetch::Announcement,
-        record::RecordKeys,
-        state::TopicState,
-        topic::Topic,
-        watch::Health,
+        JOIN_QUEUE, config::DiscoveryConfig, dht::SharedDht, discovery::Discovery,
+        fetch::Announcement, record::RecordKeys, state::TopicState, topic::Topic, watch::Health,
     },
     metrics::Metrics,
     pipeline::Ingest,

@@ -75,7 +75,7 @@ impl Commands {
             Command::TopicList => json!({ "topics": self.gossip.status() }),
             Command::TopicShow { name } => {
                 let mut shown = self.topic(&name)?;
-                if let Some(private) = membership.private_status(&name).await {
+                if let Some(private) = membership.private_status(&name) {
                     shown["private"] = json!(private);
                 }
                 shown

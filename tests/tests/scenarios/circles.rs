@@ -2,16 +2,22 @@
 
 use std::time::Duration;
 
-use nostr_gateway_tests::{Gateway, GatewayBuilder, RawClient, events, eventually};
+use nostr_gateway_tests::{Gateway, GatewayBuilder, RawClient, Testnet, events, eventually};
 use nostr_sdk::{Event, Keys};
 use serde_json::{Value, json};
 
-use crate::{GATEWAY, alone};
+use crate::{DHT_TESTNET, GATEWAY, alone};
 
 const SOON: Duration = Duration::from_secs(40);
 
-pub fn builder(name: &str) -> GatewayBuilder {
-    GatewayBuilder::new(GATEWAY, name).topics(&["town"]).set("sync", "interval_s", "5")
+/// A gateway that is told of nobody. With a DHT it finds the addresses of those whose ids it knows.
+pub fn builder(name: &str, dht: Option<&Testnet>) -> GatewayBuilder {
+    let builder =
+        GatewayBuilder::new(GATEWAY, name).topics(&["town"]).set("sync", "interval_s", "5");
+    match dht {
+        Some(dht) => builder.dht(dht),
+        None => builder,
+    }
 }
 
 pub async fn publish(gateway: &Gateway, events: &[Event]) {
@@ -69,16 +75,16 @@ pub async fn reaches_epoch(gateway: &Gateway, wanted: u64) {
 }
 
 /// A gateway that has just joined by an invite.
-pub async fn joined(name: &str, invite: &str) -> Gateway {
-    let gateway = builder(name).start().await;
+pub async fn joined(name: &str, dht: Option<&Testnet>, invite: &str) -> Gateway {
+    let gateway = builder(name, dht).start().await;
     gateway.command(&["topic", "join", invite]).await.succeeded();
     eventually("a member lets it in", SOON, async || (epoch(&gateway).await > 0).then_some(()))
         .await;
     gateway
 }
 
-pub async fn home() -> Gateway {
-    let gateway = builder("A").start().await;
+pub async fn home(dht: Option<&Testnet>) -> Gateway {
+    let gateway = builder("A", dht).start().await;
     gateway.command(&["topic", "create", "den", "--private"]).await.succeeded();
     gateway
 }
@@ -86,14 +92,14 @@ pub async fn home() -> Gateway {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_private_topic_is_joined_by_invite_and_brings_its_history() {
     let _alone = alone().await;
-    let a = home().await;
+    let a = home(None).await;
     let mut all = notes(60, "history");
     all.push(events::note(&Keys::generate(), &"z".repeat(30_000)));
     publish(&a, &all).await;
     let text = invite(&a, false).await;
     assert!(text.starts_with("ngw1") && text.len() < 1_024, "{text}");
 
-    let b = builder("B").start().await;
+    let b = builder("B", None).start().await;
     // One wrong character is an error, and no new topic.
     let at = text.len() / 2;
     let wrong = if &text[at..=at] == "q" { "p" } else { "q" };
@@ -174,18 +180,19 @@ async fn a_private_topic_is_joined_by_invite_and_brings_its_history() {
 #[tokio::test(flavor = "multi_thread")]
 async fn any_member_lets_in_who_has_an_invite_and_only_one_by_one_for_one() {
     let _alone = alone().await;
-    let mut a = home().await;
+    let dht = Testnet::on_loopback(DHT_TESTNET).await;
+    let mut a = home(Some(&dht)).await;
     let all = notes(5, "history");
     publish(&a, &all).await;
-    let b = joined("B", &invite(&a, false).await).await;
+    let b = joined("B", Some(&dht), &invite(&a, false).await).await;
     becomes(&b, &all).await;
     let once = invite(&a, true).await;
     reaches_invites(&b, 2).await;
     // The admin is away. The invite names B as well, as a neighbor.
     assert!(a.interrupt().await.success());
-    let c = joined("C", &once).await;
+    let c = joined("C", Some(&dht), &once).await;
     becomes(&c, &all).await;
-    let d = builder("D").start().await;
+    let d = builder("D", Some(&dht)).start().await;
     d.command(&["topic", "join", &once]).await.succeeded();
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(epoch(&d).await, 0, "the invite was for one");
@@ -216,11 +223,12 @@ async fn reaches_invites(gateway: &Gateway, count: u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotation_loses_nothing_and_leaves_out_who_is_left_out() {
     let _alone = alone().await;
-    let a = home().await;
+    let dht = Testnet::on_loopback(DHT_TESTNET).await;
+    let a = home(Some(&dht)).await;
     let many = invite(&a, false).await;
-    let b = joined("B", &many).await;
-    let c = joined("C", &many).await;
-    let mut d = joined("D", &many).await;
+    let b = joined("B", Some(&dht), &many).await;
+    let c = joined("C", Some(&dht), &many).await;
+    let mut d = joined("D", Some(&dht), &many).await;
     let mut all = notes(10, "before");
     publish(&a, &all).await;
     for gateway in [&b, &c, &d] {
@@ -262,7 +270,7 @@ async fn a_rotation_loses_nothing_and_leaves_out_who_is_left_out() {
     all.extend(after.iter().cloned());
     becomes(&b, &all).await;
     // The old invite is void, for a new gateway as well.
-    let e = builder("E").start().await;
+    let e = builder("E", Some(&dht)).start().await;
     e.command(&["topic", "join", &many]).await.succeeded();
 
     // D was away, and the admin is away when it comes back.
@@ -287,8 +295,8 @@ async fn a_rotation_loses_nothing_and_leaves_out_who_is_left_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn within_the_grace_both_epochs_are_read() {
     let _alone = alone().await;
-    let a = home().await;
-    let b = joined("B", &invite(&a, false).await).await;
+    let a = home(None).await;
+    let b = joined("B", None, &invite(&a, false).await).await;
     b.wait_for_neighbors("den", 1, SOON).await;
     a.command(&["topic", "rotate", "den", "--grace", "6s"]).await.succeeded();
     reaches_epoch(&b, 2).await;

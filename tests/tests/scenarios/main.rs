@@ -15,6 +15,7 @@ mod deletion;
 mod doctor;
 mod harness;
 mod hostile;
+mod hostile_members;
 mod lifecycle;
 mod main_job;
 mod management;

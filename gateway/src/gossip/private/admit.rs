@@ -156,9 +156,9 @@ impl Membership {
     }
 
     /// Who is in a private topic; `None` for a public one.
-    pub async fn private_status(&self, name: &TopicName) -> Option<PrivateStatus> {
+    pub fn private_status(&self, name: &TopicName) -> Option<PrivateStatus> {
         let circle = self.circle(name).ok()?;
-        Some(circle.status().await)
+        Some(circle.status())
     }
 
     /// A private topic that we are in.

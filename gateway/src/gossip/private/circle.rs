@@ -40,7 +40,10 @@ pub struct Circle {
     me: MemberId,
     topic: Topic,
     key: TopicKey,
-    epochs: Arc<Mutex<Epochs>>,
+    /// Exchanged by one step after the other; whoever only looks waits for nobody.
+    epochs: ArcSwap<Epochs>,
+    /// Whose holder may change it; whether the topic was left.
+    turn: Mutex<bool>,
     keep: Keep,
     tasks: Tasks,
     /// The swarms to be in may be others now.
@@ -86,7 +89,8 @@ impl Circle {
             me,
             topic,
             key,
-            epochs: Arc::new(Mutex::new(epochs)),
+            epochs: ArcSwap::from_pointee(epochs),
+            turn: Mutex::new(false),
             keep,
             tasks,
             changed: Notify::new(),
@@ -117,62 +121,64 @@ impl Circle {
         binding.find(tag, role, [(&self.topic, &self.key)]).is_some()
     }
 
-    pub async fn position(&self) -> Position {
-        self.epochs.lock().await.position()
+    pub fn position(&self) -> Position {
+        self.epochs.load().position()
     }
 
-    pub async fn admission(&self) -> Option<Admission> {
-        self.epochs.lock().await.admission().copied()
+    pub fn admission(&self) -> Option<Admission> {
+        self.epochs.load().admission().copied()
     }
 
-    pub async fn welcomes(&self, peer: MemberId, admission: Option<&Admission>) -> bool {
-        self.epochs.lock().await.welcomes(peer, admission)
+    pub fn welcomes(&self, peer: MemberId, admission: Option<&Admission>) -> bool {
+        self.epochs.load().welcomes(peer, admission)
     }
 
-    pub async fn is_member(&self, peer: MemberId) -> bool {
-        self.epochs.lock().await.is_member(peer)
+    pub fn is_member(&self, peer: MemberId) -> bool {
+        self.epochs.load().is_member(peer)
     }
 
-    pub async fn is_behind(&self, position: &Position) -> bool {
-        self.epochs.lock().await.is_behind(position)
+    pub fn is_behind(&self, position: &Position) -> bool {
+        self.epochs.load().is_behind(position)
     }
 
     /// All members but this gateway; nobody before it was admitted.
-    pub async fn others(&self) -> BTreeSet<MemberId> {
-        let mut members = self.epochs.lock().await.members();
+    pub fn others(&self) -> BTreeSet<MemberId> {
+        let mut members = self.epochs.load().members();
         members.remove(&self.me);
         members
     }
 
     /// The keys of an epoch that is read.
-    pub async fn keys(&self, epoch: EpochId) -> Option<EpochKeys> {
-        self.epochs.lock().await.keys(epoch)
+    pub fn keys(&self, epoch: EpochId) -> Option<EpochKeys> {
+        self.epochs.load().keys(epoch)
     }
 
     /// The epochs to be read, oldest first, and the one to publish in.
-    pub async fn swarms(&self) -> (Vec<EpochId>, Option<EpochId>) {
-        let epochs = self.epochs.lock().await;
+    pub fn swarms(&self) -> (Vec<EpochId>, Option<EpochId>) {
+        let epochs = self.epochs.load();
         (epochs.reads(), epochs.publishes_in())
     }
 
-    pub async fn publishes_in(&self) -> Option<EpochId> {
-        self.epochs.lock().await.publishes_in()
+    pub fn publishes_in(&self) -> Option<EpochId> {
+        self.epochs.load().publishes_in()
     }
 
-    pub async fn next_tick(&self) -> Option<u64> {
-        self.epochs.lock().await.next_tick()
+    pub fn next_tick(&self) -> Option<u64> {
+        self.epochs.load().next_tick()
     }
 
     /// Saves the state as it is: for one that was just made.
     pub async fn save(&self) -> Result<(), CircleError> {
-        let epochs = self.epochs.lock().await;
-        self.keep.save(&epochs).await
+        let _turn = self.turn.lock().await;
+        self.keep.save(&self.epochs.load_full()).await
     }
 
     /// Forgets the secrets on disk.
     pub async fn leave(&self) -> Result<(), CircleError> {
-        let epochs = self.epochs.lock().await;
-        self.keep.leave(epochs.open_state()).await
+        let mut left = self.turn.lock().await;
+        let open = self.epochs.load().open_state();
+        *left = true;
+        self.keep.leave(open).await
     }
 
     /// Makes a step, saves what it changed, and only then says what else is to be done: hand-overs,
@@ -182,24 +188,15 @@ impl Circle {
     /// When it could not be saved; then nothing has changed.
     pub async fn step(self: &Arc<Self>, input: Input) -> Result<Vec<Output>, CircleError> {
         let far = matches!(input, Input::Command(_));
-        let mut epochs = self.epochs.clone().lock_owned().await;
-        let mut next = epochs.clone();
-        let mut outputs = with_moment(|moment| next.step(input, moment));
-        if outputs.contains(&Output::Persist) {
-            // To its end, also when whoever asked for it goes away in the middle: the disk must not
-            // be ahead of what we know.
-            let (done, saved) = oneshot::channel();
-            let own = self.clone();
-            self.tasks.spawn("save a private topic", async move {
-                let result = own.keep.save(&next).await;
-                if result.is_ok() {
-                    *epochs = next;
-                }
-                drop(epochs);
-                let _ = done.send(result);
-            });
-            saved.await.unwrap_or(Err(CircleError::Stopping))?;
-        }
+        // A task of its own. It goes to its end also when whoever asked for it goes away in the middle:
+        // the disk must not be ahead of what we know. And its turn is not held by somebody who is not
+        // looked after at the moment.
+        let (done, stepped) = oneshot::channel();
+        let own = self.clone();
+        self.tasks.spawn("step of a private topic", async move {
+            let _ = done.send(own.step_now(input).await);
+        });
+        let mut outputs = stepped.await.unwrap_or(Err(CircleError::Stopping))?;
         let (mut swarms, mut spread) = (false, false);
         outputs.retain(|output| {
             match output {
@@ -219,8 +216,23 @@ impl Circle {
         Ok(outputs)
     }
 
-    pub async fn status(&self) -> PrivateStatus {
-        let epochs = self.epochs.lock().await;
+    async fn step_now(&self, input: Input) -> Result<Vec<Output>, CircleError> {
+        let left = self.turn.lock().await;
+        if *left {
+            // What was forgotten on disk is not to be saved again.
+            return Err(CircleError::Stopping);
+        }
+        let mut next = Epochs::clone(&self.epochs.load());
+        let outputs = with_moment(|moment| next.step(input, moment));
+        if outputs.contains(&Output::Persist) {
+            self.keep.save(&next).await?;
+            self.epochs.store(Arc::new(next));
+        }
+        Ok(outputs)
+    }
+
+    pub fn status(&self) -> PrivateStatus {
+        let epochs = self.epochs.load();
         let roster = epochs.roster();
         let listed = roster.map(|roster| &roster.body().members);
         let members = epochs.members().into_iter().map(|id| Member {

@@ -61,7 +61,7 @@ pub async fn call(
         let (mut send, mut receive) = connection.open_bi().await.map_err(broken)?;
         let role = Role::Initiator;
         let binding = binding(connection, circle.me(), role)?;
-        let (tag, admission) = (circle.tag(&binding, role), circle.admission().await);
+        let (tag, admission) = (circle.tag(&binding, role), circle.admission());
         let mut talk = Talk {
             circle,
             peer: binding.responder,
@@ -78,12 +78,12 @@ pub async fn call(
         if !circle.is_named_by(&talk.binding, Role::Responder, &tag) {
             return Err(TalkError::Unknown);
         }
-        let wanted = circle.is_behind(&position).await
-            || circle.welcomes(talk.peer, position.admission.as_ref()).await;
+        let wanted =
+            circle.is_behind(&position) || circle.welcomes(talk.peer, position.admission.as_ref());
         if !wanted {
             return Err(TalkError::Unknown);
         }
-        talk.write(&Message::Status(circle.position().await)).await?;
+        talk.write(&Message::Status(circle.position())).await?;
         talk.settle(position).await?;
         Ok((send, receive))
     };
@@ -109,10 +109,10 @@ pub async fn answer(
         let role = Role::Responder;
         let binding = binding(connection, circles.me(), role)?;
         let circle = circles.find(&binding, &tag).ok_or(TalkError::Unknown)?;
-        if !circle.welcomes(binding.initiator, admission.as_ref()).await {
+        if !circle.welcomes(binding.initiator, admission.as_ref()) {
             return Err(TalkError::Unknown);
         }
-        let (tag, position) = (circle.tag(&binding, role), circle.position().await);
+        let (tag, position) = (circle.tag(&binding, role), circle.position());
         let mut talk =
             Talk { circle: &circle, peer: binding.initiator, binding, role, send, receive };
         talk.write(&Message::Welcome { tag, position }).await?;
@@ -137,7 +137,7 @@ struct Talk<'a> {
 impl Talk<'_> {
     /// Brings both to the same roster and has both prove that they hold its secret.
     async fn settle(&mut self, theirs: Position) -> Result<(), TalkError> {
-        let behind = self.circle.is_behind(&theirs).await;
+        let behind = self.circle.is_behind(&theirs);
         let met = Input::Met { peer: self.peer, position: theirs };
         let mut common = None;
         for output in self.circle.step(met).await? {
@@ -156,13 +156,13 @@ impl Talk<'_> {
         if behind {
             common = Some(self.take_over().await?);
         }
-        let newest = self.circle.publishes_in().await.ok_or(TalkError::Apart)?;
+        let newest = self.circle.publishes_in().ok_or(TalkError::Apart)?;
         if common.is_some_and(|common| common != newest) {
             return Err(TalkError::Apart);
         }
         self.prove(newest).await?;
         // It may have been left out meanwhile.
-        match self.circle.is_member(self.peer).await {
+        match self.circle.is_member(self.peer) {
             true => Ok(()),
             false => Err(TalkError::Unknown),
         }
@@ -184,7 +184,7 @@ impl Talk<'_> {
     }
 
     async fn prove(&mut self, epoch: EpochId) -> Result<(), TalkError> {
-        let keys = self.circle.keys(epoch).await.ok_or(TalkError::Apart)?;
+        let keys = self.circle.keys(epoch).ok_or(TalkError::Apart)?;
         let own = Message::Proof(self.binding.prove(&keys, epoch.number, self.role));
         let other = match self.role {
             Role::Initiator => Role::Responder,

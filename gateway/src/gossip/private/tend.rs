@@ -99,7 +99,7 @@ impl Tender {
             }) {
                 rotating = None;
             }
-            let ends = circle.next_tick().await.map(until);
+            let ends = circle.next_tick().map(until);
             let ends = ends.unwrap_or_else(|| Instant::now() + WITH_ENOUGH);
             let mut wants = |peers: &mut dyn Iterator<Item = EndpointId>| {
                 for peer in peers {
@@ -122,7 +122,7 @@ impl Tender {
                 () = circle.near.notified() => wants(&mut parts.state.neighbors().into_iter()),
                 () = circle.far.notified() => {
                     wants(&mut parts.state.neighbors().into_iter());
-                    wants(&mut members(circle).await.into_iter());
+                    wants(&mut members(circle).into_iter());
                 }
                 Some(peers) = self.found.recv() => wants(&mut peers.into_iter()),
                 Some((peer, met)) = meetings.next(), if !meetings.is_empty() => {
@@ -152,7 +152,7 @@ impl Tender {
                     look_at = Instant::now() + pause.mul_f64(0.8 + 0.4 * rand::random::<f64>());
                     if neighbors.len() < FEW {
                         let began = StdInstant::now();
-                        let mut chosen = members(circle).await;
+                        let mut chosen = members(circle);
                         chosen.extend(&self.first);
                         chosen.retain(|peer| !neighbors.contains(peer));
                         let chosen = some_of(chosen);
@@ -171,10 +171,10 @@ impl Tender {
 
 /// Enters and leaves swarms as the epochs want it. Returns whether another one is published in.
 async fn follow(circle: &Circle, parts: &Parts, swarms: &mut Swarms) -> bool {
-    let (reads, publishes) = circle.swarms().await;
+    let (reads, publishes) = circle.swarms();
     for epoch in &reads {
         if !swarms.lanes.iter().any(|lane| lane.epoch == *epoch)
-            && let Some(keys) = circle.keys(*epoch).await
+            && let Some(keys) = circle.keys(*epoch)
         {
             swarms.lanes.push(parts.enter(circle.topic(), *epoch, &keys, swarms.entered));
             swarms.entered += 1;
@@ -223,8 +223,8 @@ async fn meet(
     Ok(())
 }
 
-async fn members(circle: &Circle) -> Vec<EndpointId> {
-    circle.others().await.into_iter().filter_map(endpoint).collect()
+fn members(circle: &Circle) -> Vec<EndpointId> {
+    circle.others().into_iter().filter_map(endpoint).collect()
 }
 
 fn endpoint(member: MemberId) -> Option<EndpointId> {

@@ -92,14 +92,15 @@ pub async fn home(dht: Option<&Testnet>) -> Gateway {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_private_topic_is_joined_by_invite_and_brings_its_history() {
     let _alone = alone().await;
-    let a = home(None).await;
+    let dht = Testnet::on_loopback(DHT_TESTNET).await;
+    let a = home(Some(&dht)).await;
     let mut all = notes(60, "history");
     all.push(events::note(&Keys::generate(), &"z".repeat(30_000)));
     publish(&a, &all).await;
     let text = invite(&a, false).await;
     assert!(text.starts_with("ngw1") && text.len() < 1_024, "{text}");
 
-    let b = builder("B", None).start().await;
+    let b = builder("B", Some(&dht)).start().await;
     // One wrong character is an error, and no new topic.
     let at = text.len() / 2;
     let wrong = if &text[at..=at] == "q" { "p" } else { "q" };
@@ -286,10 +287,12 @@ async fn a_rotation_loses_nothing_and_leaves_out_who_is_left_out() {
 
     let out: Vec<String> = events::ids(&after);
     tokio::time::sleep(Duration::from_secs(6)).await;
-    assert_eq!((epoch(&c).await, epoch(&e).await), (1, 0));
-    assert!(!held(&c).await.iter().any(|id| out.contains(id)), "C is left out");
-    assert!(held(&e).await.is_empty());
-    assert_eq!(c.topic_status("den").await["neighbors"], json!([]));
+    assert_eq!(epoch(&c).await, 1, "C is left out");
+    // C may let E in where it is itself, and nowhere else.
+    assert!(epoch(&e).await < 2);
+    for outside in [&c, &e] {
+        assert!(!held(outside).await.iter().any(|id| out.contains(id)), "this is for members");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

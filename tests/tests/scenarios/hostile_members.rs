@@ -347,9 +347,7 @@ async fn outsiders_and_former_members_get_nothing() {
                 binding.tag(member.epochs.topic(), member.epochs.topic_key(), Role::Initiator);
             let own = Admission::sign(&stale.topic, &stale.key, node.id());
             let stolen = member.epochs.admission().copied();
-            for (what, admission) in
-                [("none", None), ("a new", Some(own)), ("the old", stolen)]
-            {
+            for (what, admission) in [("none", None), ("a new", Some(own)), ("the old", stolen)] {
                 let hello = framed(&Message::Hello { tag, admission });
                 let answer = ask(&connection, &hello, false).await;
                 let taken =

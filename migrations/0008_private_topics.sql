@@ -7,6 +7,8 @@ CREATE TABLE private_topics (
     state     BLOB    NOT NULL,
     -- Endpoints to begin with, as in discovery.peers, one on each line.
     peers     TEXT    NOT NULL,
+    -- When members were last spoken with: their ids, 32 bytes, each with 8 bytes of Unix seconds.
+    seen      BLOB    NOT NULL,
     -- 1 once it was left: its events stay private.
     is_left   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;

@@ -72,7 +72,7 @@ use crate::{
     metrics::{Metrics, PhaseLabels},
     pipeline::{
         EventReader, EventWriter, HowJoined, Ingest, JoinedTopics, PeerId, PrivateTopics,
-        SecretStore, TopicStore,
+        RotationPolicy, SecretStore, TopicStore,
     },
     protocol::{TopicName, frame::SYNC_ALPN, limits::Limits, private::MemberId},
     tasks::Tasks,
@@ -115,6 +115,8 @@ pub struct StartGossip<'a> {
     pub ingest: Ingest,
     pub reader: Arc<dyn EventReader>,
     pub writer: Arc<dyn EventWriter>,
+    /// Decides when private topics get new secrets, and how often it is asked.
+    pub rotation: Option<(Arc<dyn RotationPolicy>, Duration)>,
     pub metrics: Arc<Metrics>,
     /// The group that this part's own group of tasks is a child of.
     pub tasks: &'a Tasks,
@@ -248,6 +250,11 @@ impl Gossip {
         });
         membership.start().await?;
         tasks.spawn("idle topics", membership.clone().leave_idle(tasks.token().clone()));
+        if let Some((policy, pause)) = start.rotation {
+            let swarms = membership.swarms.clone();
+            let asking = private::ask_on_and_on(swarms, policy, pause, tasks.token().clone());
+            tasks.spawn("rotation policy", asking);
+        }
         let metrics = start.metrics;
         Ok(Self { endpoint, gossip, router, membership, links, dht, health, metrics, tasks })
     }

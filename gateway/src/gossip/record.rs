@@ -197,7 +197,7 @@ mod tests {
         let value = keys("global").seal(MINUTE, &me(), []).unwrap().value().to_vec();
         assert_eq!(keys("global").open(MINUTE + 1, &value), Err(RecordError::Sealed));
         assert_eq!(keys("globe").open(MINUTE, &value), Err(RecordError::Sealed));
-        let other = RecordKeys::new(TopicId::new("global"), b"another secret");
+        let other = RecordKeys::new(TopicId::new("global"), b"another secret", [0; 32]);
         assert_eq!(other.open(MINUTE, &value), Err(RecordError::Sealed));
         assert_ne!(keys("global").place(MINUTE), keys("global").place(MINUTE + 1));
     }

@@ -344,6 +344,7 @@ impl Gateway {
             ingest: ingest.clone(),
             reader: log.clone(),
             writer: log.clone(),
+            rotation: None,
             metrics: metrics.clone(),
             tasks: &Tasks::new(),
         })

@@ -181,6 +181,8 @@ pub struct KeptPrivate {
     pub state: Vec<u8>,
     /// Endpoints to begin with, in the format of `discovery.peers`.
     pub peers: Vec<String>,
+    /// When members were last spoken with: ids of 32 bytes, each with 8 bytes of Unix seconds.
+    pub seen: Vec<u8>,
     /// It was left. What it brought stays private.
     pub is_left: bool,
 }

@@ -24,7 +24,8 @@ pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
 pub use ports::{
     Affected, Committed, Context, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Passing,
-    Policy, PolicyWorker, Presence, Removal, Scope, Seq, Span, StoreError, TopicIds, Write,
+    Policy, PolicyWorker, Presence, Removal, RotationAnswer, RotationMember, RotationPolicy,
+    RotationQuestion, Scope, Seq, Span, StoreError, TopicIds, Write,
 };
 pub use routing::Routing;
 pub use scan::{Scan, ScanItem, ScanSender};

@@ -70,30 +70,33 @@ impl JoinedTable {
 
     async fn read_private(&self) -> sqlx::Result<Vec<KeptPrivate>> {
         let mut connection = self.connect().await?;
-        let rows: Vec<(String, i64, Vec<u8>, String, bool)> = sqlx::query_as(
-            "SELECT name, joined_at, state, peers, is_left FROM private_topics ORDER BY name",
+        let rows: Vec<(String, i64, Vec<u8>, String, Vec<u8>, bool)> = sqlx::query_as(
+            "SELECT name, joined_at, state, peers, seen, is_left FROM private_topics ORDER BY name",
         )
         .fetch_all(&mut connection)
         .await?;
         connection.close().await?;
-        let topics = rows.into_iter().filter_map(|(name, joined_at, state, peers, is_left)| {
-            let name = TopicName::new(&name).ok()?;
-            let peers = peers.lines().map(str::to_owned).collect();
-            Some(KeptPrivate { name, joined_at: joined_at.unsigned_abs(), state, peers, is_left })
-        });
+        let topics =
+            rows.into_iter().filter_map(|(name, joined_at, state, peers, seen, is_left)| {
+                let name = TopicName::new(&name).ok()?;
+                let peers = peers.lines().map(str::to_owned).collect();
+                let joined_at = joined_at.unsigned_abs();
+                Some(KeptPrivate { name, joined_at, state, peers, seen, is_left })
+            });
         Ok(topics.collect())
     }
 
     async fn insert_private(&self, topic: KeptPrivate) -> sqlx::Result<()> {
         let mut connection = self.connect().await?;
         sqlx::query(
-            "INSERT OR REPLACE INTO private_topics (name, joined_at, state, peers, is_left) \
-             VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT OR REPLACE INTO private_topics (name, joined_at, state, peers, seen, is_left) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )
         .bind(topic.name.as_str())
         .bind(i64::try_from(topic.joined_at).unwrap_or(i64::MAX))
         .bind(topic.state)
         .bind(topic.peers.join("\n"))
+        .bind(topic.seen)
         .bind(topic.is_left)
         .execute(&mut connection)
         .await?;

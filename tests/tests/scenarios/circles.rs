@@ -322,3 +322,22 @@ async fn within_the_grace_both_epochs_are_read() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_rotates_and_the_members_follow() {
+    let _alone = alone().await;
+    let a = builder("A", None).rotate_by_age(4).start().await;
+    a.command(&["topic", "create", "den", "--private"]).await.succeeded();
+    let b = joined("B", None, &invite(&a, false).await).await;
+    let mut all = notes(3, "first");
+    publish(&a, &all).await;
+    eventually("two rotations", SOON, async || (epoch(&b).await >= 3).then_some(())).await;
+    let more = notes(3, "later");
+    publish(&b, &more).await;
+    all.extend(more);
+    becomes(&a, &all).await;
+    becomes(&b, &all).await;
+    // Nobody was left out: the invite still counts.
+    assert_eq!(show(&a).await["private"]["invites"], 1);
+    a.log_line(SOON, |line| line.contains("a plugin gave a private topic a new secret")).await;
+}

@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, Notify, oneshot};
 use super::keep::Keep;
 use crate::{
     clock::unix_now,
-    pipeline::{SecretError, StoreError},
+    pipeline::{RotationMember, RotationQuestion, SecretError, StoreError},
     protocol::{
         TopicName, hex,
         private::{
@@ -64,7 +64,7 @@ pub struct PrivateStatus {
     /// Whether a member has let us in.
     pub is_admitted: bool,
     pub epoch: Option<u64>,
-    /// Unix seconds at which the newest roster was made.
+    /// When the epoch began, in Unix seconds.
     pub since: Option<u64>,
     /// The epochs whose secrets are held, oldest first.
     pub reads: Vec<u64>,
@@ -231,6 +231,42 @@ impl Circle {
         Ok(outputs)
     }
 
+    pub fn is_admin(&self) -> bool {
+        self.epochs.load().is_admin()
+    }
+
+    /// Takes note that members are there. Those who are none are passed over.
+    pub fn saw(&self, peers: impl IntoIterator<Item = MemberId>) {
+        let epochs = self.epochs.load();
+        let mut seen = self.keep.seen();
+        seen.retain(|member, _| epochs.is_member(*member));
+        for peer in peers {
+            if epochs.is_member(peer) {
+                seen.insert(peer, unix_now());
+            }
+        }
+    }
+
+    /// What a rotation policy is told; `None` where the admin's key is not.
+    pub fn question(&self, now: u64) -> Option<RotationQuestion> {
+        let epochs = self.epochs.load();
+        let roster = epochs.roster().filter(|_| epochs.is_admin())?;
+        let seen = self.keep.seen();
+        let members = epochs.members().into_iter().map(|id| RotationMember {
+            id: id.to_string(),
+            is_self: id == self.me,
+            since: roster.body().members.get(&id).copied(),
+            last_seen: seen.get(&id).copied(),
+        });
+        Some(RotationQuestion {
+            name: self.topic.name.clone(),
+            epoch: roster.place().epoch,
+            since: epochs.epoch_since()?,
+            now,
+            members: members.collect(),
+        })
+    }
+
     pub fn status(&self) -> PrivateStatus {
         let epochs = self.epochs.load();
         let roster = epochs.roster();
@@ -244,7 +280,7 @@ impl Circle {
             is_admin: epochs.is_admin(),
             is_admitted: roster.is_some(),
             epoch: roster.map(|roster| roster.place().epoch),
-            since: roster.map(|roster| roster.header().issued_at),
+            since: epochs.epoch_since(),
             reads: epochs.reads().iter().map(|epoch| epoch.number).collect(),
             members: members.collect(),
             invites: roster.map_or(0, |roster| roster.body().invites.len()),

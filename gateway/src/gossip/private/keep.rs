@@ -1,7 +1,10 @@
 //! Where a private topic outlives the process: its secrets in the secret store, the rest in the
 //! database.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
@@ -24,6 +27,8 @@ pub struct Keep {
     secret_name: String,
     joined_at: u64,
     peers: Vec<String>,
+    /// When members were last spoken with, in Unix seconds.
+    seen: Arc<Mutex<BTreeMap<MemberId, u64>>>,
 }
 
 impl Keep {
@@ -36,11 +41,16 @@ impl Keep {
         peers: Vec<String>,
     ) -> Self {
         let secret_name = secret_name(&topic);
-        Self { secrets, store, topic, secret_name, joined_at, peers }
+        Self { secrets, store, topic, secret_name, joined_at, peers, seen: Arc::default() }
     }
 
     pub fn joined_at(&self) -> u64 {
         self.joined_at
+    }
+
+    /// When members were last spoken with. It is saved together with everything else.
+    pub fn seen(&self) -> MutexGuard<'_, BTreeMap<MemberId, u64>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn peers(&self) -> &[String] {
@@ -64,7 +74,10 @@ impl Keep {
 
     fn kept(&self, state: Vec<u8>, is_left: bool) -> KeptPrivate {
         let (name, peers) = (self.topic.name.clone(), self.peers.clone());
-        KeptPrivate { name, joined_at: self.joined_at, state, peers, is_left }
+        let seen = self.seen();
+        let seen = seen.iter().flat_map(|(id, at)| id.0.into_iter().chain(at.to_be_bytes()));
+        let seen = seen.collect();
+        KeptPrivate { name, joined_at: self.joined_at, state, peers, seen, is_left }
     }
 }
 
@@ -85,6 +98,12 @@ pub async fn restore(
         return Err(damaged());
     }
     let keep = Keep::new(secrets, store, topic, kept.joined_at, kept.peers);
+    for entry in kept.seen.as_chunks::<40>().0 {
+        let (id, at) = entry.split_at(32);
+        if let (Ok(id), Ok(at)) = (id.try_into(), at.try_into()) {
+            keep.seen().insert(MemberId(id), u64::from_be_bytes(at));
+        }
+    }
     let secret = keep.secrets.get(&keep.secret_name).await.map_err(|error| error.to_string())?;
     let secret = secret.ok_or("its secret is not in the secret store any more")?;
     let epochs = Epochs::restore(me, &kept.state, secret.bytes(), now).map_err(|_| {

@@ -163,7 +163,10 @@ impl Talk<'_> {
         self.prove(newest).await?;
         // It may have been left out meanwhile.
         match self.circle.is_member(self.peer) {
-            true => Ok(()),
+            true => {
+                self.circle.saw([self.peer]);
+                Ok(())
+            }
             false => Err(TalkError::Unknown),
         }
     }

@@ -227,6 +227,10 @@ fn members(circle: &Circle) -> Vec<EndpointId> {
     circle.others().into_iter().filter_map(endpoint).collect()
 }
 
+pub fn member(endpoint: &EndpointId) -> MemberId {
+    MemberId(*endpoint.as_bytes())
+}
+
 fn endpoint(member: MemberId) -> Option<EndpointId> {
     EndpointId::from_bytes(&member.0).ok()
 }

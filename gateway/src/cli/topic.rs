@@ -142,8 +142,15 @@ pub(super) fn run(args: TopicArgs, places: Places) -> ExitCode {
         false => eprintln!("{}", described(&step)),
     };
     match control::ask(&data_dir, &command, progress) {
-        Ok(answer) if output.json => print(&format!("{answer}\n")),
-        Ok(answer) => print(&said(&command, &answer)),
+        Ok(answer) => {
+            let said = if output.json { format!("{answer}\n") } else { said(&command, &answer) };
+            let printed = print(&said);
+            let is_sync = matches!(command, Command::TopicSync { .. });
+            match is_sync && broken_off(&answer["result"]).is_some() {
+                true => ExitCode::FAILURE,
+                false => printed,
+            }
+        }
         Err(failure) => failure.report(),
     }
 }
@@ -197,9 +204,27 @@ fn said(command: &Command, answer: &Value) -> String {
         Command::TopicLeave { .. } => format!("left {name}\n"),
         Command::TopicInvite { .. } => format!("{}\n", text(&answer["invite"])),
         Command::TopicRotate { .. } => format!("{name} has a new secret\n"),
-        Command::TopicSync { .. } => format!("{name} is reconciled\n"),
+        Command::TopicSync { .. } => reconciled(&name, &answer["result"]),
         Command::Status | Command::Peers | Command::Doctor => format!("{answer}\n"),
     }
+}
+
+/// What came of reconciling.
+fn reconciled(name: &str, result: &Value) -> String {
+    match (broken_off(result), result["neighbor"].is_null()) {
+        (Some(why), _) => format!("{name} is not reconciled: {why}\n"),
+        (None, true) => format!("nobody else is in {name} to reconcile with\n"),
+        (None, false) => format!("{name} is reconciled\n"),
+    }
+}
+
+/// Why a reconciliation did not do what it was asked for.
+fn broken_off(result: &Value) -> Option<String> {
+    if result["finished"] != true {
+        return Some("it was broken off".to_owned());
+    }
+    let failed = result["failed"].as_u64().unwrap_or_default();
+    (failed > 0).then(|| format!("it failed with {failed} neighbors; the log tells why"))
 }
 
 /// A table of topics as `status` describes them.

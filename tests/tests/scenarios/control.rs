@@ -264,10 +264,15 @@ async fn the_socket_is_its_owners_and_takes_commands_alone() {
     let socket = builder.data_dir().join("control.sock");
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     builder.command(&["status"]).await.refuses(1, &["no gateway is running"]);
-    let gateway = builder.start().await;
+    let gateway = builder.clone().start().await;
     let found = fs::symlink_metadata(&socket).unwrap();
     assert!(found.file_type().is_socket());
     assert_eq!(found.permissions().mode() & 0o777, 0o600);
+    // Whoever made the directory: what is stored is for the owner's eyes.
+    for file in ["gateway.db", "search.db"] {
+        let mode = fs::metadata(builder.data_dir().join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{file}");
+    }
     gateway.command(&["status"]).await.succeeded();
 
     let long = format!(r#"{{"command":"topic_join","topic":"{}"}}"#, "x".repeat(200_000));

@@ -17,6 +17,9 @@ use crate::{
 /// How long a change may wait for the writer's commits.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Name, when it was joined, state, peers, when members were seen, whether it was left.
+type PrivateRow = (String, i64, Vec<u8>, String, Vec<u8>, bool);
+
 /// The tables `joined_topics` and `private_topics` of `gateway.db`.
 pub struct JoinedTable {
     path: PathBuf,
@@ -70,7 +73,7 @@ impl JoinedTable {
 
     async fn read_private(&self) -> sqlx::Result<Vec<KeptPrivate>> {
         let mut connection = self.connect().await?;
-        let rows: Vec<(String, i64, Vec<u8>, String, Vec<u8>, bool)> = sqlx::query_as(
+        let rows: Vec<PrivateRow> = sqlx::query_as(
             "SELECT name, joined_at, state, peers, seen, is_left FROM private_topics ORDER BY name",
         )
         .fetch_all(&mut connection)

@@ -3,10 +3,11 @@
 use std::{collections::HashSet, io, time::Duration};
 
 use futures_util::{Stream, stream};
-use iroh::endpoint::{Connection, ConnectionError, RecvStream, SendStream};
+use iroh::endpoint::{Connection, RecvStream};
 use tokio::{io::AsyncRead, time::timeout};
 
 use super::wire::{self, Rest, WireError};
+use crate::gossip::state::TopicState;
 use crate::protocol::{Event, EventId, event::compute_id, kinds::Class};
 
 /// How long an answer may go without progress.
@@ -19,24 +20,16 @@ pub enum Piece {
     End(Rest),
 }
 
-/// How long a stream is waited for: the other side allows so many, and each that ends makes room.
-const OPENING: Duration = Duration::from_secs(60);
-
-/// Opens a stream for a request.
-///
-/// # Errors
-/// When the connection is broken or has no room; the text is for a debug log.
-pub async fn open(connection: &Connection) -> Result<(SendStream, RecvStream), String> {
-    let opened = timeout(OPENING, connection.open_bi()).await;
-    opened.unwrap_or(Err(ConnectionError::TimedOut)).map_err(|error| error.to_string())
-}
-
-/// Sends a request and returns the stream with its answer.
+/// Sends a request about a topic and returns the stream with its answer.
 ///
 /// # Errors
 /// When the connection is broken or stalls; the text is for a debug log.
-pub async fn ask(connection: &Connection, bytes: &[u8]) -> Result<RecvStream, String> {
-    let (mut send, receive) = open(connection).await?;
+pub async fn ask(
+    topic: &TopicState,
+    connection: &Connection,
+    bytes: &[u8],
+) -> Result<RecvStream, String> {
+    let (mut send, receive) = topic.open(connection).await?;
     let sending = async {
         send.write_all(bytes).await.map_err(|e| e.to_string())?;
         send.finish().map_err(|e| e.to_string())?;

@@ -23,6 +23,7 @@ use crate::{
     clock::unix_now,
     gossip::{
         door::{BUSY, Places},
+        private::{self, Circles, TalkError},
         sync::Library,
     },
     metrics::{CauseLabels, Metrics},
@@ -64,6 +65,8 @@ const LOOKS: u32 = 3;
 const DONE: VarInt = VarInt::from_u32(0);
 /// What a stream with a malformed request is reset with.
 const MALFORMED: VarInt = VarInt::from_u32(2);
+/// What a stream of a private topic is reset with that is not answered, for whatever reason.
+const UNKNOWN: VarInt = VarInt::from_u32(3);
 
 /// The handler of our ALPN. Cheap to clone.
 #[derive(Clone)]
@@ -71,6 +74,7 @@ pub struct SyncServer(Arc<Shared>);
 
 struct Shared {
     joined: JoinedTopics,
+    circles: Circles,
     reader: Arc<dyn EventReader>,
     library: Arc<Library>,
     trust: Arc<Trust>,
@@ -95,6 +99,7 @@ impl Default for Turns {
 impl SyncServer {
     pub fn new(
         joined: JoinedTopics,
+        circles: Circles,
         reader: Arc<dyn EventReader>,
         library: Arc<Library>,
         trust: Arc<Trust>,
@@ -102,6 +107,7 @@ impl SyncServer {
     ) -> Self {
         Self(Arc::new(Shared {
             joined,
+            circles,
             reader,
             library,
             trust,
@@ -150,7 +156,7 @@ impl Shared {
                     match stream {
                         Ok(Ok(_)) if self.trust.is_banned(&peer) => return,
                         Ok(Ok((send, receive))) => {
-                            answers.push(self.stream(peer, &turns, send, receive));
+                            answers.push(self.stream(connection, &turns, send, receive));
                         }
                         Ok(Err(_)) => return,
                         Err(_) if answers.is_empty() => return,
@@ -163,21 +169,26 @@ impl Shared {
 
     async fn stream(
         &self,
-        peer: EndpointId,
+        connection: &Connection,
         turns: &Turns,
         mut send: SendStream,
         mut receive: RecvStream,
     ) {
-        let result = match timeout(REQUEST, opening(&mut receive)).await {
-            Ok(Ok((kind, topic))) => {
-                self.request(peer, turns, kind, &topic, &mut send, &mut receive).await
-            }
+        let peer = connection.remote_id();
+        let result = match timeout(REQUEST, wire::read_type(&mut receive)).await {
+            Ok(Ok(wire::PRIVATE)) => self.private(connection, turns, &mut send, &mut receive).await,
+            Ok(Ok(kind)) => self.public((peer, turns), kind, &mut send, &mut receive).await,
             Ok(Err(error)) => Err(error),
             Err(_) => Err(slow()),
         };
         match result {
-            Ok(()) => {
+            Ok(Served::Yes) => {
                 let _ = send.finish();
+            }
+            Ok(Served::Unknown) => {
+                self.count("unknown private topic");
+                let _ = send.reset(UNKNOWN);
+                let _ = receive.stop(UNKNOWN);
             }
             Err(WireError::Io(error)) if error.kind() == io::ErrorKind::TimedOut => {
                 self.count("served too slowly");
@@ -194,22 +205,71 @@ impl Shared {
         }
     }
 
+    /// A request by a topic's name: a private topic is unknown to it.
+    async fn public(
+        &self,
+        who: (EndpointId, &Turns),
+        kind: u8,
+        send: &mut SendStream,
+        receive: &mut RecvStream,
+    ) -> Result<Served, WireError> {
+        let topic = timeout(REQUEST, wire::read_topic(receive)).await.map_err(|_| slow())??;
+        let is_ours = self.joined.contains(topic.as_str());
+        self.request(who, kind, &topic, is_ours, send, receive).await?;
+        Ok(Served::Yes)
+    }
+
+    /// A stream of a private topic: first both find out who the other is, then there may be a request.
+    async fn private(
+        &self,
+        connection: &Connection,
+        turns: &Turns,
+        send: &mut SendStream,
+        receive: &mut RecvStream,
+    ) -> Result<Served, WireError> {
+        let peer = connection.remote_id();
+        let circle = match private::answer(&self.circles, connection, send, receive).await {
+            Ok(circle) => circle,
+            Err(TalkError::Malformed) => return Err(WireError::Malformed("a private stream")),
+            Err(error) => {
+                tracing::debug!(%error, peer = %peer.fmt_short(), "a private stream is not answered");
+                return Ok(Served::Unknown);
+            }
+        };
+        let name = &circle.topic().name;
+        let mut kind = [0];
+        match timeout(REQUEST, receive.read(&mut kind)).await.map_err(|_| slow())? {
+            Ok(Some(1)) => {}
+            // It came for the meeting alone.
+            Ok(_) => return Ok(Served::Yes),
+            Err(error) => return Err(WireError::Io(io::Error::other(error))),
+        }
+        let kind = wire::read_type(&mut &kind[..]).await?;
+        let topic = timeout(REQUEST, wire::read_topic(receive)).await.map_err(|_| slow())??;
+        if kind == wire::PRIVATE || topic != *name {
+            return Err(WireError::Malformed("another topic than that of the stream"));
+        }
+        self.request((peer, turns), kind, name, true, send, receive).await?;
+        Ok(Served::Yes)
+    }
+
     /// Answers a request whose type and topic are known.
     async fn request(
         &self,
-        peer: EndpointId,
-        turns: &Turns,
+        (peer, turns): (EndpointId, &Turns),
         kind: u8,
         topic: &TopicName,
+        is_ours: bool,
         send: &mut SendStream,
         receive: &mut RecvStream,
     ) -> Result<(), WireError> {
-        let is_ours = self.joined.contains(topic.as_str());
         match kind {
             // It has time limits of its own.
             wire::RECONCILE => self.library.follow(peer, topic, is_ours, send, receive).await,
             wire::HINT => {
-                self.library.hinted(peer, topic);
+                if is_ours {
+                    self.library.hinted(peer, topic);
+                }
                 Ok(())
             }
             kind => {
@@ -379,10 +439,11 @@ impl Shared {
     }
 }
 
-/// The first bytes of a request: its type and topic.
-async fn opening(receive: &mut RecvStream) -> Result<(u8, TopicName), WireError> {
-    let kind = wire::read_type(receive).await?;
-    Ok((kind, wire::read_topic(receive).await?))
+/// What became of a stream.
+enum Served {
+    Yes,
+    /// It is of no private topic that we and the peer are both in.
+    Unknown,
 }
 
 fn slow() -> WireError {

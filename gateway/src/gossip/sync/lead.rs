@@ -16,10 +16,7 @@ use super::{
     wire::{self, Frame, MAX_OFFERED},
 };
 use crate::{
-    gossip::fetch::{
-        answers,
-        wire::{RECONCILE, WireError, encode_opening},
-    },
+    gossip::fetch::wire::{RECONCILE, WireError, encode_opening},
     pipeline::Span,
     protocol::{EventId, kinds::Part},
 };
@@ -75,7 +72,7 @@ impl Library {
         let connection = self.start.connections.to(peer).await.map_err(|error| {
             if does_not_speak(&error) { Failure::DoesNotSpeak } else { Failure::Broken(error) }
         })?;
-        let (send, receive) = answers::open(&connection).await.map_err(Failure::Broken)?;
+        let (send, receive) = desk.state.open(&connection).await.map_err(Failure::Broken)?;
         let mut talk = Talk { library: self, send, receive };
         let ours = self.state();
         let spans = self.spans(desk.topic());

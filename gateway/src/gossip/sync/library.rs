@@ -173,7 +173,10 @@ impl Library {
             desks.remove(desk.topic());
             let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
             left.retain(|_, at| at.elapsed() < LEFT_LATELY);
-            left.insert(desk.topic().clone(), Instant::now());
+            // That it was in a private one, nobody is told who only knows the name.
+            if desk.state.circle().is_none() {
+                left.insert(desk.topic().clone(), Instant::now());
+            }
         }
     }
 
@@ -207,10 +210,11 @@ impl Library {
 
     /// Tells a peer that there is something new here.
     pub async fn hint(&self, peer: EndpointId, topic: &TopicName) {
+        let Some(desk) = self.desk(topic) else { return };
         let bytes = wire::encode_opening(wire::HINT, topic);
         let sending = async {
             let connection = self.start.connections.to(peer).await.ok()?;
-            let (mut send, _receive) = connection.open_bi().await.ok()?;
+            let (mut send, _receive) = desk.state.open(&connection).await.ok()?;
             send.write_all(&bytes).await.ok()?;
             send.finish().ok()?;
             // Dropped before, the stream would be reset.

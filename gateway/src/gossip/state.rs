@@ -21,9 +21,6 @@ use crate::{
     protocol::TopicName,
 };
 
-/// How long a stream is waited for: the other side allows so many, and each that ends makes room.
-const OPENING: Duration = Duration::from_secs(60);
-
 /// How many endpoints are remembered with the step that found them.
 const MAX_SOURCES: usize = 1_024;
 /// Neighbors that arrived and were not looked at; there are never that many.
@@ -229,16 +226,12 @@ impl TopicState {
     /// # Errors
     /// When the stream breaks, or the other side is no member; the text is for a debug log.
     pub async fn open(&self, connection: &Connection) -> Result<(SendStream, RecvStream), String> {
-        let opening = async {
-            match &self.circle {
-                None => connection.open_bi().await.map_err(|error| error.to_string()),
-                Some(circle) => {
-                    private::call(circle, connection).await.map_err(|error| error.to_string())
-                }
+        match &self.circle {
+            None => connection.open_bi().await.map_err(|error| error.to_string()),
+            Some(circle) => {
+                private::call(circle, connection).await.map_err(|error| error.to_string())
             }
-        };
-        let opened = tokio::time::timeout(OPENING, opening).await;
-        opened.unwrap_or_else(|_| Err("there was no stream for a long time".to_owned()))
+        }
     }
 
     /// Takes over the neighbors that one epoch's swarm has now, or none when it was left. The newest

@@ -175,9 +175,10 @@ impl Shared {
         mut receive: RecvStream,
     ) {
         let peer = connection.remote_id();
+        let from = (peer, turns);
         let result = match timeout(REQUEST, wire::read_type(&mut receive)).await {
             Ok(Ok(wire::PRIVATE)) => self.private(connection, turns, &mut send, &mut receive).await,
-            Ok(Ok(kind)) => self.public((peer, turns), kind, &mut send, &mut receive).await,
+            Ok(Ok(kind)) => self.public(from, kind, &mut send, &mut receive).await,
             Ok(Err(error)) => Err(error),
             Err(_) => Err(slow()),
         };
@@ -208,14 +209,14 @@ impl Shared {
     /// A request by a topic's name: a private topic is unknown to it.
     async fn public(
         &self,
-        who: (EndpointId, &Turns),
+        from: (EndpointId, &Turns),
         kind: u8,
         send: &mut SendStream,
         receive: &mut RecvStream,
     ) -> Result<Served, WireError> {
         let topic = timeout(REQUEST, wire::read_topic(receive)).await.map_err(|_| slow())??;
         let is_ours = self.joined.contains(topic.as_str());
-        self.request(who, kind, &topic, is_ours, send, receive).await?;
+        self.request(from, kind, &topic, is_ours, send, receive).await?;
         Ok(Served::Yes)
     }
 

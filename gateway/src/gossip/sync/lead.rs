@@ -16,7 +16,10 @@ use super::{
     wire::{self, Frame, MAX_OFFERED},
 };
 use crate::{
-    gossip::fetch::wire::{RECONCILE, WireError, encode_opening},
+    gossip::fetch::{
+        answers,
+        wire::{RECONCILE, WireError, encode_opening},
+    },
     pipeline::Span,
     protocol::{EventId, kinds::Part},
 };
@@ -72,7 +75,8 @@ impl Library {
         let connection = self.start.connections.to(peer).await.map_err(|error| {
             if does_not_speak(&error) { Failure::DoesNotSpeak } else { Failure::Broken(error) }
         })?;
-        let (send, receive) = desk.state.open(&connection).await.map_err(Failure::Broken)?;
+        let opened = answers::open(&desk.state, &connection).await;
+        let (send, receive) = opened.map_err(Failure::Broken)?;
         let mut talk = Talk { library: self, send, receive };
         let ours = self.state();
         let spans = self.spans(desk.topic());

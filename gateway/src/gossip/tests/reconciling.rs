@@ -136,6 +136,7 @@ async fn a_large_topic_is_compared_in_ranges() {
     let peers = vec![follower.address()];
     // It is in another topic, so nothing but this comparison brings it anything.
     let leader = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[name("other")]).await;
+    leader.joined.insert(topic.clone());
     let events: Vec<_> =
         (0..1_500).map(|n| event_at(1_700_000_000 + n / 2, 1, &format!("{n}"))).collect();
     let published = events.iter().map(|event| follower.publish(event));
@@ -182,6 +183,29 @@ async fn a_peer_that_remembers_what_we_forgot_is_no_liar() {
     assert_eq!(lead().await.pulled.gone, 0, "now it is the same on both sides");
     a.stop().await;
     honest.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_comparison_ends_when_the_topic_is_left() {
+    let topic = name("test");
+    let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let endpoint = stranger().await;
+    let address = peers::parse(&a.address()).unwrap();
+    let connection = endpoint.connect(address, SYNC_ALPN).await.unwrap();
+    let (mut send, mut receive) = begin(&connection, &topic).await;
+    wire::write(&mut send, &greeting()).await.unwrap();
+    assert!(matches!(wire::read(&mut receive).await, Ok(Some(Frame::Hello { .. }))));
+    let library = a.gossip.membership.shared.library.clone();
+    let desk = library.desk(&topic).unwrap();
+    // Somebody watches a neighbor that will not come.
+    let progress = desk.watch(vec![endpoint.id()]).unwrap();
+    a.gossip.membership().leave(&topic).await.unwrap();
+    let over = timeout(Duration::from_secs(5), wire::read(&mut receive)).await.expect("it ends");
+    assert!(!matches!(over, Ok(Some(_))), "{over:?}");
+    assert!(progress.borrow().finished);
+    assert!(library.left_lately(&topic));
+    endpoint.close().await;
+    a.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -188,7 +188,9 @@ async fn a_peer_that_remembers_what_we_forgot_is_no_liar() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_comparison_ends_when_the_topic_is_left() {
     let topic = name("test");
-    let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let a = Gateway::start(alone(), &[name("other")]).await;
+    let join = a.gossip.membership().join(topic.clone(), HowJoined::Command);
+    join.await.unwrap();
     let endpoint = stranger().await;
     let address = peers::parse(&a.address()).unwrap();
     let connection = endpoint.connect(address, SYNC_ALPN).await.unwrap();

@@ -257,6 +257,7 @@ impl TopicSync {
                 }
                 self.pass_on(plans, peer, gained);
             }
+            Call::Gained(peer, gained) => self.pass_on(plans, peer, gained),
             Call::All => plans.values_mut().for_each(|plan| {
                 plan.due = plan.due.min(now);
                 plan.deep = true;

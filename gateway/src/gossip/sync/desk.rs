@@ -12,6 +12,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     gossip::state::TopicState,
@@ -19,8 +20,12 @@ use crate::{
     protocol::{EventId, TopicName, kinds::Part},
 };
 
-/// Ids that peers of one topic said are gone there; beyond that all are forgotten.
+/// Ids that a neighbor said are gone there; beyond that its oldest are forgotten.
 const GONE_THERE: usize = 200_000;
+/// The same of a peer that is no neighbor: anybody can make up such.
+const GONE_AT_STRANGER: usize = 5_000;
+/// Peers of whom such ids are kept.
+const GONE_PEERS: usize = 32;
 /// After this time a peer is asked again for what it said was gone.
 const GONE_FOR: Duration = Duration::from_secs(3_600);
 /// After this time two sides compare although neither has changed: the span of time moves on.
@@ -55,6 +60,8 @@ pub enum Call {
     Hint(EndpointId),
     /// A neighbor compared with us; it brought so many events.
     Followed(EndpointId, usize),
+    /// A comparison with it was broken off and had brought so many events.
+    Gained(EndpointId, usize),
     /// Somebody watches: with everybody, now.
     All,
 }
@@ -63,6 +70,8 @@ pub enum Call {
 pub struct Desk {
     pub state: Arc<TopicState>,
     pub calls: mpsc::Sender<Call>,
+    /// The topic was left.
+    pub closed: CancellationToken,
     kept: Mutex<Kept>,
     claims: Arc<Mutex<HashSet<EventId>>>,
 }
@@ -128,7 +137,8 @@ impl Drop for Claim {
 
 impl Desk {
     pub fn new(state: Arc<TopicState>, calls: mpsc::Sender<Call>) -> Self {
-        Self { state, calls, kept: Mutex::default(), claims: Arc::default() }
+        let closed = CancellationToken::new();
+        Self { state, calls, closed, kept: Mutex::default(), claims: Arc::default() }
     }
 
     pub fn topic(&self) -> &TopicName {
@@ -183,16 +193,29 @@ impl Desk {
 
     /// What a peer said is gone there. It is that peer's word, and only remembered of it.
     pub fn gone_there(&self, peer: EndpointId, part: Part, gone: &[(u64, EventId)]) {
+        if gone.is_empty() {
+            return;
+        }
+        let neighbors: HashSet<_> = self.state.neighbors().into_iter().collect();
+        let most = if neighbors.contains(&peer) { GONE_THERE } else { GONE_AT_STRANGER };
         let mut kept = self.kept();
         let now = Instant::now();
         kept.gone.retain(|_, there| now.duration_since(there.since) < GONE_FOR);
-        let all: usize = kept.gone.values().map(|there| there.ids.len()).sum();
-        if all + gone.len() > GONE_THERE {
-            kept.gone.clear();
+        if kept.gone.len() >= GONE_PEERS && !kept.gone.contains_key(&peer) {
+            let strangers = kept.gone.iter().filter(|(peer, _)| !neighbors.contains(*peer));
+            let oldest = strangers.min_by_key(|(_, there)| there.since).map(|(peer, _)| *peer);
+            let Some(oldest) = oldest else { return };
+            kept.gone.remove(&oldest);
         }
         let there =
             kept.gone.entry(peer).or_insert_with(|| GoneThere { since: now, ids: BTreeSet::new() });
         there.ids.extend(gone.iter().map(|(at, id)| (part, *at, *id)));
+        while there.ids.len() > most {
+            let rest = (Part::Rest, 0, EventId([0; 32]))..;
+            let oldest = there.ids.range(rest).next().or_else(|| there.ids.first()).copied();
+            let Some(oldest) = oldest else { break };
+            there.ids.remove(&oldest);
+        }
     }
 
     /// The ids that this peer said are gone there, within a span.
@@ -279,11 +302,63 @@ impl Desk {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Ends the comparisons that others lead, and the watching: the topic was left.
+    pub fn close(&self) {
+        self.closed.cancel();
+        for watcher in self.kept().watchers.drain(..) {
+            watcher.progress.send_modify(|progress| {
+                progress.failed += watcher.left.len();
+                progress.neighbors_left = 0;
+                progress.finished = true;
+            });
+        }
+    }
+
     /// Those of the ids that this peer said are gone there.
     pub fn gone_at(&self, peer: EndpointId, ids: &[EventId]) -> Vec<(u64, EventId)> {
         let wanted: HashSet<_> = ids.iter().collect();
         let kept = self.kept();
         let there = kept.gone.get(&peer).into_iter().flat_map(|there| &there.ids);
         there.filter(|(_, _, id)| wanted.contains(id)).map(|(_, at, id)| (*at, *id)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn a_peer_that_says_much_is_gone_makes_us_forget_its_own_words_alone() {
+        let topic = TopicName::new("x").unwrap();
+        let state = Arc::new(TopicState::new(topic, Arc::new(Metrics::default())));
+        let desk = Desk::new(state.clone(), mpsc::channel(1).0);
+        let peers: Vec<_> = (0..100).map(|_| iroh::SecretKey::generate().public()).collect();
+        let (neighbor, chatty) = (peers[0], peers[1]);
+        state.up(neighbor);
+        let id = |n: u32| {
+            let mut id = [0; 32];
+            id[..4].copy_from_slice(&n.to_be_bytes());
+            EventId(id)
+        };
+        desk.gone_there(neighbor, Part::Rest, &[(1, id(1))]);
+        desk.gone_there(chatty, Part::Requests, &[(1, id(0))]);
+        for n in 0..20 {
+            let ids: Vec<_> = (0..1_000).map(|i| (u64::from(n), id(1 + n * 1_000 + i))).collect();
+            desk.gone_there(chatty, Part::Rest, &ids);
+        }
+        let all = Span { from: 0, until: u64::MAX };
+        let kept = desk.known_gone(chatty, Part::Rest, all);
+        assert_eq!(kept.len(), GONE_AT_STRANGER - 1);
+        assert!(kept.iter().all(|(at, _)| *at >= 15), "the oldest went");
+        assert_eq!(
+            desk.known_gone(chatty, Part::Requests, all).len(),
+            1,
+            "they are few and matter"
+        );
+        peers[2..].iter().for_each(|peer| desk.gone_there(*peer, Part::Rest, &[(1, id(1))]));
+        assert_eq!(desk.known_gone(neighbor, Part::Rest, all), [(1, id(1))]);
+        assert_eq!(desk.kept().gone.len(), GONE_PEERS);
+        assert_eq!(desk.gone_at(neighbor, &[id(1), id(2)]), [(1, id(1))]);
     }
 }

@@ -1,6 +1,13 @@
 //! The side that answers.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use iroh::{
     EndpointId,
@@ -78,8 +85,17 @@ impl Library {
             return Ok(());
         };
         desk.state.speaks(peer, true);
-        let followed = timeout(SESSION, talk.session(desk, peer, spans)).await;
-        let followed = followed.unwrap_or(Err(Failure::Slow));
+        let gained = AtomicUsize::new(0);
+        let followed = tokio::select! {
+            followed = timeout(SESSION, talk.session(desk, peer, spans, &gained)) => {
+                followed.unwrap_or(Err(Failure::Slow))
+            }
+            () = desk.closed.cancelled() => Err(Failure::Broken("the topic was left".to_owned())),
+        };
+        let gained = gained.into_inner();
+        if followed.is_err() && gained > 0 {
+            let _ = desk.calls.try_send(Call::Gained(peer, gained));
+        }
         self.ended(match &followed {
             Ok(_) => "followed",
             Err(failure) => failure.label(),
@@ -120,6 +136,7 @@ impl Talk<'_> {
         desk: &Desk,
         peer: EndpointId,
         theirs: [Span; 3],
+        gained: &AtomicUsize,
     ) -> Result<Pulled, Failure> {
         let spans = self.library.spans(desk.topic());
         self.write(&Frame::Hello { state: self.library.state(), spans }).await?;
@@ -169,7 +186,7 @@ impl Talk<'_> {
                 Frame::Settle => {
                     let open = range.as_mut().ok_or_else(|| lie("no range is open"))?;
                     let offered = std::mem::take(&mut open.offered);
-                    let pulled = self.settle(desk, peer, open.part, offered).await?;
+                    let pulled = self.settle(desk, peer, open.part, offered, gained).await?;
                     sum.gained += pulled.gained;
                     sum.fetched += pulled.fetched;
                     self.write(&Frame::Settled).await?;
@@ -198,11 +215,15 @@ impl Talk<'_> {
         peer: EndpointId,
         part: Part,
         mut offered: Vec<EventId>,
+        gained: &AtomicUsize,
     ) -> Result<Pulled, Failure> {
         offered.sort_unstable();
         offered.dedup();
         let library = self.library;
-        let mut pull = pin!(library.pull(desk, peer, part, offered, |_| ()));
+        let told = |pulled: &Pulled| {
+            gained.fetch_add(pulled.gained, Ordering::Relaxed);
+        };
+        let mut pull = pin!(library.pull(desk, peer, part, offered, told));
         let pulled = loop {
             tokio::select! {
                 pulled = &mut pull => break pulled?,

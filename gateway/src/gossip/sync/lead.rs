@@ -1,6 +1,10 @@
 //! The side that begins: goes through the parts of a topic, newest first, range by range.
 
-use std::{pin::pin, time::Duration};
+use std::{
+    pin::pin,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use iroh::{
     EndpointId,
@@ -9,9 +13,9 @@ use iroh::{
 use tokio::time::{sleep, timeout};
 
 use super::{
-    desk::Desk,
+    desk::{Call, Desk},
     library::{Failure, Library, MOST_DIFFERENT},
-    pull::Pulled,
+    pull::{MOST_LOST, Pulled},
     sets::{self, Difference},
     wire::{self, Frame, MAX_OFFERED},
 };
@@ -55,8 +59,14 @@ impl Library {
         let _place = self.leading_to.place(peer).await;
         let _permit = self.leading.acquire().await;
         let _turn = desk.lead(peer).ok_or(Failure::NotNow)?;
-        let led = timeout(SESSION, self.session(desk, peer, deep)).await;
+        let gained = AtomicUsize::new(0);
+        let led = timeout(SESSION, self.session(desk, peer, deep, &gained)).await;
         let led = led.unwrap_or(Err(Failure::Slow));
+        let gained = gained.into_inner();
+        if led.is_err() && gained > 0 {
+            // It is news to others whatever came after it.
+            let _ = desk.calls.try_send(Call::Gained(peer, gained));
+        }
         if let Err(Failure::Lie(_)) = led {
             self.start.trust.lied(peer, "comparison");
         }
@@ -68,7 +78,13 @@ impl Library {
         led
     }
 
-    async fn session(&self, desk: &Desk, peer: EndpointId, deep: bool) -> Result<Report, Failure> {
+    async fn session(
+        &self,
+        desk: &Desk,
+        peer: EndpointId,
+        deep: bool,
+        gained: &AtomicUsize,
+    ) -> Result<Report, Failure> {
         if self.start.trust.is_banned(&peer) {
             return Err(Failure::NotNow);
         }
@@ -77,7 +93,7 @@ impl Library {
         })?;
         let opened = answers::open(&desk.state, &connection).await;
         let (send, receive) = opened.map_err(Failure::Broken)?;
-        let mut talk = Talk { library: self, send, receive };
+        let mut talk = Talk { library: self, gained, send, receive };
         let ours = self.state();
         let spans = self.spans(desk.topic());
         talk.send.write_all(&encode_opening(RECONCILE, desk.topic())).await.map_err(broken)?;
@@ -118,6 +134,8 @@ impl Library {
 
 struct Talk<'a> {
     library: &'a Library,
+    /// Counts what came.
+    gained: &'a AtomicUsize,
     send: SendStream,
     receive: RecvStream,
 }
@@ -149,6 +167,9 @@ impl Talk<'_> {
         report.pulled.gained += pulled.gained;
         report.pulled.gone += pulled.gone;
         report.pulled.lost += pulled.lost;
+        if report.pulled.gained == 0 && report.pulled.lost > MOST_LOST {
+            return Err(Failure::NotTaken);
+        }
         desk.tell(peer, |progress| progress.ranges_done += 1);
         Ok(from)
     }
@@ -219,7 +240,11 @@ impl Talk<'_> {
         found: Difference,
     ) -> Result<Pulled, Failure> {
         let library = self.library;
-        let told = |pulled: &Pulled| desk.tell(peer, |p| p.fetched += pulled.fetched);
+        let gained = self.gained;
+        let told = |pulled: &Pulled| {
+            gained.fetch_add(pulled.gained, Ordering::Relaxed);
+            desk.tell(peer, |p| p.fetched += pulled.fetched);
+        };
         let mut pull = pin!(library.pull(desk, peer, part, found.need, told));
         let mut pulled = None;
         if !found.have.is_empty() {

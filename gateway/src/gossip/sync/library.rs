@@ -95,6 +95,9 @@ pub struct Library {
 pub enum Failure {
     #[error("not now")]
     NotNow,
+    /// So much came that our own pipeline cannot take, and nothing that it can, that it had better end.
+    #[error("what it has cannot be taken here at the moment")]
+    NotTaken,
     /// A program that knows gossip alone.
     #[error("it does not speak our protocol")]
     DoesNotSpeak,
@@ -130,6 +133,7 @@ impl Failure {
     pub const fn label(&self) -> &'static str {
         match self {
             Self::NotNow => "not now",
+            Self::NotTaken => "not taken",
             Self::DoesNotSpeak => "does not speak",
             Self::Lie(_) => "lie",
             Self::Broken(_) => "broken off",
@@ -168,6 +172,7 @@ impl Library {
 
     /// Closes it, unless it was opened anew meanwhile.
     pub fn close(&self, desk: &Arc<Desk>) {
+        desk.close();
         let mut desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
         if desks.get(desk.topic()).is_some_and(|open| Arc::ptr_eq(open, desk)) {
             desks.remove(desk.topic());
@@ -177,7 +182,10 @@ impl Library {
             }
             let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
             left.retain(|_, at| at.elapsed() < LEFT_LATELY);
-            left.insert(desk.topic().clone(), Instant::now());
+            // That it was in a private one, nobody is told who only knows the name.
+            if desk.state.circle().is_none() {
+                left.insert(desk.topic().clone(), Instant::now());
+            }
         }
     }
 

@@ -31,6 +31,9 @@ const AT_ONCE: usize = 4;
 const SUBMISSIONS: usize = 256;
 /// Refused events that are kept whole until they are remembered.
 const REFUSED: usize = 64;
+/// More events than this that come and cannot be taken, without one that can, end a comparison: a
+/// plugin fails, say.
+pub const MOST_LOST: usize = 256;
 /// How long one request may take.
 const TAKE: Duration = Duration::from_secs(120);
 /// Before a look at whether others brought what they fetch, and after an answer without anything.
@@ -75,11 +78,13 @@ struct Taken {
     pulled: Pulled,
     /// What the answer had no room for.
     again: Vec<EventId>,
+    /// Why nothing more comes.
+    broken: Option<Failure>,
 }
 
 impl Library {
-    /// Fetches these events of a topic from a peer that said it has them. `told` hears of each request
-    /// that was answered.
+    /// Fetches these events of a topic from a peer that said it has them. `told` hears what came of each
+    /// request, of one that was broken off too.
     pub async fn pull(
         &self,
         desk: &Desk,
@@ -109,12 +114,18 @@ impl Library {
                 queue = std::mem::take(&mut busy).into_iter();
                 continue;
             };
-            let Taken { pulled, again } = taken?;
+            let Taken { pulled, again, broken } = taken?;
             told(&pulled);
+            if let Some(failure) = broken {
+                return Err(failure);
+            }
             sum.fetched += pulled.fetched;
             sum.gained += pulled.gained;
             sum.gone += pulled.gone;
             sum.lost += pulled.lost;
+            if sum.gained == 0 && sum.lost > MOST_LOST {
+                return Err(Failure::NotTaken);
+            }
             if !again.is_empty() {
                 if pulled.fetched == 0 {
                     empty += 1;
@@ -195,7 +206,14 @@ impl Library {
         }
         self.bytes("events in", bytes);
         self.remember(desk, peer, refused).await;
-        let rest = ended?;
+        let rest = match ended {
+            Ok(rest) => rest,
+            // What came before counts.
+            Err(error) => {
+                taken.broken = Some(error.into());
+                return Ok(taken);
+            }
+        };
         for (_, id) in &rest.gone {
             missing.remove(id);
         }
@@ -207,7 +225,8 @@ impl Library {
             taken.pulled.lost += missing.len();
             if missing.len() >= FEW && missing.len() * 2 > request.ids.len() {
                 start.trust.lied(peer, "promise");
-                return Err(Failure::Broken("what it said it has does not come".to_owned()));
+                let failure = "what it said it has does not come".to_owned();
+                taken.broken = Some(Failure::Broken(failure));
             }
         }
         Ok(taken)

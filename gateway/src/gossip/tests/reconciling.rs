@@ -187,6 +187,29 @@ async fn a_peer_that_remembers_what_we_forgot_is_no_liar() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_comparison_ends_when_the_topic_is_left() {
+    let topic = name("test");
+    let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let endpoint = stranger().await;
+    let address = peers::parse(&a.address()).unwrap();
+    let connection = endpoint.connect(address, SYNC_ALPN).await.unwrap();
+    let (mut send, mut receive) = begin(&connection, &topic).await;
+    wire::write(&mut send, &greeting()).await.unwrap();
+    assert!(matches!(wire::read(&mut receive).await, Ok(Some(Frame::Hello { .. }))));
+    let library = a.gossip.membership.shared.library.clone();
+    let desk = library.desk(&topic).unwrap();
+    // Somebody watches a neighbor that will not come.
+    let progress = desk.watch(vec![endpoint.id()]).unwrap();
+    a.gossip.membership().leave(&topic).await.unwrap();
+    let over = timeout(Duration::from_secs(5), wire::read(&mut receive)).await.expect("it ends");
+    assert!(!matches!(over, Ok(Some(_))), "{over:?}");
+    assert!(progress.borrow().finished);
+    assert!(library.left_lately(&topic));
+    endpoint.close().await;
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_leave_room_for_neighbors() {
     let topic = name("test");
     let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;

@@ -36,6 +36,11 @@ impl Places {
         Self { total: Arc::new(Semaphore::new(total)), each, peers: Arc::default() }
     }
 
+    /// For connections of gossip.
+    pub fn for_gossip() -> Self {
+        Self::new(GOSSIP_CONNECTIONS, GOSSIP_CONNECTIONS_PER_PEER)
+    }
+
     /// A place for one more connection of this peer, if there is any.
     pub fn take(&self, peer: EndpointId) -> Option<Place> {
         let permit = Arc::clone(&self.total).try_acquire_owned().ok()?;
@@ -76,7 +81,7 @@ pub struct GossipDoor {
 
 impl GossipDoor {
     pub fn new(gossip: Gossip) -> Self {
-        Self { gossip, places: Places::new(GOSSIP_CONNECTIONS, GOSSIP_CONNECTIONS_PER_PEER) }
+        Self { gossip, places: Places::for_gossip() }
     }
 }
 

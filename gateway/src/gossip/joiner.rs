@@ -36,9 +36,9 @@ const ANSWER_TO_HIGHER: Duration = Duration::from_secs(7);
 const ASKED: usize = 64;
 
 /// Dialing an endpoint that may be gone.
-const DIAL: Duration = Duration::from_secs(5);
+pub const DIAL: Duration = Duration::from_secs(5);
 /// What the other side gets to see the connection close, before we join again.
-const FORGET: Duration = Duration::from_millis(200);
+pub const FORGET: Duration = Duration::from_millis(200);
 /// One endpoint is not disturbed more often than this.
 const AGAIN: Duration = Duration::from_secs(10);
 /// Endpoints knocked at once, and remembered.
@@ -46,6 +46,71 @@ const AT_ONCE: usize = 4;
 const REMEMBERED: usize = 1_024;
 /// Requests that may wait; a topic that is still alone asks again.
 pub const QUEUE: usize = 32;
+
+/// How often it is looked whether answers are overdue.
+pub const CHECK: Duration = Duration::from_secs(1);
+
+/// Endpoints that were asked to let us into one topic, until their time is up. Decides only; time
+/// and the number of neighbors come from whoever asks.
+pub struct Asked {
+    me: EndpointId,
+    since: BTreeMap<EndpointId, Instant>,
+}
+
+impl Asked {
+    pub const fn new(me: EndpointId) -> Self {
+        Self { me, since: BTreeMap::new() }
+    }
+
+    /// Takes note of whom we ask. One that was asked before keeps its time.
+    pub fn ask(&mut self, peers: &[EndpointId], now: Instant) {
+        for peer in peers {
+            if self.since.len() < ASKED {
+                self.since.entry(*peer).or_insert(now);
+            }
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.since.is_empty()
+    }
+
+    /// Those whose time is up and whom we need: they are to be made to forget us. A peer that
+    /// answered may have made room for others by now; as long as anybody is there, we need it not.
+    pub fn overdue(&mut self, neighbors: usize, now: Instant) -> Vec<EndpointId> {
+        let me = self.me;
+        let is_over = |peer: &EndpointId, since: &mut Instant| {
+            let patience = if me < *peer { ANSWER } else { ANSWER_TO_HIGHER };
+            now.saturating_duration_since(*since) >= patience
+        };
+        let over: Vec<_> = self.since.extract_if(.., is_over).map(|(peer, _)| peer).collect();
+        if neighbors == 0 { over } else { Vec::new() }
+    }
+}
+
+/// Who was made to forget us lately.
+#[derive(Default)]
+pub struct Disturbed(HashMap<EndpointId, Instant>);
+
+impl Disturbed {
+    /// Whether an endpoint may be disturbed now; it then counts as disturbed.
+    pub fn may(&mut self, peer: EndpointId, now: Instant) -> bool {
+        let lately = |at: &Instant| now.saturating_duration_since(*at) < AGAIN;
+        if self.0.get(&peer).is_some_and(lately) {
+            return false;
+        }
+        if self.0.len() >= REMEMBERED {
+            self.0.retain(|_, at| lately(at));
+        }
+        self.0.insert(peer, now);
+        true
+    }
+}
+
+/// Whether a topic with these neighbors joins a peer again that has forgotten us in all topics.
+pub fn joins_again(neighbors: &[EndpointId], peer: &EndpointId) -> bool {
+    neighbors.is_empty() || neighbors.contains(peer)
+}
 
 /// Joins whom discovery finds. Never ends, even when discovery does: without any of its steps we
 /// still wait for others to come to us.
@@ -58,34 +123,21 @@ pub async fn join(
     state: &TopicState,
     knock: &mpsc::Sender<EndpointId>,
 ) -> Infallible {
-    let mut asked: BTreeMap<EndpointId, Instant> = BTreeMap::new();
-    let mut check = interval(Duration::from_secs(1));
+    let mut asked = Asked::new(me);
+    let mut check = interval(CHECK);
     loop {
         tokio::select! {
             Some(peers) = found.recv() => {
-                for peer in &peers {
-                    if asked.len() < ASKED {
-                        asked.entry(*peer).or_insert_with(Instant::now);
-                    }
-                }
+                asked.ask(&peers, Instant::now());
                 // Discovery repeats itself; a call that failed is not worth more than a line.
                 if !matches!(timeout(CALL, sender.join_peers(peers)).await, Ok(Ok(()))) {
                     tracing::debug!("gossip did not take the endpoints to join");
                 }
             }
             _ = check.tick(), if !asked.is_empty() => {
-                let neighbors = state.neighbors();
-                asked.retain(|peer, since| {
-                    let patience = if me < *peer { ANSWER } else { ANSWER_TO_HIGHER };
-                    if since.elapsed() < patience {
-                        return true;
-                    }
-                    // An answered peer may have made room for others by now; alone, we need it.
-                    if neighbors.is_empty() {
-                        let _ = knock.try_send(*peer);
-                    }
-                    false
-                });
+                for peer in asked.overdue(state.neighbors().len(), Instant::now()) {
+                    let _ = knock.try_send(peer);
+                }
             }
             // Discovery has ended and nobody is waited for; without this, select! panics.
             else => std::future::pending().await,
@@ -105,7 +157,7 @@ pub struct Knocker {
 impl Knocker {
     /// Knocks where it is asked to, until shutdown.
     pub async fn run(self, mut queue: mpsc::Receiver<EndpointId>, token: CancellationToken) {
-        let mut last: HashMap<EndpointId, Instant> = HashMap::new();
+        let mut disturbed = Disturbed::default();
         let mut knocks = FuturesUnordered::new();
         loop {
             tokio::select! {
@@ -113,14 +165,9 @@ impl Knocker {
                 Some(()) = knocks.next(), if !knocks.is_empty() => {}
                 peer = queue.recv(), if knocks.len() < AT_ONCE => {
                     let Some(peer) = peer else { return };
-                    if last.get(&peer).is_some_and(|at| at.elapsed() < AGAIN) {
-                        continue;
+                    if disturbed.may(peer, Instant::now()) {
+                        knocks.push(self.knock(peer));
                     }
-                    if last.len() >= REMEMBERED {
-                        last.retain(|_, at| at.elapsed() < AGAIN);
-                    }
-                    last.insert(peer, Instant::now());
-                    knocks.push(self.knock(peer));
                 }
             }
         }
@@ -137,8 +184,7 @@ impl Knocker {
         sleep(FORGET).await;
         // It has forgotten us in all topics, also where we were neighbors.
         for (state, join) in &self.topics {
-            let neighbors = state.neighbors();
-            if neighbors.is_empty() || neighbors.contains(&peer) {
+            if joins_again(&state.neighbors(), &peer) {
                 let _ = join.try_send(vec![peer]);
             }
         }

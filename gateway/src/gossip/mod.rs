@@ -15,9 +15,12 @@ mod identity;
 mod joiner;
 mod local;
 mod outbound;
+mod pace;
 mod peers;
 mod publisher;
 mod record;
+#[cfg(test)]
+mod sim;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -58,6 +58,12 @@ impl Outgoing {
             None
         }
     }
+
+    fn is_due(&self, now: Instant, unix: u64, dropped: &mut impl FnMut(&'static str)) -> bool {
+        let cause = self.too_late(now, unix);
+        cause.into_iter().for_each(dropped);
+        cause.is_none()
+    }
 }
 
 /// What goes out as one message.
@@ -74,8 +80,7 @@ pub struct Wedged;
 /// next one.
 pub struct Outbound {
     queue: mpsc::Receiver<Outgoing>,
-    frames: VecDeque<Frame>,
-    pace: Pace,
+    lineup: Lineup,
     state: Arc<TopicState>,
     metrics: Arc<Metrics>,
 }
@@ -86,7 +91,7 @@ impl Outbound {
         state: Arc<TopicState>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { queue, frames: VecDeque::new(), pace: Pace::new(Instant::now()), state, metrics }
+        Self { queue, lineup: Lineup::new(Instant::now()), state, metrics }
     }
 
     /// Sends until gossip fails. Can be dropped at any point without losing a frame.
@@ -96,17 +101,16 @@ impl Outbound {
         loop {
             // With nobody there a broadcast is lost. The log keeps the events for the first to come.
             let _ = neighbors.wait_for(|count| *count > 0).await;
-            if self.frames.is_empty() {
+            if self.lineup.is_empty() {
                 self.take().await;
                 // Meanwhile the neighbors may have gone.
                 continue;
             }
-            let Some(bytes) = self.next() else { continue };
-            tokio::time::sleep_until(self.pace.next(Instant::now())).await;
+            let Some((bytes, at)) = self.next() else { continue };
+            tokio::time::sleep_until(at).await;
             match timeout(BROADCAST, sender.broadcast(bytes)).await {
                 Ok(Ok(())) => {
-                    self.frames.pop_front();
-                    self.pace.took(Instant::now());
+                    self.lineup.sent(Instant::now());
                     self.metrics.frames_sent.get_or_create(&labels).inc();
                 }
                 Ok(Err(error)) => {
@@ -131,38 +135,81 @@ impl Outbound {
         {
             batch.push(next);
         }
-        let (now, unix) = (Instant::now(), unix_now());
-        batch.retain(|event| self.is_due(event, now, unix));
-        let (frames, too_long) = plan(batch);
-        for _ in 0..too_long {
-            self.dropped("ephemeral too long");
-        }
-        self.frames.extend(frames);
+        let metrics = &self.metrics;
+        self.lineup.add(batch, Instant::now(), unix_now(), |cause| dropped(metrics, cause));
     }
 
-    /// The first frame that may still go out. It stays in its place until it was sent.
-    fn next(&mut self) -> Option<Bytes> {
-        loop {
-            match self.frames.front()? {
-                Frame::Ids(bytes) => return Some(bytes.clone()),
-                // Planned frames wait too, for the pace or the next neighbor.
-                Frame::Whole(event) if self.is_due(event, Instant::now(), unix_now()) => {
-                    return Some(Bytes::copy_from_slice(event.event.json().as_bytes()));
-                }
-                Frame::Whole(_) => {}
-            }
-            self.frames.pop_front();
-        }
-    }
-
-    fn is_due(&self, event: &Outgoing, now: Instant, unix: u64) -> bool {
-        let cause = event.too_late(now, unix);
-        cause.into_iter().for_each(|cause| self.dropped(cause));
-        cause.is_none()
+    fn next(&mut self) -> Option<(Bytes, Instant)> {
+        let metrics = &self.metrics;
+        self.lineup.next(Instant::now(), unix_now(), |cause| dropped(metrics, cause))
     }
 
     fn dropped(&self, cause: &'static str) {
-        self.metrics.frames_dropped.get_or_create(&CauseLabels { cause }).inc();
+        dropped(&self.metrics, cause);
+    }
+}
+
+fn dropped(metrics: &Metrics, cause: &'static str) {
+    metrics.frames_dropped.get_or_create(&CauseLabels { cause }).inc();
+}
+
+/// The frames that wait, in order, and when the next may go. Decides only; whoever asks has the clock
+/// and does the sending. `dropped` hears why something was left out.
+pub struct Lineup {
+    frames: VecDeque<Frame>,
+    pace: Pace,
+}
+
+impl Lineup {
+    pub fn new(now: Instant) -> Self {
+        Self { frames: VecDeque::new(), pace: Pace::new(now) }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Plans the frames for all events that wait.
+    pub fn add(
+        &mut self,
+        mut batch: Vec<Outgoing>,
+        now: Instant,
+        unix: u64,
+        mut dropped: impl FnMut(&'static str),
+    ) {
+        batch.retain(|event| event.is_due(now, unix, &mut dropped));
+        let (frames, too_long) = plan(batch);
+        (0..too_long).for_each(|_| dropped("ephemeral too long"));
+        self.frames.extend(frames);
+    }
+
+    /// The first frame that may still go out, and when. It stays in its place until [`Self::sent`].
+    pub fn next(
+        &mut self,
+        now: Instant,
+        unix: u64,
+        mut dropped: impl FnMut(&'static str),
+    ) -> Option<(Bytes, Instant)> {
+        loop {
+            let bytes = match self.frames.front()? {
+                Frame::Ids(bytes) => bytes.clone(),
+                // Planned frames wait too, for the pace or the next neighbor.
+                Frame::Whole(event) if event.is_due(now, unix, &mut dropped) => {
+                    Bytes::copy_from_slice(event.event.json().as_bytes())
+                }
+                Frame::Whole(_) => {
+                    self.frames.pop_front();
+                    continue;
+                }
+            };
+            return Some((bytes, self.pace.next(now)));
+        }
+    }
+
+    /// The first frame went out.
+    pub fn sent(&mut self, now: Instant) {
+        self.frames.pop_front();
+        self.pace.took(now);
     }
 }
 
@@ -265,14 +312,14 @@ mod tests {
             queue.try_send(event).unwrap();
         }
         outbound.take().await;
-        assert_eq!(outbound.frames.len(), 2);
-        assert_eq!(outbound.next().unwrap(), stored.event.json().as_bytes());
-        assert_eq!(outbound.next().unwrap(), stored.event.json().as_bytes(), "until it was sent");
-        outbound.frames.pop_front();
+        assert_eq!(outbound.lineup.frames.len(), 2);
+        assert_eq!(outbound.next().unwrap().0, stored.event.json().as_bytes());
+        assert_eq!(outbound.next().unwrap().0, stored.event.json().as_bytes(), "until it was sent");
+        outbound.lineup.frames.pop_front();
         // A planned frame grows old as well.
-        let Some(Frame::Whole(ephemeral)) = outbound.frames.front_mut() else { panic!("whole") };
+        let Some(Frame::Whole(ephemeral)) = outbound.lineup.frames.front_mut() else { panic!("whole") };
         ephemeral.since = before;
-        assert_eq!(outbound.next(), None);
+        assert!(outbound.next().is_none());
     }
 
     #[test]

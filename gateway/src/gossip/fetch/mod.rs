@@ -4,7 +4,7 @@
 
 mod client;
 mod connections;
-mod schedule;
+pub mod schedule;
 mod server;
 mod wire;
 

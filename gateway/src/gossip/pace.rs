@@ -1,0 +1,91 @@
+//! When a topic looks for neighbors, and whom it follows: the decisions of discovery. No clock and no
+//! network, so a simulated swarm takes the same ones.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use iroh::EndpointId;
+use rand::Rng;
+
+use super::record::Sighting;
+
+/// With fewer neighbors than this a topic looks for more and publishes a record every minute.
+pub const FEW: usize = 4;
+
+/// Pauses between two looks: just alone, while alone, while alone for long, with few neighbors, with
+/// enough.
+const JUST_ALONE: Duration = Duration::from_millis(250);
+const ALONE: Duration = Duration::from_millis(1_500);
+const LONG_ALONE: Duration = Duration::from_secs(5);
+const WITH_FEW: Duration = Duration::from_secs(15);
+const WITH_ENOUGH: Duration = Duration::from_secs(30);
+
+/// Two that start together look before either has left a record: up to here they look again soon.
+const JUST: Duration = Duration::from_secs(4);
+/// After this time alone we look less often: most topics that nobody is in stay so.
+const LONG: Duration = Duration::from_secs(300);
+
+/// Of records whose publisher is well connected, one in this many is followed although we have
+/// enough neighbors. It joins swarms that grew up apart, and hardly disturbs one that is whole.
+const STRANGERS: u32 = 16;
+
+/// How many of the neighbors that records name are tried after one look.
+const NAMED_PER_LOOK: usize = 4;
+
+/// The time to the next look, without jitter; shorter the fewer neighbors there are.
+pub fn pause(neighbors: usize, alone_for: Duration) -> Duration {
+    match neighbors {
+        0 if alone_for < JUST => JUST_ALONE,
+        0 if alone_for > LONG => LONG_ALONE,
+        0 => ALONE,
+        _ if neighbors < FEW => WITH_FEW,
+        _ => WITH_ENOUGH,
+    }
+}
+
+/// Whether the publisher of a record is worth joining.
+pub fn follows(neighbors: usize, sighting: &Sighting, random: &mut impl Rng) -> bool {
+    let looks_lonely = sighting.neighbors.len() < FEW;
+    neighbors < FEW || looks_lonely || random.random_ratio(1, STRANGERS)
+}
+
+/// Some of those whom records name, if we need any. A record may have been the last act of its
+/// publisher; those it names may still be there.
+pub fn named<'a>(
+    neighbors: usize,
+    sightings: impl Iterator<Item = &'a Sighting>,
+    random: &mut impl Rng,
+) -> Vec<EndpointId> {
+    if neighbors >= FEW {
+        return Vec::new();
+    }
+    // A set in order of a random key: nobody's ids come first.
+    let named: BTreeSet<_> = sightings
+        .flat_map(|sighting| &sighting.neighbors)
+        .map(|peer| (random.random::<u64>(), *peer))
+        .collect();
+    named.into_iter().map(|(_, peer)| peer).take(NAMED_PER_LOOK).collect()
+}
+
+/// Whether a record is due in the slot of this minute. `published` is the slot of our last record
+/// and how long ago that was; `republish` the time to the next while there are enough neighbors.
+pub fn publishes(
+    neighbors: usize,
+    published: Option<(u64, Duration)>,
+    minute: u64,
+    republish: Duration,
+) -> bool {
+    match published {
+        None => true,
+        // Records live in the slot of one minute: while we need neighbors, be in each of them.
+        Some((slot, ago)) => slot != minute && (neighbors < FEW || ago >= republish),
+    }
+}
+
+/// Those of `peers` that are neither we nor neighbors yet.
+pub fn strangers(
+    me: EndpointId,
+    neighbors: &[EndpointId],
+    peers: impl IntoIterator<Item = EndpointId>,
+) -> Vec<EndpointId> {
+    peers.into_iter().filter(|peer| *peer != me && !neighbors.contains(peer)).collect()
+}

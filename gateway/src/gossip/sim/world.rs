@@ -1,0 +1,396 @@
+//! The clock, the nodes, and what happens next.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
+    time::Duration,
+};
+
+use iroh::{EndpointId, SecretKey};
+use iroh_gossip::{
+    TopicId,
+    proto::{Command, Config, InEvent, Message, PeerData, State, Timer},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand_of_gossip::{SeedableRng as _, rngs::StdRng as GossipRandom};
+use tokio::time::Instant;
+
+use super::{
+    links::{Dht, Links, mix},
+    shell::{Conn, Peer},
+};
+use crate::{
+    gossip::{
+        GOSSIP_MESSAGE,
+        config::DiscoveryConfig,
+        door::Places,
+        fetch::schedule::{Job, Schedule},
+        joiner::{Asked, Disturbed},
+        outbound::{Lineup, Outgoing},
+        record::Sighting,
+    },
+    protocol::{Event, EventId},
+};
+
+pub const TOPIC: TopicId = TopicId::from_bytes([7; 32]);
+/// Unix time at the begin.
+const UNIX: u64 = 1_800_000_000;
+/// As `endpoint.rs` has it.
+pub const IDLE: Duration = Duration::from_secs(6);
+
+/// What can be switched off, to see what it is good for.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// Endpoints that do not answer a join are made to forget us.
+    pub knocks: bool,
+    /// Of two that wait for one another, one waits longer.
+    pub one_waits_longer: bool,
+    /// The DHT is there.
+    pub dht: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { knocks: true, one_waits_longer: true, dht: true }
+    }
+}
+
+/// One gateway in one topic.
+pub struct Node {
+    pub id: EndpointId,
+    /// Counts its starts; what was under way for an earlier one is void.
+    pub life: u32,
+    pub alive: bool,
+    // iroh-gossip's
+    pub gossip: State<EndpointId, GossipRandom>,
+    pub peers: BTreeMap<usize, Peer>,
+    pub dialing: BTreeSet<usize>,
+    // ours
+    pub places: Places,
+    pub neighbors: BTreeSet<EndpointId>,
+    pub alone_since: Duration,
+    pub asked: Asked,
+    pub disturbed: Disturbed,
+    /// The peers that a user configured.
+    pub configured: Vec<EndpointId>,
+    /// The look that counts; an earlier one was cut short.
+    pub look: u64,
+    pub looked: bool,
+    /// The same for asking the configured peers.
+    pub ask: u64,
+    pub published: Option<(u64, Duration)>,
+    pub waiting: Vec<Outgoing>,
+    pub lineup: Lineup,
+    pub sending: bool,
+    pub fetches: Schedule,
+    pub fetch_at: Option<Duration>,
+    // what the store would hold, over all lives
+    pub events: BTreeMap<EventId, Event>,
+    /// Hops and time of what came by gossip.
+    pub heard: Vec<(EventId, u32, Duration)>,
+}
+
+/// What happens at a node.
+pub enum Happening {
+    Dial { peer: usize, since: Duration },
+    Dialed { peer: usize, conn: usize },
+    Accepted { peer: usize, conn: usize },
+    Closed { conn: usize },
+    Idle { conn: usize },
+    Message { from: usize, conn: usize, message: Message<EndpointId> },
+    Timer(Timer<EndpointId>),
+    /// Once a second: the joiner looks for answers, discovery whether a record is due.
+    Tick,
+    Configured { number: u64 },
+    Look { number: u64 },
+    Looked { number: u64, minute: u64 },
+    Publish { minute: u64 },
+    Knock { peer: usize, since: Duration },
+    Knocked { peer: usize },
+    Send,
+    Answered { job: Box<Job>, wanted: Vec<EventId> },
+    Fetch,
+}
+
+struct Planned {
+    node: usize,
+    life: u32,
+    what: Happening,
+}
+
+pub struct World {
+    start: Instant,
+    /// Since the begin.
+    pub now: Duration,
+    pub random: StdRng,
+    pub nodes: Vec<Node>,
+    pub index: HashMap<EndpointId, usize>,
+    pub links: Links,
+    pub conns: Vec<Conn>,
+    pub dht: Dht,
+    pub rules: Rules,
+    pub discovery: DiscoveryConfig,
+    /// When, in which order, and where in `planned`.
+    queue: BinaryHeap<Reverse<(Duration, u64, usize)>>,
+    planned: Vec<Option<Planned>>,
+    free: Vec<usize>,
+    number: u64,
+    /// Everything that happened, in order.
+    pub trace: u64,
+    pub happened: u64,
+    /// Messages that a closed connection swallowed; joins that wait for a dial that nobody makes.
+    pub swallowed: u64,
+    pub stuck: u64,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            start: Instant::now(),
+            now: Duration::ZERO,
+            random: StdRng::seed_from_u64(seed),
+            nodes: Vec::new(),
+            index: HashMap::new(),
+            links: Links::new(mix(seed)),
+            conns: Vec::new(),
+            dht: Dht::default(),
+            rules: Rules::default(),
+            discovery: DiscoveryConfig::default(),
+            queue: BinaryHeap::new(),
+            planned: Vec::new(),
+            free: Vec::new(),
+            number: 0,
+            trace: 0,
+            happened: 0,
+            swallowed: 0,
+            stuck: 0,
+        }
+    }
+
+    pub fn instant(&self) -> Instant {
+        self.start + self.now
+    }
+
+    pub fn unix(&self) -> u64 {
+        UNIX + self.now.as_secs()
+    }
+
+    /// A gateway starts that knows these others from its configuration.
+    pub fn add(&mut self, configured: &[usize]) -> usize {
+        let node = self.nodes.len();
+        let mut key = [0; 32];
+        self.random.fill(&mut key);
+        let id = SecretKey::from_bytes(&key).public();
+        let configured = configured.iter().map(|other| self.nodes[*other].id).collect();
+        let new = self.fresh(id, configured);
+        self.nodes.push(new);
+        self.index.insert(id, node);
+        self.begin(node);
+        node
+    }
+
+    fn fresh(&mut self, id: EndpointId, configured: Vec<EndpointId>) -> Node {
+        let config = Config { max_message_size: GOSSIP_MESSAGE, ..Config::default() };
+        let random = GossipRandom::seed_from_u64(self.random.random());
+        // With an id below all others both sides of a pair wait equally long.
+        let as_whom = if self.rules.one_waits_longer { id } else { self.lowest(id) };
+        Node {
+            id,
+            life: 0,
+            alive: true,
+            gossip: State::new(id, PeerData::default(), config, random),
+            peers: BTreeMap::new(),
+            dialing: BTreeSet::new(),
+            places: Places::for_gossip(),
+            neighbors: BTreeSet::new(),
+            alone_since: self.now,
+            asked: Asked::new(as_whom),
+            disturbed: Disturbed::default(),
+            configured,
+            look: 0,
+            looked: false,
+            ask: 0,
+            published: None,
+            waiting: Vec::new(),
+            lineup: Lineup::new(self.instant()),
+            sending: false,
+            fetches: Schedule::new(std::sync::Arc::default()),
+            fetch_at: None,
+            events: BTreeMap::new(),
+            heard: Vec::new(),
+        }
+    }
+
+    fn lowest(&self, of: EndpointId) -> EndpointId {
+        self.nodes.iter().map(|node| node.id).chain([of]).min().unwrap_or(of)
+    }
+
+    fn begin(&mut self, node: usize) {
+        self.gossip(node, InEvent::Command(TOPIC, Command::Join(Vec::new())));
+        let phase = Duration::from_micros(self.random.random_range(0..1_000_000));
+        self.plan(node, phase, Happening::Tick);
+        self.ask_configured_after(node, Duration::ZERO);
+        self.look_after(node, Duration::ZERO);
+    }
+
+    /// `kill -9`: nobody is told.
+    pub fn kill(&mut self, node: usize) {
+        let killed = &mut self.nodes[node];
+        killed.alive = false;
+        killed.life += 1;
+        let of_it = |conn: &Conn| conn.ends.iter().any(|end| end.node == node);
+        let broken: Vec<_> = (0..self.conns.len()).filter(|n| of_it(&self.conns[*n])).collect();
+        for conn in broken {
+            self.goes_idle(conn);
+        }
+    }
+
+    /// Starts again what was killed, with the same key and the same store.
+    pub fn restart(&mut self, node: usize) {
+        let old = &self.nodes[node];
+        let (id, life, configured) = (old.id, old.life, old.configured.clone());
+        let mut new = self.fresh(id, configured);
+        new.life = life;
+        let old = &mut self.nodes[node];
+        new.events = std::mem::take(&mut old.events);
+        new.heard = std::mem::take(&mut old.heard);
+        self.nodes[node] = new;
+        self.begin(node);
+    }
+
+    /// Puts nodes on a side of their own; side 0 is where all are at first.
+    pub fn part(&mut self, nodes: impl IntoIterator<Item = usize>, side: u8) {
+        nodes.into_iter().for_each(|node| self.links.put(node, side));
+        for conn in 0..self.conns.len() {
+            let [a, b] = self.conns[conn].ends.each_ref().map(|end| end.node);
+            if !self.links.connects(a, b) {
+                self.goes_idle(conn);
+            }
+        }
+    }
+
+    fn goes_idle(&mut self, conn: usize) {
+        for node in self.conns[conn].ends.each_ref().map(|end| end.node) {
+            self.plan(node, IDLE, Happening::Idle { conn });
+        }
+    }
+
+    /// Plans something for the present life of a node.
+    pub fn plan(&mut self, node: usize, after: Duration, what: Happening) {
+        self.number += 1;
+        let planned = Some(Planned { node, life: self.nodes[node].life, what });
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.planned[place] = planned;
+                place
+            }
+            None => {
+                self.planned.push(planned);
+                self.planned.len() - 1
+            }
+        };
+        self.queue.push(Reverse((self.now + after, self.number, place)));
+    }
+
+    pub fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        self.run_until(end, |_| false);
+    }
+
+    /// Runs until something holds, which is asked every tenth of a second. Returns whether it did.
+    pub fn run_until(&mut self, end: Duration, mut holds: impl FnMut(&Self) -> bool) -> bool {
+        let mut ask = self.now;
+        loop {
+            if self.now >= ask {
+                if holds(self) {
+                    return true;
+                }
+                ask = self.now + Duration::from_millis(100);
+            }
+            match self.queue.peek() {
+                Some(Reverse((at, ..))) if *at <= end => {}
+                _ => break,
+            }
+            if let Some(Reverse((at, _, place))) = self.queue.pop()
+                && let Some(planned) = self.planned[place].take()
+            {
+                self.free.push(place);
+                self.now = at;
+                self.happens(planned);
+            }
+        }
+        self.now = end;
+        holds(self)
+    }
+
+    fn happens(&mut self, Planned { node, life, what }: Planned) {
+        let at = &self.nodes[node];
+        if !at.alive || at.life != life {
+            return;
+        }
+        self.happened += 1;
+        self.note(self.now.as_nanos() as u64);
+        self.note(node as u64);
+        self.note(what.number());
+        match what {
+            Happening::Dial { peer, since } => self.dial(node, peer, since),
+            Happening::Dialed { peer, conn } => self.connected(node, peer, conn),
+            Happening::Accepted { peer, conn } => self.accepts(node, peer, conn),
+            Happening::Closed { conn } => self.closed(node, conn),
+            Happening::Idle { conn } => self.idle(node, conn),
+            Happening::Message { from, conn, message } => {
+                self.note(from as u64);
+                self.receives(node, from, conn, message);
+            }
+            Happening::Timer(timer) => self.gossip(node, InEvent::TimerExpired(timer)),
+            Happening::Tick => self.tick(node),
+            Happening::Configured { number } => self.ask_configured(node, number),
+            Happening::Look { number } => self.look(node, number),
+            Happening::Looked { number, minute } => self.looked(node, number, minute),
+            Happening::Publish { minute } => self.put_record(node, minute),
+            Happening::Knock { peer, since } => self.knock(node, peer, since),
+            Happening::Knocked { peer } => self.knocked(node, peer),
+            Happening::Send => {
+                self.nodes[node].sending = false;
+                self.send(node);
+            }
+            Happening::Answered { job, wanted } => self.answered(node, *job, &wanted),
+            Happening::Fetch => self.fetch(node),
+        }
+    }
+
+    pub const fn note(&mut self, what: u64) {
+        self.trace = mix(self.trace ^ what);
+    }
+
+    /// The record that a node would write now.
+    pub fn record(&self, node: usize) -> Sighting {
+        let Node { id, neighbors, .. } = &self.nodes[node];
+        let named = neighbors.iter().take(distributed_topic_tracker::MAX_RECORD_PEERS);
+        Sighting { publisher: *id, neighbors: named.copied().collect() }
+    }
+}
+
+impl Happening {
+    const fn number(&self) -> u64 {
+        match self {
+            Self::Dial { .. } => 1,
+            Self::Dialed { .. } => 2,
+            Self::Accepted { .. } => 3,
+            Self::Closed { .. } => 4,
+            Self::Idle { .. } => 5,
+            Self::Message { .. } => 6,
+            Self::Timer(_) => 7,
+            Self::Tick => 8,
+            Self::Configured { .. } => 9,
+            Self::Look { .. } => 10,
+            Self::Looked { .. } => 11,
+            Self::Publish { .. } => 12,
+            Self::Knock { .. } => 13,
+            Self::Knocked { .. } => 14,
+            Self::Send => 15,
+            Self::Answered { .. } => 16,
+            Self::Fetch => 17,
+        }
+    }
+}

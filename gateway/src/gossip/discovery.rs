@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -17,7 +17,7 @@ use super::{
     config::DiscoveryConfig,
     dht::SharedDht,
     local::LocalPeers,
-    pace,
+    pace::{self, Choice},
     record::{RecordKeys, Sighting},
     state::{FoundBy, Step, TopicState},
 };
@@ -100,9 +100,12 @@ impl Discovery {
         loop {
             let began = Instant::now();
             let minute = unix_minute();
-            let (now, before) =
-                tokio::join!(self.look(dht, minute), self.look(dht, minute.saturating_sub(1)));
-            self.follow_named(now.iter().chain(&before).flatten());
+            let choice = Mutex::default();
+            let (now, before) = tokio::join!(
+                self.look(dht, minute, &choice),
+                self.look(dht, minute.saturating_sub(1), &choice)
+            );
+            self.join_chosen(choice, now.iter().chain(&before).flatten());
             let result = match (&now, &before) {
                 (None, None) => Err("timed out".to_owned()),
                 _ => {
@@ -118,7 +121,12 @@ impl Discovery {
 
     /// Reads the records of one minute and joins their publishers as they come in. `None` when
     /// nothing came in time.
-    async fn look(&self, dht: &AsyncDht, minute: u64) -> Option<Vec<Sighting>> {
+    async fn look(
+        &self,
+        dht: &AsyncDht,
+        minute: u64,
+        choice: &Mutex<Choice>,
+    ) -> Option<Vec<Sighting>> {
         self.metrics.lookups.inc();
         let (key, salt) = self.keys.place(minute);
         let mut items = dht.get_mutable(&key, Some(&salt), None);
@@ -139,7 +147,7 @@ impl Discovery {
             match self.keys.open(minute, item.value()) {
                 Ok(sighting) if sighting.publisher == self.id => {}
                 Ok(sighting) => {
-                    self.follow(&sighting);
+                    self.follow(&sighting, choice);
                     sightings.push(sighting);
                 }
                 Err(error) => {
@@ -151,14 +159,22 @@ impl Discovery {
         Some(sightings)
     }
 
-    fn follow(&self, sighting: &Sighting) {
-        if pace::follows(self.neighbors(), sighting, &mut rand::rng()) {
+    fn follow(&self, sighting: &Sighting, choice: &Mutex<Choice>) {
+        let follows = choice.lock().unwrap_or_else(PoisonError::into_inner).follows(self.neighbors());
+        if follows {
             self.join([sighting.publisher], FoundBy::Dht);
         }
     }
 
-    fn follow_named<'a>(&self, sightings: impl Iterator<Item = &'a Sighting>) {
-        self.join(pace::named(self.neighbors(), sightings, &mut rand::rng()), FoundBy::Dht);
+    fn join_chosen<'a>(
+        &self,
+        choice: Mutex<Choice>,
+        sightings: impl Iterator<Item = &'a Sighting>,
+    ) {
+        let choice = choice.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let neighbors = self.state.neighbors();
+        let chosen = choice.end(self.id, &neighbors, sightings, &mut rand::rng());
+        self.join(chosen, FoundBy::Dht);
     }
 
     async fn publish_on_and_on(&self, dht: &AsyncDht, looked: &Notify) {

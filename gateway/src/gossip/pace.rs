@@ -24,12 +24,13 @@ const JUST: Duration = Duration::from_secs(4);
 /// After this time alone we look less often: most topics that nobody is in stay so.
 const LONG: Duration = Duration::from_secs(300);
 
-/// Of records whose publisher is well connected, one in this many is followed although we have
-/// enough neighbors. It joins swarms that grew up apart, and hardly disturbs one that is whole.
-const STRANGERS: u32 = 16;
-
-/// How many of the neighbors that records name are tried after one look.
-const NAMED_PER_LOOK: usize = 4;
+/// Publishers of records that one look joins while we are alone.
+const PUBLISHERS: usize = 2;
+/// Others that records name and that one look joins while we are alone.
+const NAMED: usize = 2;
+/// With enough neighbors one look in this many joins somebody. It joins swarms that grew up apart, and
+/// hardly disturbs one that is whole.
+const STRANGERS: u32 = 8;
 
 /// The time to the next look, without jitter; shorter the fewer neighbors there are.
 pub fn pause(neighbors: usize, alone_for: Duration) -> Duration {
@@ -42,28 +43,42 @@ pub fn pause(neighbors: usize, alone_for: Duration) -> Duration {
     }
 }
 
-/// Whether the publisher of a record is worth joining.
-pub fn follows(neighbors: usize, sighting: &Sighting, random: &mut impl Rng) -> bool {
-    let looks_lonely = sighting.neighbors.len() < FEW;
-    neighbors < FEW || looks_lonely || random.random_ratio(1, STRANGERS)
+/// Whom one look joins. Few: a join is never refused, so one whose view is full puts out another to
+/// let us in, and who joins all that it sees takes a large swarm apart.
+#[derive(Default)]
+pub struct Choice {
+    publishers: usize,
 }
 
-/// Some of those whom records name, if we need any. A record may have been the last act of its
-/// publisher; those it names may still be there.
-pub fn named<'a>(
-    neighbors: usize,
-    sightings: impl Iterator<Item = &'a Sighting>,
-    random: &mut impl Rng,
-) -> Vec<EndpointId> {
-    if neighbors >= FEW {
-        return Vec::new();
+impl Choice {
+    /// Whether to join the publisher of a record that just came in. Who is alone does not wait for the
+    /// end of the look.
+    pub const fn follows(&mut self, neighbors: usize) -> bool {
+        let follows = neighbors == 0 && self.publishers < PUBLISHERS;
+        self.publishers += follows as usize;
+        follows
     }
-    // A set in order of a random key: nobody's ids come first.
-    let named: BTreeSet<_> = sightings
-        .flat_map(|sighting| &sighting.neighbors)
-        .map(|peer| (random.random::<u64>(), *peer))
-        .collect();
-    named.into_iter().map(|(_, peer)| peer).take(NAMED_PER_LOOK).collect()
+
+    /// Whom to join at the end of a look, of all that records speak of. Their publishers may be gone;
+    /// those whom they name may still be there.
+    pub fn end<'a>(
+        &self,
+        me: EndpointId,
+        neighbors: &[EndpointId],
+        sightings: impl Iterator<Item = &'a Sighting>,
+        random: &mut impl Rng,
+    ) -> Vec<EndpointId> {
+        let most = match neighbors.len() {
+            0 => NAMED,
+            1..FEW => 1,
+            _ => usize::from(random.random_ratio(1, STRANGERS)),
+        };
+        let all = sightings.flat_map(|sighting| sighting.neighbors.iter().chain([&sighting.publisher]));
+        let new = strangers(me, neighbors, all.copied());
+        // A set in order of a random key: nobody's ids come first.
+        let new: BTreeSet<_> = new.into_iter().map(|peer| (random.random::<u64>(), peer)).collect();
+        new.into_iter().map(|(_, peer)| peer).take(most).collect()
+    }
 }
 
 /// Whether a record is due in the slot of this minute. `published` is the slot of our last record

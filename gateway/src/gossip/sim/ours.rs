@@ -97,15 +97,15 @@ impl World {
             records.truncate(self.discovery.records_per_minute);
             seen.extend(records);
         }
+        let mut choice = pace::Choice::default();
         for record in &seen {
-            let neighbors = self.nodes[node].neighbors.len();
-            if pace::follows(neighbors, record, &mut self.random) {
+            if choice.follows(self.nodes[node].neighbors.len()) {
                 self.join_new(node, [record.publisher]);
             }
         }
-        let neighbors = self.nodes[node].neighbors.len();
-        let named = pace::named(neighbors, seen.iter(), &mut self.random);
-        self.join_new(node, named);
+        let neighbors: Vec<_> = self.nodes[node].neighbors.iter().copied().collect();
+        let chosen = choice.end(me, &neighbors, seen.iter(), &mut self.random);
+        self.join_new(node, chosen);
         self.nodes[node].looked = true;
         if number == self.nodes[node].look {
             let pause = self.pause(node);

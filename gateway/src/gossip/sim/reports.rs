@@ -13,22 +13,34 @@ impl World {
     /// How many swarms there are that hold no link to one another. A link counts when both sides
     /// know of it.
     pub fn components(&self) -> usize {
-        let mut left: BTreeSet<usize> = self.living().map(|(node, _)| node).collect();
-        let mut components = 0;
-        while let Some(first) = left.pop_first() {
-            components += 1;
-            let mut reached = vec![first];
-            while let Some(node) = reached.pop() {
-                for peer in &self.nodes[node].neighbors {
-                    let peer = self.index[peer];
-                    let both = self.nodes[peer].neighbors.contains(&self.nodes[node].id);
-                    if both && left.remove(&peer) {
-                        reached.push(peer);
-                    }
+        self.parts(|world, node, peer| world.nodes[peer].neighbors.contains(&world.nodes[node].id))
+    }
+
+    /// The same, where a link counts of which one side knows: enough to reconcile over.
+    pub fn reconciling_components(&self) -> usize {
+        self.parts(|_, _, _| true)
+    }
+
+    fn parts(&self, counts: impl Fn(&Self, usize, usize) -> bool) -> usize {
+        let mut links = vec![Vec::new(); self.nodes.len()];
+        for (node, here) in self.living() {
+            for peer in here.neighbors.iter().map(|peer| self.index[peer]) {
+                if self.nodes[peer].alive && counts(self, node, peer) {
+                    links[node].push(peer);
+                    links[peer].push(node);
                 }
             }
         }
-        components
+        let mut left: BTreeSet<usize> = self.living().map(|(node, _)| node).collect();
+        let mut parts = 0;
+        while let Some(first) = left.pop_first() {
+            parts += 1;
+            let mut reached = vec![first];
+            while let Some(node) = reached.pop() {
+                reached.extend(links[node].iter().filter(|peer| left.remove(peer)));
+            }
+        }
+        parts
     }
 
     /// Links that only one side knows of.

@@ -62,18 +62,53 @@ struct Published {
 
 fn say(world: &World, began: Instant, what: &str) {
     println!(
-        "{what}: {} nodes, {} s in {:.1} s, {} happenings, {} components, {} one-sided links, \
-         up to {} connections, {} messages swallowed, {} stuck",
+        "{what}: {} nodes, {} s in {:.1} s, {} happenings, {} components ({} to reconcile), {} one-sided links, \
+         up to {} connections, {} messages swallowed, {} stuck, {} refused",
         world.living().count(),
         world.now.as_secs(),
         began.elapsed().as_secs_f64(),
         world.happened,
         world.components(),
+        world.reconciling_components(),
         world.one_sided(),
         world.most_connections(),
         world.swallowed,
         world.stuck,
+        world.refused,
     );
+}
+
+#[test]
+fn explore() {
+    for (count, dht, mended, turn) in [
+        (100, true, false, false),
+        (100, true, true, false),
+        (100, true, false, true),
+        (100, true, true, true),
+        (100, false, true, false),
+        (100, false, false, false),
+    ] {
+        let began = Instant::now();
+        println!("{dht} {mended} {turn}");
+        let mut world = World::new(1);
+        world.rules = Rules { mended, dht, ..Rules::default() };
+        for n in 0..count {
+            world.add(if dht || n == 0 { &[] } else { &[0] });
+            world.run(Duration::from_millis(200));
+        }
+        if turn {
+            world.rules.dht = false;
+        }
+        for _ in 0..4 {
+            world.run(seconds(60));
+            say(&world, began, "explore");
+        }
+        let mut sizes = BTreeMap::new();
+        for (_, node) in world.living() {
+            *sizes.entry(node.neighbors.len()).or_insert(0) += 1;
+        }
+        println!("neighbors: {sizes:?}");
+    }
 }
 
 #[test]

@@ -47,11 +47,13 @@ pub struct Rules {
     pub one_waits_longer: bool,
     /// The DHT is there.
     pub dht: bool,
+    /// iroh-gossip closes connections that it does not use, and forgets those that have ended.
+    pub mended: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { knocks: true, one_waits_longer: true, dht: true }
+        Self { knocks: true, one_waits_longer: true, dht: true, mended: false }
     }
 }
 
@@ -141,6 +143,8 @@ pub struct World {
     /// Messages that a closed connection swallowed; joins that wait for a dial that nobody makes.
     pub swallowed: u64,
     pub stuck: u64,
+    /// Connections that the door did not let in.
+    pub refused: u64,
 }
 
 impl World {
@@ -164,6 +168,7 @@ impl World {
             happened: 0,
             swallowed: 0,
             stuck: 0,
+            refused: 0,
         }
     }
 

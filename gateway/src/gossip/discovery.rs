@@ -64,7 +64,7 @@ impl Discovery {
         loop {
             if self.has_few() {
                 let began = Instant::now();
-                let count = self.join(self.configured.iter().copied(), FoundBy::Configured);
+                let count = self.join_known(self.configured.iter(), FoundBy::Configured);
                 self.state.step(Step::Configured, began, Ok(format!("asked {count}")));
             }
             self.rest().await;
@@ -78,7 +78,7 @@ impl Discovery {
             let peers = local.borrow_and_update().clone();
             if self.has_few() {
                 let began = Instant::now();
-                self.join(peers.iter().copied(), FoundBy::Mdns);
+                self.join_known(peers.iter(), FoundBy::Mdns);
                 self.state.step(Step::Mdns, began, Ok(format!("sees {}", peers.len())));
             }
             tokio::select! {
@@ -223,6 +223,16 @@ impl Discovery {
         }
         self.state.step(Step::DhtPublish, began, Err(reason));
         false
+    }
+
+    fn join_known<'a>(
+        &self,
+        peers: impl IntoIterator<Item = &'a EndpointId>,
+        by: FoundBy,
+    ) -> usize {
+        let neighbors = self.state.neighbors();
+        let peers = peers.into_iter().copied();
+        self.join(pace::known(self.id, &neighbors, peers, &mut rand::rng()), by)
     }
 
     /// Asks the topic to join those that are not neighbors yet. Returns how many.

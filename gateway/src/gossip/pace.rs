@@ -28,6 +28,8 @@ const LONG: Duration = Duration::from_secs(300);
 const PUBLISHERS: usize = 2;
 /// Others that records name and that one look joins while we are alone.
 const NAMED: usize = 2;
+/// Of those that the configuration or the local network names, joined at once while we are alone.
+const KNOWN: usize = 4;
 /// With enough neighbors one look in this many joins somebody. It joins swarms that grew up apart, and
 /// hardly disturbs one that is whole.
 const STRANGERS: u32 = 8;
@@ -74,11 +76,29 @@ impl Choice {
             _ => usize::from(random.random_ratio(1, STRANGERS)),
         };
         let all = sightings.flat_map(|sighting| sighting.neighbors.iter().chain([&sighting.publisher]));
-        let new = strangers(me, neighbors, all.copied());
-        // A set in order of a random key: nobody's ids come first.
-        let new: BTreeSet<_> = new.into_iter().map(|peer| (random.random::<u64>(), peer)).collect();
-        new.into_iter().map(|(_, peer)| peer).take(most).collect()
+        some(most, strangers(me, neighbors, all.copied()), random)
     }
+}
+
+/// Whom to join of those that are known by other ways than records, while there are few neighbors.
+pub fn known(
+    me: EndpointId,
+    neighbors: &[EndpointId],
+    peers: impl IntoIterator<Item = EndpointId>,
+    random: &mut impl Rng,
+) -> Vec<EndpointId> {
+    let most = match neighbors.len() {
+        0 => KNOWN,
+        1..FEW => 1,
+        _ => 0,
+    };
+    some(most, strangers(me, neighbors, peers), random)
+}
+
+fn some(most: usize, peers: Vec<EndpointId>, random: &mut impl Rng) -> Vec<EndpointId> {
+    // A set in order of a random key: nobody's ids come first.
+    let peers: BTreeSet<_> = peers.into_iter().map(|peer| (random.random::<u64>(), peer)).collect();
+    peers.into_iter().map(|(_, peer)| peer).take(most).collect()
 }
 
 /// Whether a record is due in the slot of this minute. `published` is the slot of our last record

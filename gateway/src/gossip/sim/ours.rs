@@ -123,9 +123,11 @@ impl World {
 
     pub fn ask_configured(&mut self, node: usize, number: u64) {
         if number == self.nodes[node].ask {
-            if self.nodes[node].neighbors.len() < pace::FEW {
-                self.join_new(node, self.nodes[node].configured.clone());
-            }
+            let here = &self.nodes[node];
+            let neighbors: Vec<_> = here.neighbors.iter().copied().collect();
+            let configured = here.configured.clone();
+            let chosen = pace::known(here.id, &neighbors, configured, &mut self.random);
+            self.join_new(node, chosen);
             let pause = self.pause(node);
             self.ask_configured_after(node, pause);
         }

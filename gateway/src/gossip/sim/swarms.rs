@@ -80,34 +80,32 @@ fn say(world: &World, began: Instant, what: &str) {
 
 #[test]
 fn explore() {
-    for (count, dht, mended, turn) in [
-        (100, true, false, false),
-        (100, true, true, false),
-        (100, true, false, true),
-        (100, true, true, true),
-        (100, false, true, false),
-        (100, false, false, false),
-    ] {
-        let began = Instant::now();
-        println!("{dht} {mended} {turn}");
-        let mut world = World::new(1);
-        world.rules = Rules { mended, dht, ..Rules::default() };
-        for n in 0..count {
-            world.add(if dht || n == 0 { &[] } else { &[0] });
-            world.run(Duration::from_millis(200));
+    for mended in [false, true] {
+        for knocks in [false, true] {
+            for (seed, count) in [(21, 2), (22, 6), (25, 6), (23, 12)] {
+                let began = Instant::now();
+                let mut world = World::new(seed);
+                world.rules = Rules { knocks, mended, dht: false, ..Rules::default() };
+                for _ in 0..count {
+                    world.add(&[]);
+                }
+                let ids: Vec<_> = world.nodes.iter().map(|node| node.id).collect();
+                for node in 0..count {
+                    world.nodes[node].configured = ids.clone();
+                    world.ask_configured_after(node, Duration::ZERO);
+                }
+                world.run(seconds(30));
+                say(&world, began, "before");
+                world.part(count / 2..count, 1);
+                world.run(seconds(60));
+                say(&world, began, "parted");
+                world.part(count / 2..count, 0);
+                let back = world.now;
+                let healed = world.run_until(back + seconds(300), |world| world.components() == 1);
+                println!("mended {mended} knocks {knocks} {count} nodes: healed {healed} after {:?}", world.now - back);
+                say(&world, began, "after");
+            }
         }
-        if turn {
-            world.rules.dht = false;
-        }
-        for _ in 0..4 {
-            world.run(seconds(60));
-            say(&world, began, "explore");
-        }
-        let mut sizes = BTreeMap::new();
-        for (_, node) in world.living() {
-            *sizes.entry(node.neighbors.len()).or_insert(0) += 1;
-        }
-        println!("neighbors: {sizes:?}");
     }
 }
 

@@ -138,6 +138,9 @@ pub struct World {
     free: Vec<usize>,
     number: u64,
     /// Everything that happened, in order.
+    pub capacity: usize,
+    pub threshold: u16,
+    pub payloads: u64,
     pub trace: u64,
     pub happened: u64,
     /// Messages that a closed connection swallowed; joins that wait for a dial that nobody makes.
@@ -164,6 +167,9 @@ impl World {
             planned: Vec::new(),
             free: Vec::new(),
             number: 0,
+            capacity: 5,
+            threshold: 7,
+            payloads: 0,
             trace: 0,
             happened: 0,
             swallowed: 0,
@@ -195,7 +201,9 @@ impl World {
     }
 
     fn fresh(&mut self, id: EndpointId, configured: Vec<EndpointId>) -> Node {
-        let config = Config { max_message_size: GOSSIP_MESSAGE, ..Config::default() };
+        let mut config = Config { max_message_size: GOSSIP_MESSAGE, ..Config::default() };
+        config.membership.active_view_capacity = self.capacity;
+        config.broadcast.optimization_threshold = self.threshold.into();
         let random = GossipRandom::seed_from_u64(self.random.random());
         // With an id below all others both sides of a pair wait equally long.
         let as_whom = if self.rules.one_waits_longer { id } else { self.lowest(id) };
@@ -345,6 +353,7 @@ impl World {
             Happening::Idle { conn } => self.idle(node, conn),
             Happening::Message { from, conn, message } => {
                 self.note(from as u64);
+                self.payloads += u64::from(matches!(message.kind(), iroh_gossip::proto::state::MessageKind::Data));
                 self.receives(node, from, conn, message);
             }
             Happening::Timer(timer) => self.gossip(node, InEvent::TimerExpired(timer)),

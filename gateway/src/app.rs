@@ -1,28 +1,35 @@
 //! The only place that wires parts together: what starts, in which order, and how it ends.
 
-use std::{io::Write as _, net::SocketAddr, sync::Arc, time::Duration};
+mod control;
+
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
-use serde_json::json;
 
 use crate::{
     admin::Admin,
     config::Config,
     data_dir::DataDir,
-    gossip::{Gossip, StartGossip},
+    gossip::{Gossip, StartGossip, VisitRules},
     metrics::Metrics,
     pipeline::{
         EventReader, EventWriter, Ingest, JoinedTopics, Moderation, Policy, PrivateTopics, Routing,
-        StartIngest,
+        StartIngest, TopicDoor,
     },
     plugins::PluginChain,
     protocol::limits::Limits,
     relay::{self, Access, Connections, Listener, Management, Rates, Relay},
-    store::{ModerationTable, Store},
+    store::{JoinedTable, ModerationTable, Store},
     subscriptions::Subscriptions,
     tasks::{self, Tasks},
     upstream::Stream,
 };
+use control::Commands;
 
 /// How long each step of the shutdown may take.
 const STEP: Duration = Duration::from_secs(5);
@@ -48,6 +55,7 @@ impl App {
     /// # Errors
     /// With one line that names the setting or file and what to do.
     pub async fn start(config: Config, data_dir: DataDir) -> anyhow::Result<Self> {
+        let started = Instant::now();
         let metrics = Arc::new(Metrics::default());
         let limits = Limits::from(&config.limits);
         // First what fails most often, so that nothing is half done then.
@@ -98,6 +106,12 @@ impl App {
             discovery: &config.discovery,
             data_dir: data_dir.path(),
             joined: joined.clone(),
+            private: private.clone(),
+            kept: Arc::new(JoinedTable::new(data_dir.path())),
+            visits: VisitRules {
+                most: config.topics.join_on_visit,
+                idle: Duration::from_secs(config.topics.visit_idle_s),
+            },
             limits: &limits,
             ingest: ingest.clone(),
             reader: reader.clone(),
@@ -137,22 +151,41 @@ impl App {
             events: store.stored_at_start(),
             data_dir: data_dir.path().display().to_string(),
         };
+        let commands = Commands {
+            started,
+            data_dir: data_dir.path().to_owned(),
+            relay: format!("ws://{}", banner.relay),
+            relay_url: config.relay.url.clone(),
+            admin: banner.admin.map(|address| format!("http://{address}")),
+            endpoint: config.endpoint,
+            discovery: config.discovery,
+            store: store.clone(),
+            gossip: gossip.clone(),
+            streams,
+            plugins,
+            trouble: Box::new(trouble.clone()),
+            counted: Default::default(),
+        };
+        let admin = Arc::new(Admin {
+            metrics: metrics.clone(),
+            measure: Box::new({
+                let gossip = gossip.clone();
+                move || gossip.measure()
+            }),
+            control: Arc::new(commands),
+            trouble: Box::new(trouble.clone()),
+        });
+        #[cfg(unix)]
+        match crate::admin::socket::ControlSocket::bind(data_dir.path()) {
+            Ok(socket) => {
+                background.spawn("control", admin.clone().run_control(socket, background.clone()));
+            }
+            Err(error) => tracing::error!(
+                "cannot make the control socket in the data directory: {error}; running without, so \
+                 commands like `nostr-gateway status` do not reach this gateway"
+            ),
+        }
         if let Ok(socket) = admin_socket {
-            let (gossip, plugins) = (gossip.clone(), plugins.clone());
-            let admin = Arc::new(Admin {
-                metrics: metrics.clone(),
-                status: Box::new(move || {
-                    json!({
-                        "version": env!("CARGO_PKG_VERSION"),
-                        "endpoint": gossip.endpoint_id().to_string(),
-                        "addresses": gossip.addresses(),
-                        "topics": gossip.status(),
-                        "upstreams": streams.iter().map(|stream| stream.status()).collect::<Vec<_>>(),
-                        "plugins": plugins.summary(),
-                    })
-                }),
-                trouble: Box::new(trouble.clone()),
-            });
             background.spawn("admin", admin.run(socket, background.clone()));
         }
         let relay = Relay {
@@ -163,12 +196,15 @@ impl App {
             moderation,
             search: config.storage.search,
             syncs: relay::Syncs::new(config.relay.max_negentropy_events),
+            silent_proxy: AtomicBool::default(),
             config: config.relay,
             limits,
             ingest: ingest.clone(),
             reader,
             subscriptions,
             topics: joined,
+            door: (config.topics.join_on_visit > 0)
+                .then(|| gossip.membership().clone() as Arc<dyn TopicDoor>),
             private,
             own_urls,
             metrics,

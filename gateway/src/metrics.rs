@@ -21,6 +21,13 @@ pub struct TopicLabels {
     pub topic: String,
 }
 
+/// Labels of [`Metrics::topic_state`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PhaseLabels {
+    pub topic: String,
+    pub state: &'static str,
+}
+
 /// A cause, for things that are counted and dropped.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CauseLabels {
@@ -54,6 +61,7 @@ pub struct Metrics {
     pub client_messages_malformed: Family<CauseLabels, Counter>,
     pub clients_limited: Family<CauseLabels, Counter>,
     pub neighbors: Family<TopicLabels, Gauge>,
+    pub topic_state: Family<PhaseLabels, Gauge>,
     pub frames_sent: Family<TopicLabels, Counter>,
     pub frames_received: Family<TopicLabels, Counter>,
     pub frames_dropped: Family<CauseLabels, Counter>,
@@ -132,6 +140,11 @@ impl Default for Metrics {
                 "Connections, requests and messages of clients that were one too many or blocked",
             ),
             neighbors: register(&mut registry, "neighbors", "Gossip neighbors by topic"),
+            topic_state: register(
+                &mut registry,
+                "topic_state",
+                "1 for the state that a topic is in, 0 for the others",
+            ),
             frames_sent: register(&mut registry, "frames_sent", "Gossip frames broadcast by topic"),
             frames_received: register(
                 &mut registry,
@@ -186,6 +199,17 @@ where
 }
 
 impl Metrics {
+    /// Takes a topic that was left out of all figures that exist once per topic.
+    pub fn forget_topic(&self, topic: &str, states: &[&'static str]) {
+        let labels = TopicLabels { topic: topic.to_owned() };
+        self.neighbors.remove(&labels);
+        self.frames_sent.remove(&labels);
+        self.frames_received.remove(&labels);
+        for state in states {
+            self.topic_state.remove(&PhaseLabels { topic: topic.to_owned(), state });
+        }
+    }
+
     /// The text that Prometheus scrapes (OpenMetrics).
     pub fn render(&self) -> String {
         let mut text = String::new();

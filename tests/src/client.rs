@@ -6,7 +6,7 @@ use futures_util::{SinkExt, StreamExt};
 use negentropy::{Id, Negentropy, NegentropyStorageVector};
 use nostr_sdk::{Client, Event, Keys};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream,
     tungstenite::{Error, Message, client::IntoClientRequest},
@@ -45,6 +45,21 @@ impl RawClient {
         let connected =
             tokio::time::timeout(PATIENCE, tokio_tungstenite::connect_async(request)).await;
         let (socket, _) = connected.unwrap_or_else(|_| panic!("no answer from {url}")).unwrap();
+        Self { socket, skipped: VecDeque::new() }
+    }
+
+    /// A local program beside a proxy that connects from 127.0.0.1.
+    pub async fn connect_beside_proxy(url: &str) -> Self {
+        let request = url.into_client_request().unwrap();
+        let address = request.uri().authority().unwrap().as_str().parse().unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        let connected = tokio::time::timeout(PATIENCE, async {
+            let stream = MaybeTlsStream::Plain(socket.connect(address).await?);
+            tokio_tungstenite::client_async(request, stream).await
+        });
+        let (socket, _) =
+            connected.await.unwrap_or_else(|_| panic!("no answer from {url}")).unwrap();
         Self { socket, skipped: VecDeque::new() }
     }
 

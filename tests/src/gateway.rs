@@ -17,6 +17,9 @@ use crate::{Child, Namespace, Testnet, eventually, http};
 /// How long a start may take, migrations and Cranelift included, on a busy machine.
 const START: Duration = Duration::from_secs(60);
 
+/// How long a command may take; `doctor` waits for what does not answer.
+const COMMAND: Duration = Duration::from_secs(60);
+
 /// How long a drain may take.
 const STOP: Duration = Duration::from_secs(20);
 
@@ -160,14 +163,31 @@ impl GatewayBuilder {
 
     /// Starts it without waiting: for starts that fail.
     pub fn spawn(&self) -> Child {
+        fs::write(self.config_file(), self.config_text()).unwrap();
+        let mut arguments = vec!["run"];
+        arguments.extend(self.arguments.iter().map(String::as_str));
+        Child::spawn(format!("gateway {}", self.name), self.program(&arguments))
+    }
+
+    /// Runs another command of the program, with the same data directory and configuration, to its
+    /// end.
+    pub async fn command(&self, arguments: &[&str]) -> Finished {
+        fs::write(self.config_file(), self.config_text()).unwrap();
+        let name = format!("{} of {}", arguments.join(" "), self.name);
+        let mut child = Child::spawn(name, self.program(arguments));
+        let status = child.exit(COMMAND).await;
+        let text = |lines: Vec<String>| lines.iter().map(|line| format!("{line}\n")).collect();
+        Finished { code: status.code(), stdout: text(child.stdout()), stderr: text(child.stderr()) }
+    }
+
+    fn program(&self, arguments: &[&str]) -> Command {
         let mut command = match &self.namespace {
             Some(namespace) => namespace.command(&self.binary),
             None => Command::new(&self.binary),
         };
-        fs::write(self.config_file(), self.config_text()).unwrap();
         command.arg("--config").arg(self.config_file());
         command.arg("--data-dir").arg(self.data_dir());
-        command.arg("run").args(&self.arguments);
+        command.args(arguments);
         command.current_dir(self.directory.path());
         // Nothing of the developer's own settings comes in.
         for (name, _) in std::env::vars() {
@@ -182,7 +202,7 @@ impl GatewayBuilder {
             )
             .env("RUST_BACKTRACE", "1");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        Child::spawn(format!("gateway {}", self.name), command)
+        command
     }
 
     fn config_text(&self) -> String {
@@ -197,6 +217,35 @@ impl GatewayBuilder {
             }
         }
         text + &self.tables
+    }
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Finished {
+    /// What it printed as JSON, after it succeeded.
+    pub fn json(&self) -> Value {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Checks that it did what it was told.
+    pub fn succeeded(&self) {
+        assert_eq!(self.code, Some(0), "{self:?}");
+    }
+
+    /// Checks that it ended with this exit code, printed nothing, and said all of these words.
+    pub fn refuses(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        assert!(self.stdout.is_empty(), "{self:?}");
+        assert!(words.iter().all(|word| self.stderr.contains(word)), "{words:?}: {self:?}");
+        assert!(!self.stderr.contains("panicked"), "{self:?}");
     }
 }
 
@@ -246,6 +295,22 @@ impl Gateway {
     /// The URL of a topic. `name` is percent-encoded already.
     pub fn topic_url(&self, name: &str) -> String {
         format!("ws://{}/topic/{name}", self.relay)
+    }
+
+    /// Runs another command of the program, with the same data directory.
+    pub async fn command(&self, arguments: &[&str]) -> Finished {
+        self.builder.command(arguments).await
+    }
+
+    /// The control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.builder.data_dir().join("control.sock")
+    }
+
+    /// This gateway as an entry of `discovery.peers` of others.
+    pub async fn as_peer(&self) -> String {
+        let status = self.status().await;
+        format!("{}@{}", self.endpoint, status["addresses"][0].as_str().unwrap())
     }
 
     /// `GET /status` of the admin listener.

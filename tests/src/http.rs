@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 /// An answer.
@@ -27,6 +27,20 @@ pub async fn get(address: &str, path: &str) -> Response {
     request(address, "GET", path, &[]).await
 }
 
+/// The same of a local program beside a proxy that connects from 127.0.0.1.
+pub async fn get_beside_proxy(address: &str, path: &str) -> Response {
+    let asked = async {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(([127, 0, 0, 2], 0).into())?;
+        let stream = socket.connect(address.parse().expect("an address")).await?;
+        exchange(stream, address, "GET", path, &[], "").await
+    };
+    tokio::time::timeout(Duration::from_secs(10), asked)
+        .await
+        .unwrap_or_else(|_| panic!("no answer to GET {path} from {address}"))
+        .unwrap_or_else(|error| panic!("GET {path} from {address}: {error}"))
+}
+
 /// One request. HTTP/1.0, so the body ends with the connection.
 pub async fn request(
     address: &str,
@@ -45,20 +59,24 @@ pub async fn with_body(
     headers: &[(&str, &str)],
     body: &str,
 ) -> Response {
-    tokio::time::timeout(Duration::from_secs(10), exchange(address, method, path, headers, body))
+    let asked = async {
+        let stream = TcpStream::connect(address).await?;
+        exchange(stream, address, method, path, headers, body).await
+    };
+    tokio::time::timeout(Duration::from_secs(10), asked)
         .await
         .unwrap_or_else(|_| panic!("no answer to {method} {path} from {address}"))
         .unwrap_or_else(|error| panic!("{method} {path} from {address}: {error}"))
 }
 
 async fn exchange(
+    mut stream: TcpStream,
     address: &str,
     method: &str,
     path: &str,
     headers: &[(&str, &str)],
     body: &str,
 ) -> std::io::Result<Response> {
-    let mut stream = TcpStream::connect(address).await?;
     let mut text = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n");
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));

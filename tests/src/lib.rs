@@ -15,7 +15,7 @@ mod relay;
 pub use child::Child;
 pub use client::{Difference, PATIENCE, RawClient, publish_until_the_end, sdk_client};
 pub use dht::Testnet;
-pub use gateway::{Gateway, GatewayBuilder};
+pub use gateway::{Finished, Gateway, GatewayBuilder};
 pub use netns::{Namespace, Network};
 pub use relay::{IndependentRelay, free_port};
 

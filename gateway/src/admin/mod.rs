@@ -1,29 +1,29 @@
-//! The admin listener: metrics for Prometheus, the gateway's state as JSON.
+//! What the operator sees and does while the gateway runs: a listener that only tells (metrics, state,
+//! health), and the control socket, on which commands are given too.
 
+pub mod api;
 pub mod config;
+mod http;
+#[cfg(unix)]
+pub mod socket;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{
-    Method, Request, Response, StatusCode, Uri,
-    body::Incoming,
-    header::{CONTENT_TYPE, HOST, HeaderValue},
-    server::conn::http1,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{Method, Request, StatusCode, Uri, body::Incoming, header::HOST};
 use tokio::{net::TcpListener, sync::Semaphore};
 
 pub use config::AdminConfig;
 
 use crate::{metrics::Metrics, tasks::Tasks};
+use api::{Command, Control};
+use http::Answer;
 
-/// What the listener can tell.
+/// What the listeners can tell and do.
 pub struct Admin {
     pub metrics: Arc<Metrics>,
-    /// The state of every part, for `/status`.
-    pub status: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Brings the figures up to date that nobody counts as they change.
+    pub measure: Box<dyn Fn() + Send + Sync>,
+    pub control: Arc<dyn Control>,
     /// What keeps the gateway from its work at the moment, for `/health`.
     pub trouble: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,
 }
@@ -34,7 +34,7 @@ const MAX_CONNECTIONS: usize = 32;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 impl Admin {
-    /// Serves until the token of `tasks` is cancelled.
+    /// Serves the TCP listener until the token of `tasks` is cancelled.
     pub async fn run(self: Arc<Self>, socket: TcpListener, tasks: Tasks) {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
@@ -51,53 +51,52 @@ impl Admin {
                     continue;
                 }
             };
-            let (admin, token) = (self.clone(), tasks.token().clone());
-            tasks.spawn("admin", async move {
-                let service = hyper::service::service_fn(move |request| {
-                    let answer = admin.answer(&request);
-                    async move { Ok::<_, Infallible>(answer) }
-                });
-                let mut http = http1::Builder::new();
-                http.timer(TokioTimer::new()).header_read_timeout(DEADLINE).max_buf_size(16 * 1024);
-                let served = http.serve_connection(TokioIo::new(stream), service);
-                tokio::select! {
-                    () = token.cancelled() => {}
-                    result = tokio::time::timeout(DEADLINE, served) => {
-                        if let Ok(Err(error)) = result {
-                            tracing::debug!(%error, "an admin request failed");
-                        }
-                    }
+            let admin = self.clone();
+            let serving = async move {
+                let answer = move |request| admin.clone().look(request);
+                let served = http::serve(stream, answer);
+                if let Ok(Err(error)) = tokio::time::timeout(DEADLINE, served).await {
+                    tracing::debug!(%error, "an admin request failed");
                 }
                 drop(permit);
+            };
+            let token = tasks.token().clone();
+            tasks.spawn("admin", async move {
+                token.run_until_cancelled(serving).await;
             });
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        const TEXT: &str = "text/plain; charset=utf-8";
-        if !is_addressed_directly(request) {
+    /// Answers a request on the TCP listener, which changes nothing.
+    async fn look(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+        if !is_addressed_directly(&request) {
             let why = "the admin listener is addressed by IP address or as localhost\n";
-            return answer(StatusCode::FORBIDDEN, TEXT, why.to_owned());
+            return http::text(StatusCode::FORBIDDEN, why);
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
-            return answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET only\n".to_owned());
+            return http::text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
         }
-        match request.uri().path() {
+        let path = request.uri().path();
+        if let Some(command) = api::readable(path) {
+            return self.carry_out(command).await;
+        }
+        match path {
             "/metrics" => {
+                (self.measure)();
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                answer(StatusCode::OK, kind, self.metrics.render())
+                http::whole(StatusCode::OK, kind, self.metrics.render())
             }
-            "/status" => answer(StatusCode::OK, "application/json", (self.status)().to_string()),
             "/health" => match (self.trouble)() {
-                None => answer(StatusCode::OK, TEXT, "ok\n".to_owned()),
-                Some(why) => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, why.to_owned()),
+                None => http::text(StatusCode::OK, "ok\n"),
+                Some(why) => http::text(StatusCode::SERVICE_UNAVAILABLE, why),
             },
-            "/" => {
-                let paths = "/metrics\n/status\n/health\n";
-                answer(StatusCode::OK, TEXT, paths.to_owned())
-            }
-            _ => answer(StatusCode::NOT_FOUND, TEXT, "not found\n".to_owned()),
+            "/" => http::text(StatusCode::OK, "/metrics\n/status\n/topics\n/peers\n/health\n"),
+            _ => http::text(StatusCode::NOT_FOUND, "not found\n"),
         }
+    }
+
+    async fn carry_out(&self, command: Command) -> Answer {
+        http::reply(self.control.clone().run(command).await)
     }
 }
 
@@ -109,11 +108,4 @@ fn is_addressed_directly(request: &Request<Incoming>) -> bool {
         let name = host.host().unwrap_or_default().trim_matches(['[', ']']);
         name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok()
     })
-}
-
-fn answer(code: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
-    *answer.status_mut() = code;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer
 }

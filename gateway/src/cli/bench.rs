@@ -4,7 +4,7 @@
 //! costs the relay beside it less than several that wake one another.
 
 mod args;
-mod connection;
+pub(super) mod connection;
 pub mod dataset;
 mod error;
 mod fanout;

@@ -3,10 +3,17 @@
 
 pub mod bench;
 mod config;
+mod control;
+mod doctor;
 mod logging;
+mod peers;
 pub mod run;
+mod status;
+mod table;
 #[cfg(test)]
 mod tests;
+mod text;
+pub mod topic;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
@@ -53,6 +60,17 @@ pub struct Places {
 pub enum Command {
     /// Run the gateway until it is told to stop
     Run(RunArgs),
+    /// Show how the running gateway is doing
+    Status(Output),
+    /// Show the gateway's own endpoint, and which other gateways it is connected to
+    Peers(Output),
+    /// Join, leave and look at topics while the gateway runs
+    Topic(topic::TopicArgs),
+    /// Check what the gateway needs: network, clock, ports, disk
+    ///
+    /// Takes the same flags as run. Asks the running gateway, if there is one in the data directory.
+    /// The exit code is 1 when something failed.
+    Doctor(DoctorArgs),
     /// Look at the configuration
     Config(ConfigArgs),
     /// Measure a relay: publishing, queries, live delivery, idle connections
@@ -66,6 +84,22 @@ pub enum Command {
 pub struct RunArgs {
     #[command(flatten)]
     pub overrides: Overrides,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub overrides: Overrides,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// How an answer is printed.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Output {
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -95,8 +129,8 @@ pub struct Overrides {
     /// Address and port for metrics and state (admin.listen), like 127.0.0.1:4870
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<String>,
-    /// Join this topic and no others (topics.join). Can be given several times. Unless
-    /// topics.default is set, events also go there when nothing else says where
+    /// Join this topic in place of those of the configuration (topics.join). Can be given several
+    /// times. What `topic join` joined stays joined. Unless topics.default is set, events also go there when nothing else says where
     #[arg(long = "topic", value_name = "NAME")]
     pub topics: Vec<String>,
     /// Bring the events of this relay into topics.default, like wss://relay.example.org. Can be
@@ -139,6 +173,13 @@ pub fn main() -> ExitCode {
             }
             run::run(loaded)
         }
+        Command::Status(output) => status::run(output, places),
+        Command::Peers(output) => peers::run(output, places),
+        Command::Topic(args) => topic::run(args, places),
+        Command::Doctor(args) => match read(places, args.overrides) {
+            Ok(loaded) => doctor::run(&loaded, args.output),
+            Err(code) => code,
+        },
         Command::Bench(args) => bench::run(args, places.data_dir),
         Command::Config(args) => match args.command {
             ConfigCommand::Show(args) => match read(places, args.overrides) {

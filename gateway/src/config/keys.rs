@@ -148,6 +148,8 @@ pub(super) const SECTIONS: &[Section] = &[
         keys: &[
             key("join", Form::Texts(values::topic)),
             key("default", Form::Texts(values::topic)),
+            key("join_on_visit", Form::Number(0, 100)),
+            key("visit_idle_s", Form::Number(1, 2_592_000)),
         ],
     },
     Section { name: "plugins", list: false, keys: &[key("dir", Form::Text(values::any))] },

@@ -166,7 +166,11 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     }
 }
 
-fn data_dir(sources: &Sources) -> Result<(PathBuf, SetBy), ConfigError> {
+/// The data directory, and who set it. It need not exist.
+///
+/// # Errors
+/// When nobody named one and this user has no home directory.
+pub fn data_dir(sources: &Sources) -> Result<(PathBuf, SetBy), ConfigError> {
     if let Some(path) = &sources.data_dir {
         return Ok((path.clone(), SetBy::Flag("--data-dir".to_owned())));
     }

@@ -244,7 +244,7 @@ fn unknown_names_are_refused_with_the_allowed_ones() {
     );
     refused(
         "[topics]\nfavourites = []\n",
-        "config.toml:2: topics.favourites: unknown key; allowed: join, default",
+        "config.toml:2: topics.favourites: unknown key; allowed: join, default, join_on_visit, visit_idle_s",
     );
     refused("[relays]\n", "config.toml:1: relays: unknown section; did you mean relay?");
     refused(
@@ -495,6 +495,6 @@ fn tables_in_the_wrong_place_are_refused() {
     refused("[[relay]]\n", "config.toml:1: relay: a list stands here; write [relay]");
     refused(
         "[topics]\ndefault = []\n[topics.sub]\nx = 1\n",
-        "config.toml:3: topics.sub: unknown key; allowed: join, default",
+        "config.toml:3: topics.sub: unknown key; allowed: join, default, join_on_visit, visit_idle_s",
     );
 }

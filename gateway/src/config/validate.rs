@@ -3,10 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Config, check, errors::Problem};
-use crate::{protocol::TopicName, relay::config::AccessRule};
-
-/// The most topics joined at start: each costs DHT lookups every minute.
-const MAX_TOPICS: usize = 100;
+use crate::{pipeline::joined::MAX_TOPICS, protocol::TopicName, relay::config::AccessRule};
 
 impl Config {
     /// Everything that is wrong with the values, whoever set them; [`load`](super::load) has

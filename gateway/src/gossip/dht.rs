@@ -28,11 +28,7 @@ impl SharedDht {
     /// As soon as the names are known, the endpoint's address lookup in the DHT is added too.
     pub fn start(config: &DiscoveryConfig, endpoint: Endpoint, tasks: &Tasks) -> Self {
         let (ready, client) = watch::channel(None);
-        let names = if config.dht_bootstrap.is_empty() {
-            DEFAULT_BOOTSTRAP_NODES.map(str::to_owned).to_vec()
-        } else {
-            config.dht_bootstrap.clone()
-        };
+        let names = names(config);
         let private_too = config.dht_private_addresses;
         let token = tasks.token().clone();
         tasks.spawn("dht", async move {
@@ -42,10 +38,23 @@ impl SharedDht {
         Self(client)
     }
 
+    /// The client, if it is there already.
+    pub fn now(&self) -> Option<AsyncDht> {
+        self.0.borrow().clone()
+    }
+
     /// Waits for the client. `None` at shutdown.
     pub async fn ready(&mut self, token: &CancellationToken) -> Option<AsyncDht> {
         let waiting = self.0.wait_for(Option::is_some);
         token.run_until_cancelled(waiting).await?.ok().and_then(|found| found.clone())
+    }
+}
+
+/// The nodes to start from.
+pub fn names(config: &DiscoveryConfig) -> Vec<String> {
+    match config.dht_bootstrap.as_slice() {
+        [] => DEFAULT_BOOTSTRAP_NODES.map(str::to_owned).to_vec(),
+        names => names.to_vec(),
     }
 }
 
@@ -77,7 +86,7 @@ async fn build(
 }
 
 /// Resolves the names and opens the client's socket.
-async fn attempt(names: Vec<String>) -> Result<(AsyncDht, Vec<SocketAddr>), String> {
+pub async fn attempt(names: Vec<String>) -> Result<(AsyncDht, Vec<SocketAddr>), String> {
     let done = tasks::blocking(move || {
         let bootstrap = resolve(&names);
         if bootstrap.is_empty() {

@@ -17,6 +17,7 @@ use url::Url;
 use super::{
     GossipError, addresses,
     config::{DiscoveryConfig, EndpointConfig, IrohRelays},
+    links::Links,
 };
 
 /// A frozen neighbor holds up everything that is sent to the others, for as long as its connection
@@ -48,6 +49,7 @@ pub async fn bind(
     discovery: &DiscoveryConfig,
     key: SecretKey,
     configured: MemoryLookup,
+    links: Links,
 ) -> Result<Endpoint, GossipError> {
     let transport = QuicTransportConfig::builder()
         .max_idle_timeout(Some(VarInt::from_u32(IDLE_TIMEOUT_MS).into()))
@@ -61,6 +63,7 @@ pub async fn bind(
         .secret_key(key)
         .relay_mode(relay_mode(&config.iroh_relays)?)
         .transport_config(transport)
+        .hooks(links)
         .clear_ip_transports();
     for (address, required) in sockets(config.bind) {
         let options = BindOpts::default().set_is_required(required);
@@ -199,6 +202,7 @@ mod tests {
             &DiscoveryConfig::default(),
             SecretKey::generate(),
             MemoryLookup::new(),
+            Links::default(),
         )
         .await;
         let error = result.map(drop).unwrap_err().to_string();

@@ -2,6 +2,8 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
+use crate::pipeline::StoreError;
+
 /// What stops [`super::Gossip::start`]. Each text names the setting or the file to look at.
 #[derive(Debug, thiserror::Error)]
 pub enum GossipError {
@@ -19,4 +21,6 @@ pub enum GossipError {
     Setting { setting: &'static str, reason: String },
     #[error("the endpoint was closed while it started")]
     Closed,
+    #[error("cannot read which topics were joined before: {0}")]
+    Topics(#[from] StoreError),
 }

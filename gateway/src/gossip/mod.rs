@@ -1,9 +1,11 @@
 //! The gateway's place in the swarms: endpoint, discovery, topics, and fetches between gateways.
 //!
 //! Public topics only so far. For each topic there are three tasks — the topic itself, discovery, and
-//! the fetching of announced events — and one publisher carries the store's log into all of them.
+//! the fetching of announced events — in a group of their own, and one publisher carries the store's
+//! log into all of them. Topics are joined and left while the gateway runs (`membership.rs`).
 
 mod addresses;
+pub mod check;
 pub mod config;
 mod dht;
 mod discovery;
@@ -13,7 +15,9 @@ mod error;
 mod fetch;
 mod identity;
 mod joiner;
+mod links;
 mod local;
+mod membership;
 mod outbound;
 mod pace;
 mod peers;
@@ -22,19 +26,24 @@ mod record;
 #[cfg(test)]
 mod sim;
 mod state;
+mod swarms;
 #[cfg(test)]
 mod tests;
 mod topic;
 mod watch;
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use ed25519_dalek::SigningKey;
-use iroh::{Endpoint, EndpointId, SecretKey, protocol::Router};
+use futures_util::future::join_all;
+use iroh::{Endpoint, EndpointId, SecretKey, Watcher as _, protocol::Router};
+use serde::Serialize;
 use tokio::{sync::mpsc, time::timeout};
 use tracing::Instrument;
 
 pub use error::GossipError;
+pub use links::Path as PeerPath;
+pub use membership::{Joining, Membership, SyncProgress, TopicError, VisitRules};
 pub use state::{FoundBy, NeighborStatus, Step, StepResult, TopicPhase, TopicStatus};
 
 use self::{
@@ -43,18 +52,20 @@ use self::{
     discovery::Discovery,
     door::GossipDoor,
     fetch::{Connections, FetchServer, Puller},
-    joiner::{Knocker, TopicEntrance},
+    joiner::{Knocker, Unanswered},
+    links::Links,
     local::LocalPeers,
     outbound::{Outbound, Outgoing},
     publisher::Publisher,
     record::RecordKeys,
     state::TopicState,
+    swarms::{Swarm, Swarms},
     topic::Topic,
     watch::Health,
 };
 use crate::{
-    metrics::Metrics,
-    pipeline::{EventReader, Ingest, JoinedTopics, PeerId},
+    metrics::{Metrics, PhaseLabels},
+    pipeline::{EventReader, HowJoined, Ingest, JoinedTopics, PeerId, PrivateTopics, TopicStore},
     protocol::{TopicName, frame::SYNC_ALPN, limits::Limits},
     tasks::Tasks,
 };
@@ -83,8 +94,12 @@ pub struct StartGossip<'a> {
     pub discovery: &'a DiscoveryConfig,
     /// Where `endpoint.key` is.
     pub data_dir: &'a Path,
-    /// The public topics to be in.
+    /// The topics of the configuration. It is kept up to date as topics are joined and left.
     pub joined: JoinedTopics,
+    pub private: PrivateTopics,
+    /// Where topics that are joined by command or visit are kept.
+    pub kept: Arc<dyn TopicStore>,
+    pub visits: VisitRules,
     pub limits: &'a Limits,
     pub ingest: Ingest,
     pub reader: Arc<dyn EventReader>,
@@ -98,23 +113,41 @@ pub struct Gossip {
     endpoint: Endpoint,
     gossip: iroh_gossip::net::Gossip,
     router: Router,
-    topics: Vec<Arc<TopicState>>,
+    membership: Arc<Membership>,
+    links: Links,
+    dht: Option<SharedDht>,
     health: Arc<Health>,
+    metrics: Arc<Metrics>,
     tasks: Tasks,
 }
 
+/// Another gateway that is a neighbor in at least one topic.
+#[derive(Debug, Clone, Serialize)]
+pub struct PeerStatus {
+    /// Its endpoint id, hexadecimal.
+    pub id: String,
+    /// The topics in which it is a neighbor, each with who found it.
+    pub topics: BTreeMap<TopicName, FoundBy>,
+    /// How it is reached; `null` in the moment in which a connection is made or lost.
+    #[serde(flatten)]
+    pub path: Option<PeerPath>,
+}
+
 impl Gossip {
-    /// Opens the endpoint and joins all topics. Returns once the endpoint's sockets are open; names
+    /// Opens the endpoint and joins all topics, those of the last run too. Returns once the endpoint's sockets are open; names
     /// are resolved and neighbors are found in the background, and a network that is away is waited
     /// for.
     ///
     /// # Errors
-    /// When the key file is damaged, the UDP address cannot be bound, or a setting is malformed.
+    /// When the key file is damaged, the UDP address cannot be bound, a setting is malformed, or the
+    /// topics of the last run cannot be read.
     pub async fn start(start: StartGossip<'_>) -> Result<Self, GossipError> {
         let key = identity::load_or_create(start.data_dir)?;
         let (configured, addresses) = peers::parse_all(&start.discovery.peers)?;
+        let links = Links::default();
         let endpoint =
-            endpoint::bind(start.endpoint, start.discovery, key.clone(), addresses).await?;
+            endpoint::bind(start.endpoint, start.discovery, key.clone(), addresses, links.clone())
+                .await?;
         let tasks = start.tasks.child();
         let gossip = iroh_gossip::net::Gossip::builder()
             .max_message_size(GOSSIP_MESSAGE)
@@ -141,7 +174,7 @@ impl Gossip {
             id: endpoint.id(),
             config: Arc::new(start.discovery.clone()),
             configured: configured.into(),
-            dht,
+            dht: dht.clone(),
             local,
             max_event_bytes: start.limits.max_event_bytes + SLACK,
             ingest: start.ingest.clone(),
@@ -154,18 +187,31 @@ impl Gossip {
         let health = shared.health.clone();
         let watch = watch::watch(router.clone(), health.clone(), tasks.token().clone());
         tasks.spawn("watch", watch);
-        let (mut entrances, mut lanes) = (Vec::new(), Vec::new());
-        for name in start.joined.all().iter() {
-            let (entrance, queue) = shared.join(name);
-            entrances.push(entrance);
-            lanes.push((name.clone(), queue));
-        }
-        let topics = entrances.iter().map(|(state, _)| state.clone()).collect();
-        let knocker = Knocker { endpoint: endpoint.clone(), topics: entrances };
-        tasks.spawn("knocker", knocker.run(knocks, tasks.token().clone()));
-        let publisher = Publisher::new(start.reader, start.ingest.passing(), lanes, start.metrics);
+        let (publisher, lanes) =
+            Publisher::new(start.reader, start.ingest.passing(), start.metrics.clone());
         tasks.spawn("publisher", publisher.run(tasks.token().clone()));
-        Ok(Self { endpoint, gossip, router, topics, health, tasks })
+        let swarms: Arc<Swarms> = Arc::default();
+        let knocker = Knocker { endpoint: endpoint.clone(), gossip: gossip.clone(), swarms: swarms.clone() };
+        tasks.spawn("knocker", knocker.run(knocks, tasks.token().clone()));
+        let membership = Arc::new(Membership {
+            shared,
+            swarms,
+            joined: start.joined,
+            private: start.private,
+            store: start.kept,
+            lanes,
+            visits: start.visits,
+            changing: tokio::sync::Mutex::default(),
+        });
+        membership.start().await?;
+        tasks.spawn("idle topics", membership.clone().leave_idle(tasks.token().clone()));
+        let metrics = start.metrics;
+        Ok(Self { endpoint, gossip, router, membership, links, dht, health, metrics, tasks })
+    }
+
+    /// Joins and leaves topics.
+    pub fn membership(&self) -> &Arc<Membership> {
+        &self.membership
     }
 
     /// Our endpoint id.
@@ -179,9 +225,51 @@ impl Gossip {
         self.endpoint.addr().ip_addrs().copied().collect()
     }
 
+    /// The iroh relays that we are connected to.
+    pub fn iroh_relays(&self) -> Vec<String> {
+        let mut relays = self.endpoint.home_relay_status();
+        let relays = relays.get();
+        let connected = relays.iter().filter(|relay| relay.is_connected());
+        connected.map(|relay| relay.url().to_string()).collect()
+    }
+
     /// How each topic is doing, in alphabetical order.
     pub fn status(&self) -> Vec<TopicStatus> {
-        self.topics.iter().map(|topic| topic.status()).collect()
+        self.membership.swarms.all().iter().map(Swarm::status).collect()
+    }
+
+    /// How one topic is doing.
+    pub fn topic(&self, name: &TopicName) -> Option<TopicStatus> {
+        self.membership.swarms.get(name).map(|swarm| swarm.status())
+    }
+
+    /// The neighbors in all topics, in the order of their ids.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        let mut peers: BTreeMap<EndpointId, BTreeMap<TopicName, FoundBy>> = BTreeMap::new();
+        for swarm in self.membership.swarms.all() {
+            for (id, found_by) in swarm.state.sources() {
+                peers.entry(id).or_default().insert(swarm.state.name().clone(), found_by);
+            }
+        }
+        let status = |(id, topics): (EndpointId, _)| PeerStatus {
+            id: id.to_string(),
+            topics,
+            path: self.links.path(&id),
+        };
+        peers.into_iter().map(status).collect()
+    }
+
+    /// Brings the figures up to date that nobody counts as they change.
+    pub fn measure(&self) {
+        for swarm in self.membership.swarms.all() {
+            let now = swarm.state.phase();
+            for phase in TopicPhase::ALL {
+                let labels =
+                    PhaseLabels { topic: swarm.state.name().to_string(), state: phase.name() };
+                let gauge = self.metrics.topic_state.get_or_create_owned(&labels);
+                gauge.set(i64::from(phase == now));
+            }
+        }
     }
 
     /// What has died and needs a restart, if anything. For health checks.
@@ -189,10 +277,14 @@ impl Gossip {
         self.health.trouble()
     }
 
-    /// Leaves the topics, tells the neighbors so, and closes the endpoint. Takes at most seven
+    /// Leaves the topics, tells the neighbors so, and closes the endpoint. Takes at most nine
     /// seconds.
     pub async fn shutdown(&self) {
-        if !self.tasks.stop(STOP_TASKS).await {
+        // First the token that all topics hear of, so that they end together.
+        let ended = self.tasks.stop(STOP_TASKS).await;
+        let topics = self.membership.swarms.all();
+        let topics = join_all(topics.iter().map(|swarm| swarm.tasks.stop(STOP_TASKS))).await;
+        if !ended || topics.contains(&false) {
             tracing::warn!("some tasks of the topics did not end in time");
         }
         // Before the endpoint closes: the neighbors then need not wait for a time-out.
@@ -220,14 +312,19 @@ struct Shared {
     ingest: Ingest,
     reader: Arc<dyn EventReader>,
     metrics: Arc<Metrics>,
-    knock: mpsc::Sender<EndpointId>,
+    knock: mpsc::Sender<Unanswered>,
     health: Arc<Health>,
     tasks: Tasks,
 }
 
 impl Shared {
-    /// Starts the tasks of one topic.
-    fn join(&self, name: &TopicName) -> (TopicEntrance, mpsc::Sender<Outgoing>) {
+    /// Starts the tasks of one topic. Returns with the way of its events out.
+    fn join(
+        &self,
+        name: &TopicName,
+        how: HowJoined,
+        joined_at: u64,
+    ) -> (Swarm, mpsc::Sender<Outgoing>) {
         let keys = RecordKeys::public(name);
         let state = Arc::new(TopicState::new(name.clone(), self.metrics.clone()));
         let (queue, outgoing) = mpsc::channel(outbound::QUEUE);
@@ -266,12 +363,13 @@ impl Shared {
             join: join.clone(),
             metrics: self.metrics.clone(),
         };
-        let token = || self.tasks.token().clone();
+        let tasks = self.tasks.child();
+        let token = || tasks.token().clone();
         let span = tracing::info_span!("topic", %name);
-        self.tasks.spawn("topic", topic.run(token()).instrument(span.clone()));
-        self.tasks.spawn("fetch", puller.run(announcements, token()).instrument(span.clone()));
-        self.tasks.spawn("discovery", discovery.run(token()).instrument(span));
-        ((state, join), queue)
+        tasks.spawn("topic", topic.run(token()).instrument(span.clone()));
+        tasks.spawn("fetch", puller.run(announcements, token()).instrument(span.clone()));
+        tasks.spawn("discovery", discovery.run(token()).instrument(span));
+        (Swarm { state, join, how, joined_at, tasks }, queue)
     }
 }
 

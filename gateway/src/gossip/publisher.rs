@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{broadcast, mpsc, watch},
+    sync::{broadcast, mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,9 @@ use crate::{
 /// Log entries read at a time.
 const PAGE: usize = 500;
 
+/// Topics that are being joined or left at once; more of them wait.
+const CHANGES: usize = 8;
+
 /// How often a topic that fell behind is tried again.
 const BEHIND: Duration = Duration::from_millis(100);
 
@@ -28,9 +31,41 @@ pub struct Publisher {
     reader: Arc<dyn EventReader>,
     head: watch::Receiver<Seq>,
     passing: broadcast::Receiver<Passing>,
+    changes: mpsc::Receiver<Change>,
     lanes: BTreeMap<TopicName, Lane>,
     cursor: Seq,
     metrics: Arc<Metrics>,
+}
+
+/// Opens and closes the ways into the topics while the publisher runs. Cheap to clone.
+#[derive(Clone)]
+pub struct Lanes(mpsc::Sender<Change>);
+
+struct Change {
+    topic: TopicName,
+    /// The way into it; `None` when it is left.
+    queue: Option<mpsc::Sender<Outgoing>>,
+    done: oneshot::Sender<()>,
+}
+
+impl Lanes {
+    /// After this returns, all that is committed for the topic goes into the queue.
+    pub async fn open(&self, topic: TopicName, queue: mpsc::Sender<Outgoing>) {
+        self.change(topic, Some(queue)).await;
+    }
+
+    /// Forgets a topic that was left.
+    pub async fn close(&self, topic: TopicName) {
+        self.change(topic, None).await;
+    }
+
+    /// At shutdown there is nobody to change anything.
+    async fn change(&self, topic: TopicName, queue: Option<mpsc::Sender<Outgoing>>) {
+        let (done, changed) = oneshot::channel();
+        if self.0.send(Change { topic, queue, done }).await.is_ok() {
+            let _ = changed.await;
+        }
+    }
 }
 
 /// The way into one topic.
@@ -44,24 +79,20 @@ struct Lane {
 }
 
 impl Publisher {
-    /// Starts at the log's head: what is older, the topics have had their chance to hear.
+    /// Starts at the log's head, in no topic: what is older, the topics have had their chance to
+    /// hear.
     pub fn new(
         reader: Arc<dyn EventReader>,
         passing: broadcast::Receiver<Passing>,
-        topics: impl IntoIterator<Item = (TopicName, mpsc::Sender<Outgoing>)>,
         metrics: Arc<Metrics>,
-    ) -> Self {
-        let lanes = topics
-            .into_iter()
-            .map(|(topic, queue)| {
-                let swarm = swarm_name(&topic);
-                (topic.clone(), Lane { topic, swarm, queue, behind: None })
-            })
-            .collect();
+    ) -> (Self, Lanes) {
+        let (lanes, changes) = mpsc::channel(CHANGES);
         // This very receiver is waited on later: a commit in between must wake us.
         let mut head = reader.head();
         let cursor = *head.borrow_and_update();
-        Self { reader, head, passing, lanes, cursor, metrics }
+        let publisher =
+            Self { reader, head, passing, changes, lanes: BTreeMap::new(), cursor, metrics };
+        (publisher, Lanes(lanes))
     }
 
     /// Follows the log until shutdown.
@@ -83,10 +114,23 @@ impl Publisher {
                     Err(broadcast::error::RecvError::Lagged(_)) => self.dropped("ephemeral lagged"),
                     Err(broadcast::error::RecvError::Closed) => passing_ended = true,
                 },
+                Some(change) = self.changes.recv() => self.change(change),
                 () = tokio::time::sleep(BEHIND), if is_behind => {}
             }
             self.catch_up().await;
         }
+    }
+
+    fn change(&mut self, Change { topic, queue, done }: Change) {
+        match queue {
+            Some(queue) => {
+                let swarm = swarm_name(&topic);
+                self.lanes.insert(topic.clone(), Lane { topic, swarm, queue, behind: None });
+            }
+            None => drop(self.lanes.remove(&topic)),
+        }
+        // Whoever asked may have gone.
+        let _ = done.send(());
     }
 
     /// Hands everything up to `newest` to the topics that keep up.
@@ -175,7 +219,7 @@ impl Lane {
         {
             return true;
         }
-        // A closed queue is shutdown: nothing waits for it.
+        // A closed queue is a topic that is being left: nothing waits for it.
         !matches!(
             self.queue.try_send(outgoing(&entry.event, false)),
             Err(mpsc::error::TrySendError::Full(_))

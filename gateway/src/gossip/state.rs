@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::{
     clock::unix_now,
     metrics::{Metrics, TopicLabels},
+    pipeline::HowJoined,
     protocol::TopicName,
 };
 
@@ -53,25 +54,89 @@ pub struct StepResult {
     pub result: String,
 }
 
-/// Where a topic is on its way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// How long a topic that lost its last neighbor counts as cut off. After that it is alone: nobody
+/// may have been left.
+const CUT_OFF: Duration = Duration::from_secs(300);
+
+/// Where a topic is on its way. When several hold, the last one here that does is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TopicPhase {
     /// The gossip topic is not subscribed yet.
     Starting,
     /// Subscribed; no step of discovery has ended yet.
     Discovering,
+    /// Nobody else was found so far. Looking on.
+    Alone,
+    /// The last neighbor went a short while ago. Looking on.
+    Disconnected,
     /// There is at least one neighbor.
     Joined,
-    /// Nobody else was found so far, or all are gone. Looking on.
-    Alone,
+    /// Joined, and reconciling with at least one neighbor.
+    Syncing,
+    /// The members are getting a new secret (private topics).
+    Rotating,
+    /// It cannot be subscribed; tried again and again.
+    Failed,
+}
+
+impl TopicPhase {
+    pub const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Discovering,
+        Self::Alone,
+        Self::Disconnected,
+        Self::Joined,
+        Self::Syncing,
+        Self::Rotating,
+        Self::Failed,
+    ];
+
+    /// As it is written in `status` and in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Discovering => "discovering",
+            Self::Alone => "alone",
+            Self::Disconnected => "disconnected",
+            Self::Joined => "joined",
+            Self::Syncing => "syncing",
+            Self::Rotating => "rotating",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What a topic is busy with for a while, beside its everyday life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "reconciliation and rotation take it up")]
+pub enum Work {
+    Sync,
+    Rotation,
+}
+
+/// The topic is busy as long as this lives.
+pub struct Busy {
+    state: Arc<TopicState>,
+    work: Work,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.state.known().busy(self.work, |count| count.saturating_sub(1));
+    }
 }
 
 /// One topic, for `status`.
 #[derive(Debug, Clone, Serialize)]
 pub struct TopicStatus {
     pub name: TopicName,
+    pub how: HowJoined,
+    /// Unix seconds.
+    pub joined_at: u64,
     pub state: TopicPhase,
+    /// Why it failed.
+    pub reason: Option<String>,
     pub neighbors: Vec<NeighborStatus>,
     /// From joining to the first neighbor, in milliseconds.
     pub first_neighbor_ms: Option<u64>,
@@ -93,12 +158,16 @@ pub struct TopicState {
     known: Mutex<Known>,
     /// How many neighbors there are; wakes whoever waits for the first or the loss of the last.
     count: watch::Sender<usize>,
-    metrics: std::sync::Arc<Metrics>,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
 struct Known {
     subscribed: bool,
+    /// Why subscribing failed the last time.
+    failure: Option<String>,
+    syncs: usize,
+    rotations: usize,
     neighbors: BTreeSet<EndpointId>,
     sources: HashMap<EndpointId, FoundBy>,
     first_neighbor: Option<Duration>,
@@ -108,7 +177,7 @@ struct Known {
 }
 
 impl TopicState {
-    pub fn new(name: TopicName, metrics: std::sync::Arc<Metrics>) -> Self {
+    pub fn new(name: TopicName, metrics: Arc<Metrics>) -> Self {
         Self {
             name,
             joining_since: Instant::now(),
@@ -129,6 +198,12 @@ impl TopicState {
 
     pub fn neighbors(&self) -> Vec<EndpointId> {
         self.known().neighbors.iter().copied().collect()
+    }
+
+    /// The neighbors, each with who found it.
+    pub fn sources(&self) -> Vec<(EndpointId, FoundBy)> {
+        let known = self.known();
+        known.neighbors.iter().map(|id| (*id, known.source(id))).collect()
     }
 
     /// How long there has been no neighbor; zero while there is one.
@@ -188,7 +263,23 @@ impl TopicState {
     }
 
     pub fn subscribed(&self, yes: bool) {
-        self.known().subscribed = yes;
+        let mut known = self.known();
+        known.subscribed = yes;
+        if yes {
+            known.failure = None;
+        }
+    }
+
+    /// Subscribing failed.
+    pub fn failed(&self, why: &str) {
+        self.known().failure = Some(why.to_owned());
+    }
+
+    /// The topic counts as busy until the answer is dropped.
+    #[allow(dead_code, reason = "reconciliation and rotation take it up")]
+    pub fn busy(self: &Arc<Self>, work: Work) -> Busy {
+        self.known().busy(work, |count| count + 1);
+        Busy { state: self.clone(), work }
     }
 
     pub fn step(&self, step: Step, began: Instant, result: Result<String, String>) {
@@ -201,14 +292,13 @@ impl TopicState {
         self.known().steps.insert(step, StepResult { at: unix_now(), took_ms, ok, result });
     }
 
-    pub fn status(&self) -> TopicStatus {
+    pub fn phase(&self) -> TopicPhase {
+        self.known().phase()
+    }
+
+    /// The topic as `how` and `joined_at` (Unix seconds) say it came to be joined.
+    pub fn status(&self, how: HowJoined, joined_at: u64) -> TopicStatus {
         let known = self.known();
-        let state = match (known.subscribed, known.neighbors.is_empty(), known.steps.is_empty()) {
-            (false, ..) => TopicPhase::Starting,
-            (_, false, _) => TopicPhase::Joined,
-            (_, true, true) => TopicPhase::Discovering,
-            (_, true, false) => TopicPhase::Alone,
-        };
         let neighbors = known
             .neighbors
             .iter()
@@ -216,7 +306,10 @@ impl TopicState {
             .collect();
         TopicStatus {
             name: self.name.clone(),
-            state,
+            how,
+            joined_at,
+            state: known.phase(),
+            reason: known.failure.clone(),
             neighbors,
             first_neighbor_ms: known.first_neighbor.map(millis),
             steps: known.steps.clone(),
@@ -225,7 +318,8 @@ impl TopicState {
 
     /// Tells the count to those who wait for it, while the lock still keeps its order.
     fn publish(&self, mut known: MutexGuard<'_, Known>) {
-        if known.neighbors.is_empty() {
+        // Only whoever had a neighbor can have lost it.
+        if known.neighbors.is_empty() && *self.count.borrow() > 0 {
             known.left_alone = Some(Instant::now());
         }
         let count = known.neighbors.len();
@@ -240,6 +334,28 @@ impl TopicState {
 }
 
 impl Known {
+    fn phase(&self) -> TopicPhase {
+        let cut_off = self.left_alone.is_some_and(|at| at.elapsed() < CUT_OFF);
+        match () {
+            () if self.failure.is_some() => TopicPhase::Failed,
+            () if !self.subscribed => TopicPhase::Starting,
+            () if self.rotations > 0 => TopicPhase::Rotating,
+            () if !self.neighbors.is_empty() && self.syncs > 0 => TopicPhase::Syncing,
+            () if !self.neighbors.is_empty() => TopicPhase::Joined,
+            () if cut_off => TopicPhase::Disconnected,
+            () if self.steps.is_empty() => TopicPhase::Discovering,
+            () => TopicPhase::Alone,
+        }
+    }
+
+    fn busy(&mut self, work: Work, change: impl Fn(usize) -> usize) {
+        let count = match work {
+            Work::Sync => &mut self.syncs,
+            Work::Rotation => &mut self.rotations,
+        };
+        *count = change(*count);
+    }
+
     fn source(&self, peer: &EndpointId) -> FoundBy {
         self.sources.get(peer).copied().unwrap_or(FoundBy::Incoming)
     }
@@ -256,24 +372,49 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_topic_goes_from_starting_to_joined_to_alone() {
-        let state = TopicState::new(TopicName::new("t").unwrap(), Default::default());
+    fn a_topic_goes_through_its_phases() {
+        let state = Arc::new(TopicState::new(TopicName::new("t").unwrap(), Default::default()));
         let peer = SecretKey::from_bytes(&[1; 32]).public();
-        assert_eq!(state.status().state, TopicPhase::Starting);
+        assert_eq!(state.phase(), TopicPhase::Starting);
+        state.failed("gossip did not answer");
+        assert_eq!(state.phase(), TopicPhase::Failed);
+        let status = state.status(HowJoined::Command, 7);
+        assert_eq!(status.reason.as_deref(), Some("gossip did not answer"));
         state.subscribed(true);
-        assert_eq!(state.status().state, TopicPhase::Discovering);
+        assert_eq!(state.phase(), TopicPhase::Discovering);
+        state.reset([]);
+        state.step(Step::DhtLookup, Instant::now(), Ok("nobody".into()));
+        assert_eq!(state.phase(), TopicPhase::Alone, "there was never anybody to lose");
         state.found(peer, FoundBy::Mdns);
         state.found(peer, FoundBy::Dht);
         state.up(peer);
         state.up(peer);
-        let status = state.status();
+        let status = state.status(HowJoined::Command, 7);
         assert_eq!(status.state, TopicPhase::Joined);
+        assert_eq!(status.reason, None);
         assert_eq!(status.neighbors.len(), 1);
         assert_eq!(status.neighbors[0].found_by, FoundBy::Mdns, "the first finder counts");
         assert!(status.first_neighbor_ms.is_some());
+        let (one, two) = (state.busy(Work::Sync), state.busy(Work::Sync));
+        assert_eq!(state.phase(), TopicPhase::Syncing);
+        let rotation = state.busy(Work::Rotation);
+        assert_eq!(state.phase(), TopicPhase::Rotating);
+        drop((one, rotation));
+        assert_eq!(state.phase(), TopicPhase::Syncing);
+        drop(two);
         state.down(peer);
-        state.step(Step::DhtLookup, Instant::now(), Ok("nobody".into()));
-        assert_eq!(state.status().state, TopicPhase::Alone);
-        assert!(serde_json::to_string(&state.status()).unwrap().contains("dht_lookup"));
+        assert_eq!(state.phase(), TopicPhase::Disconnected);
+        let later = Instant::now().checked_sub(CUT_OFF);
+        state.known().left_alone = later;
+        assert_eq!(state.phase(), TopicPhase::Alone);
+        let text = serde_json::to_string(&state.status(HowJoined::Command, 7)).unwrap();
+        assert!(text.contains("dht_lookup") && text.contains(r#""how":"command""#), "{text}");
+    }
+
+    #[test]
+    fn phases_are_written_as_they_are_named() {
+        for phase in TopicPhase::ALL {
+            assert_eq!(serde_json::to_string(&phase).unwrap(), format!("{:?}", phase.name()));
+        }
     }
 }

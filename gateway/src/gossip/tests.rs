@@ -13,9 +13,9 @@ use tokio::sync::watch;
 use super::{config::IrohRelays, *};
 use crate::{
     pipeline::{
-        Candidate, Committed, Context, Count, Decision, EventWriter, IdSet, LogEntry, Origin,
-        Outcome, Policy, PolicyWorker, Presence, Removal, Routing, Scan, Scope, Seq, StartIngest,
-        StoreError, Target, Viewer, Write,
+        Affected, Audience, Candidate, Committed, Context, Count, Decision, EventWriter, IdSet,
+        KeptTopic, LogEntry, Origin, Outcome, Policy, PolicyWorker, Presence, Removal, Routing,
+        Scan, Scope, Seq, StartIngest, StoreError, Target, TopicDoor, Viewer, Write,
     },
     protocol::{
         Event, EventId, Filter, VerifiedEvent, event::compute_id, frame::MAX_GOSSIP_BYTES, hex,
@@ -67,8 +67,8 @@ impl EventWriter for MemoryLog {
         })
     }
 
-    fn topics_affected(&self, _event: &Event) -> Result<Vec<TopicName>, StoreError> {
-        Ok(Vec::new())
+    fn affected(&self, _event: &Event) -> Result<Affected, StoreError> {
+        Ok(Affected::default())
     }
 
     fn write(&self, write: Write) -> Result<(), StoreError> {
@@ -81,7 +81,7 @@ impl EventWriter for MemoryLog {
                 event: write.event.shared().clone(),
                 topic: Some(topic),
                 first: true,
-                private: write.private,
+                audience: Audience::first(write.private),
                 origin: write.origin.log_name().into(),
             });
         }
@@ -158,6 +158,29 @@ impl EventReader for MemoryLog {
     }
 }
 
+/// The topics that were joined, in memory.
+#[derive(Default)]
+struct MemoryTopics(Mutex<Vec<KeptTopic>>);
+
+impl TopicStore for MemoryTopics {
+    fn load(&self) -> BoxFuture<'_, Result<Vec<KeptTopic>, StoreError>> {
+        let topics = self.0.lock().unwrap().clone();
+        async { Ok(topics) }.boxed()
+    }
+
+    fn keep(&self, topic: KeptTopic) -> BoxFuture<'_, Result<(), StoreError>> {
+        let mut topics = self.0.lock().unwrap();
+        topics.retain(|kept| kept.name != topic.name);
+        topics.push(topic);
+        async { Ok(()) }.boxed()
+    }
+
+    fn forget(&self, name: TopicName) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.0.lock().unwrap().retain(|kept| kept.name != name);
+        async { Ok(()) }.boxed()
+    }
+}
+
 /// Lets everything pass.
 struct Open;
 
@@ -178,11 +201,22 @@ struct Gateway {
     log: Arc<MemoryLog>,
     ingest: Ingest,
     metrics: Arc<Metrics>,
+    joined: JoinedTopics,
+    kept: Arc<MemoryTopics>,
     _data: TempDir,
 }
 
 impl Gateway {
     async fn start(discovery: DiscoveryConfig, topics: &[TopicName]) -> Self {
+        Self::with(discovery, topics, Arc::default(), 0).await
+    }
+
+    async fn with(
+        discovery: DiscoveryConfig,
+        topics: &[TopicName],
+        kept: Arc<MemoryTopics>,
+        visits: usize,
+    ) -> Self {
         let data = tempfile::tempdir().unwrap();
         let log = MemoryLog::new();
         let metrics = Arc::new(Metrics::default());
@@ -213,7 +247,10 @@ impl Gateway {
             endpoint: &endpoint,
             discovery: &discovery,
             data_dir: data.path(),
-            joined,
+            joined: joined.clone(),
+            private: PrivateTopics::new([(name("hidden"), [])]),
+            kept: kept.clone(),
+            visits: VisitRules { most: visits, idle: Duration::from_secs(1) },
             limits: &limits,
             ingest: ingest.clone(),
             reader: log.clone(),
@@ -222,7 +259,7 @@ impl Gateway {
         })
         .await
         .unwrap();
-        Self { gossip, log, ingest, metrics, _data: data }
+        Self { gossip, log, ingest, metrics, joined, kept, _data: data }
     }
 
     /// For `discovery.peers` of others.
@@ -380,10 +417,11 @@ async fn a_stuck_topic_holds_up_nobody_and_loses_nothing() {
     let (slow_queue, mut slow_end) = mpsc::channel(64);
     let (fast_queue, mut fast_end) = mpsc::channel(1_000);
     let (_passing, passing) = tokio::sync::broadcast::channel(1);
-    let lanes = [(slow.clone(), slow_queue), (fast.clone(), fast_queue)];
-    let publisher = Publisher::new(log.clone(), passing, lanes, Default::default());
+    let (publisher, lanes) = Publisher::new(log.clone(), passing, Default::default());
     let tasks = Tasks::new();
     tasks.spawn("publisher", publisher.run(tasks.token().clone()));
+    lanes.open(slow.clone(), slow_queue).await;
+    lanes.open(fast.clone(), fast_queue).await;
 
     let commit = |event: &Event, origin: Origin| {
         let event = VerifiedEvent::from_store(event.json()).unwrap();
@@ -445,4 +483,138 @@ async fn a_gateway_starts_without_a_network() {
     assert_ne!(a.gossip.status()[0].state, TopicPhase::Starting);
     assert!(!a.gossip.addresses().is_empty());
     timeout(Duration::from_secs(8), a.stop()).await.expect("shutdown has a deadline");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_are_joined_and_left_while_it_runs() {
+    let (first, late) = (name("first"), name("late"));
+    let a = Gateway::start(alone(), std::slice::from_ref(&first)).await;
+    let peers = vec![a.address()];
+    let b =
+        Gateway::start(DiscoveryConfig { peers, ..alone() }, std::slice::from_ref(&first)).await;
+    b.waits_for_neighbors().await;
+    for gateway in [&a, &b] {
+        let membership = gateway.gossip.membership();
+        let join = || membership.join(late.clone(), HowJoined::Command);
+        assert_eq!(join().await.unwrap(), Joining::Joined);
+        assert_eq!(join().await.unwrap(), Joining::Already);
+        assert!(gateway.joined.contains("late"));
+        // What cannot be joined or left stays as it is.
+        let error = membership.join(name("hidden"), HowJoined::Command).await.unwrap_err();
+        assert!(matches!(error, TopicError::Private(_)), "{error}");
+        let error = membership.join(name("NGW1qqqq"), HowJoined::Command).await.unwrap_err();
+        assert!(matches!(error, TopicError::Invite), "{error}");
+        let error = membership.leave(&first).await.unwrap_err();
+        assert!(matches!(error, TopicError::Configured(_)), "{error}");
+        let error = membership.leave(&name("never")).await.unwrap_err();
+        assert!(matches!(error, TopicError::NotJoined(_)), "{error}");
+    }
+    b.waits_for_neighbors().await;
+    let target = Target::Topics(vec![late.clone()]);
+    let origin =
+        Origin::Client { connection: 1, address: [127, 0, 0, 1].into(), viewer: Arc::default() };
+    let in_late = event(1, "in a topic that was joined late");
+    let candidate = Candidate { event: in_late.clone(), origin: origin.clone(), target };
+    assert!(matches!(a.ingest.submit(candidate).await, Outcome::Stored(_)));
+    b.log.waits_for(&[in_late.id], &late).await;
+
+    // B leaves: A hears of it at once, in this topic alone, and B is nowhere found in it any more.
+    b.gossip.membership().leave(&late).await.unwrap();
+    assert!(!b.joined.contains("late") && b.kept.0.lock().unwrap().is_empty());
+    assert_eq!(b.gossip.status().len(), 1);
+    assert!(!b.metrics.render().contains(r#""late""#), "{}", b.metrics.render());
+    let gone = async {
+        while a.gossip.topic(&late).unwrap().state == TopicPhase::Joined {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(3), gone).await.expect("whoever leaves says goodbye");
+    assert_eq!(a.gossip.topic(&late).unwrap().state, TopicPhase::Disconnected);
+    assert_eq!(a.gossip.topic(&first).unwrap().state, TopicPhase::Joined);
+    a.gossip.measure();
+    let figures = a.metrics.render();
+    let gauge =
+        |state: &str, value: u8| format!("topic_state{{topic=\"late\",state=\"{state}\"}} {value}");
+    assert!(figures.contains(&gauge("disconnected", 1)), "{figures}");
+    assert!(figures.contains(&gauge("joined", 0)), "{figures}");
+
+    // Whoever asks for a change and goes away leaves nothing half done.
+    for _ in 0..3 {
+        let join = b.gossip.membership().join(name("brief"), HowJoined::Command).now_or_never();
+        assert!(join.is_none(), "it takes a moment");
+        while b.gossip.topic(&name("brief")).is_none() || !b.joined.contains("brief") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let leave = b.gossip.membership().leave(&name("brief")).now_or_never();
+        assert!(leave.is_none(), "it takes a moment");
+        // The next change waits for the end of this one.
+        let again = b.gossip.membership().leave(&name("brief")).await;
+        assert!(matches!(again, Err(TopicError::NotJoined(_))), "{again:?}");
+        assert!(!b.joined.contains("brief") && b.kept.0.lock().unwrap().is_empty());
+        assert!(!b.metrics.render().contains(r#""brief""#));
+    }
+
+    // And comes back.
+    b.gossip.membership().join(late.clone(), HowJoined::Command).await.unwrap();
+    b.waits_for_neighbors().await;
+    let peers = b.gossip.peers();
+    assert_eq!(peers.len(), 1, "one gateway in two topics: {peers:?}");
+    assert_eq!(peers[0].topics.len(), 2, "{peers:?}");
+    let path = peers[0].path.as_ref().expect("there is a connection");
+    assert_eq!(path.path, "direct");
+    assert!(path.address.starts_with("127.0.0.1:") && path.rtt_ms > 0.0, "{path:?}");
+    let kept = b.kept.clone();
+    b.stop().await;
+    a.stop().await;
+
+    // A restart remembers it.
+    let b = Gateway::with(alone(), std::slice::from_ref(&first), kept, 0).await;
+    let names: Vec<_> =
+        b.gossip.status().into_iter().map(|topic| (topic.name, topic.how)).collect();
+    assert_eq!(names, [(first, HowJoined::Config), (late, HowJoined::Command)]);
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn visited_topics_are_bounded_and_left_when_nobody_is_there() {
+    let a = Gateway::with(alone(), &[name("first")], Arc::default(), 2).await;
+    let membership = a.gossip.membership();
+    let visit = |topic: &str| membership.clone().visit(name(topic));
+    visit("one").await.unwrap();
+    visit("two").await.unwrap();
+    visit("two").await.unwrap();
+    let refused = visit("three").await.unwrap_err();
+    assert!(refused.contains("topics.join_on_visit"), "{refused}");
+    assert!(!a.joined.contains("three"));
+    // Somebody stays in one, and the other is joined for good.
+    let somebody = a.joined.enter(&name("one")).unwrap();
+    let again = membership.join(name("two"), HowJoined::Command).await;
+    assert_eq!(again.unwrap(), Joining::Already);
+    visit("three").await.unwrap();
+    let left = async {
+        while a.joined.contains("three") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), left).await.expect("nobody is in it");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(a.joined.contains("one") && a.joined.contains("two"));
+    drop(somebody);
+    let left = async {
+        while a.joined.contains("one") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), left).await.expect("nobody is in it any more");
+    assert_eq!(a.gossip.topic(&name("two")).unwrap().how, HowJoined::Command);
+
+    // When visits are not allowed any more, what they joined is not joined again.
+    visit("four").await.unwrap();
+    let kept = a.kept.clone();
+    a.stop().await;
+    let a = Gateway::with(alone(), &[name("first")], kept, 0).await;
+    assert!(a.joined.contains("two") && !a.joined.contains("four"));
+    let refused = a.gossip.membership().clone().visit(name("four")).await.unwrap_err();
+    assert!(refused.contains("not in the topic"), "{refused}");
+    a.stop().await;
 }

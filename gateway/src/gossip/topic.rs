@@ -16,7 +16,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    fetch::Announcement, joiner::join, outbound::Outbound, peer_id, state::TopicState,
+    fetch::Announcement,
+    joiner::{Unanswered, join},
+    outbound::Outbound, peer_id, state::TopicState,
     watch::Health,
 };
 use crate::{
@@ -53,7 +55,7 @@ pub struct Topic {
     /// Endpoints that discovery found.
     pub join: mpsc::Receiver<Vec<EndpointId>>,
     /// To the task that makes endpoints answer our joins.
-    pub knock: mpsc::Sender<EndpointId>,
+    pub knock: mpsc::Sender<Unanswered>,
     /// To the task that fetches announced events.
     pub announced: mpsc::Sender<Announcement>,
     pub health: Arc<Health>,
@@ -92,6 +94,7 @@ impl Topic {
                 }
                 Err(error) => {
                     self.health.subscribe_failed();
+                    self.state.failed(&error);
                     tracing::warn!(error, "cannot join the gossip topic; trying again");
                 }
             }

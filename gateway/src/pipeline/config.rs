@@ -53,12 +53,21 @@ pub struct TopicsConfig {
     pub join: Vec<TopicName>,
     /// Where an event published on `/` goes when no rule and no tag says otherwise.
     pub default: Vec<TopicName>,
+    /// Most topics joined because a client on this machine connects to their URL; 0 for none.
+    pub join_on_visit: usize,
+    /// Seconds after which such a topic is left when nobody is on its URL.
+    pub visit_idle_s: u64,
 }
 
 impl Default for TopicsConfig {
     fn default() -> Self {
         let name = |text| TopicName::new(text).expect("the built-in topic names are valid");
-        Self { join: vec![name("global"), name("announcements")], default: vec![name("global")] }
+        Self {
+            join: vec![name("global"), name("announcements")],
+            default: vec![name("global")],
+            join_on_visit: 0,
+            visit_idle_s: 3_600,
+        }
     }
 }
 

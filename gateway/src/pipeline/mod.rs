@@ -7,6 +7,7 @@ pub mod config;
 pub mod decision;
 pub mod inflight;
 pub mod ingest;
+pub mod joined;
 pub mod moderation;
 pub mod origin;
 pub mod ports;
@@ -17,12 +18,13 @@ mod worker;
 
 pub use decision::{Decision, Outcome};
 pub use ingest::{Candidate, Ingest, StartIngest, Target};
+pub use joined::{HowJoined, JoinedTopics, KeptTopic, TopicDoor, TopicStore, Visit};
 pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
 pub use ports::{
-    Committed, Context, Count, EventReader, EventWriter, IdSet, LogEntry, Passing, Policy,
-    PolicyWorker, Presence, Removal, Scope, Seq, StoreError, Write,
+    Affected, Committed, Context, Count, EventReader, EventWriter, IdSet, LogEntry, Passing,
+    Policy, PolicyWorker, Presence, Removal, Scope, Seq, StoreError, Write,
 };
-pub use routing::{JoinedTopics, Routing};
+pub use routing::Routing;
 pub use scan::{Scan, ScanItem, ScanSender};
-pub use viewer::{PrivateTopics, SharedViewer, Viewer};
+pub use viewer::{Audience, PrivateTopics, SharedViewer, Viewer};

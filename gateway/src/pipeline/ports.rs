@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::{Decision, Origin, Viewer, scan::Scan};
+use super::{Audience, Decision, Origin, Viewer, scan::Scan};
 use crate::protocol::{Event, EventId, Filter, PublicKey, TopicName, VerifiedEvent};
 
 /// A position in the store's log: given at commit, rising, never reused. 0 is before everything.
@@ -36,7 +36,7 @@ pub enum Presence {
 pub struct Write {
     pub event: VerifiedEvent,
     pub topics: Vec<TopicName>,
-    /// All of its topics are private.
+    /// It is for the readers of its topics alone.
     pub private: bool,
     /// It is a request to vanish (NIP-62) that counts here.
     pub vanish: bool,
@@ -64,10 +64,25 @@ pub enum Committed {
 }
 
 /// What an operator takes out of the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Removal {
     Event(EventId),
-    Author(PublicKey),
+    /// All events of an author.
+    Author {
+        key: PublicKey,
+        /// But not these; sorted.
+        keep: Arc<[EventId]>,
+    },
+}
+
+/// What an event acts on: the version that it would replace, the events that it deletes (NIP-09), all
+/// events of an author who vanishes (NIP-62).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Affected {
+    /// The topics that hold any of it.
+    pub topics: Vec<TopicName>,
+    /// Any of it is for all who read here, not for the readers of private topics alone.
+    pub public: bool,
 }
 
 /// The writing side of the store. All methods block and are called from worker threads only.
@@ -75,9 +90,8 @@ pub trait EventWriter: Send + Sync + 'static {
     /// Looks an event up among the committed ones and the tombstones. It is not verified yet.
     fn presence(&self, event: &Event, topics: &[TopicName]) -> Result<Presence, StoreError>;
 
-    /// The topics that hold what this event acts on: the version that it would replace, the events
-    /// that it deletes (NIP-09), all events of an author who vanishes (NIP-62).
-    fn topics_affected(&self, event: &Event) -> Result<Vec<TopicName>, StoreError>;
+    /// What this event acts on, as far as it is held.
+    fn affected(&self, event: &Event) -> Result<Affected, StoreError>;
 
     /// Queues an event for the next group commit; waits while the queue is full.
     fn write(&self, write: Write) -> Result<(), StoreError>;
@@ -86,7 +100,7 @@ pub trait EventWriter: Send + Sync + 'static {
     fn remove(&self, removal: Removal) -> Result<u64, StoreError>;
 }
 
-/// One step of the log: an event was stored, or a stored one became part of a topic.
+/// One step of the log: an event was stored, or a stored one became part of a topic or public.
 #[derive(Debug, Clone)]
 pub struct LogEntry {
     pub seq: Seq,
@@ -94,10 +108,10 @@ pub struct LogEntry {
     /// The topic that it became part of, if any. An event stored into several topics makes one
     /// entry for each.
     pub topic: Option<TopicName>,
-    /// Whether this is the event's first entry: the one that subscriptions on `/` see.
+    /// Whether this is the event's first entry.
     pub first: bool,
-    /// Whether the event was in private topics alone when this was logged.
-    pub private: bool,
+    /// For whom the event is news on `/` by this step.
+    pub audience: Audience,
     /// [`Origin::log_name`] of where it came from.
     pub origin: Arc<str>,
 }
@@ -115,7 +129,7 @@ impl Scope {
     /// Whether a log entry is news in this scope.
     pub fn sees(&self, entry: &LogEntry) -> bool {
         match self {
-            Self::All => entry.first,
+            Self::All => entry.audience != Audience::Nobody,
             Self::Topic(name) => entry.topic.as_ref() == Some(name),
         }
     }
@@ -124,9 +138,7 @@ impl Scope {
     /// private topic itself was asked for the right to do so before.
     pub fn may_show(&self, entry: &LogEntry, viewer: &Viewer) -> bool {
         let topic_allows = match self {
-            Self::All => {
-                !entry.private || entry.topic.as_ref().is_some_and(|t| viewer.may_read_topic(t))
-            }
+            Self::All => entry.audience.includes(viewer, entry.topic.as_slice()),
             Self::Topic(_) => true,
         };
         topic_allows && viewer.may_read(&entry.event)
@@ -229,11 +241,9 @@ pub trait PolicyWorker {
 #[derive(Debug, Clone)]
 pub struct Passing {
     pub event: VerifiedEvent,
-    /// Whether it passes for the first time: what subscriptions on `/` see.
-    pub first: bool,
     /// The topics that it is new to.
     pub topics: Arc<[TopicName]>,
-    /// All topics that it was meant for are private.
-    pub private: bool,
+    /// For whom it is news on `/`.
+    pub audience: Audience,
     pub origin: Origin,
 }

@@ -1,30 +1,9 @@
 //! Which topics an event published on `/` goes to.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
-use arc_swap::ArcSwap;
-
-use super::PrivateTopics;
+use super::{JoinedTopics, PrivateTopics};
 use crate::protocol::{Event, Filter, TopicName, kinds};
-
-/// The topics this gateway is in at the moment. Cheap to clone; all clones see the same set.
-#[derive(Clone, Default, Debug)]
-pub struct JoinedTopics(Arc<ArcSwap<BTreeSet<TopicName>>>);
-
-impl JoinedTopics {
-    pub fn new(topics: impl IntoIterator<Item = TopicName>) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(topics.into_iter().collect())))
-    }
-
-    pub fn contains(&self, name: &str) -> bool {
-        self.0.load().contains(name)
-    }
-
-    /// All of them, in alphabetical order.
-    pub fn all(&self) -> Arc<BTreeSet<TopicName>> {
-        self.0.load_full()
-    }
-}
 
 /// The routing rules: every matching `[[route]]`, else joined topics named by a `t` tag, else
 /// `topics.default`. A plugin's route comes before all of them, in the worker.

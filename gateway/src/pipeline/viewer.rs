@@ -87,4 +87,76 @@ impl Viewer {
     pub fn private_topics(&self) -> &BTreeSet<TopicName> {
         &self.topics
     }
+
+    fn reads_any(&self, topics: &[TopicName]) -> bool {
+        topics.iter().any(|topic| self.may_read_topic(topic))
+    }
+}
+
+/// For whom an event becomes news on `/`. A private event becomes so step by step, as it joins
+/// further topics or becomes public; nobody is shown it twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Audience {
+    /// Whoever may see it was shown it before.
+    Nobody,
+    /// The readers of the private topics that it became part of, except those who saw it before:
+    /// the readers of these.
+    Readers { but: Vec<TopicName> },
+    /// Everybody, except those who saw it before: the readers of these private topics.
+    Everybody { but: Vec<TopicName> },
+}
+
+impl Audience {
+    /// Of an event that is stored or passes for the first time.
+    pub fn first(private: bool) -> Self {
+        if private {
+            Self::Readers { but: Vec::new() }
+        } else {
+            Self::Everybody { but: Vec::new() }
+        }
+    }
+
+    /// Whether this viewer is one of them; `topics` are those that the event became part of.
+    pub fn includes(&self, viewer: &Viewer, topics: &[TopicName]) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Readers { but } => viewer.reads_any(topics) && !viewer.reads_any(but),
+            Self::Everybody { but } => !viewer.reads_any(but),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_is_shown_an_event_once() {
+        let [a, b, c] = ["a", "b", "c"].map(|name| TopicName::new(name).unwrap());
+        let [x, y] = [PublicKey([1; 32]), PublicKey([2; 32])];
+        let private = PrivateTopics::new([
+            (a.clone(), vec![x]),
+            (b.clone(), vec![x, y]),
+            (c.clone(), vec![y]),
+        ]);
+        let viewer =
+            |keys: &[PublicKey]| Viewer::new(keys.iter().copied().collect(), false, &private);
+        // It is stored in `a`, joins `b` and `c`, and becomes public.
+        let steps = [
+            (Audience::first(true), Some(a.clone())),
+            (Audience::Readers { but: vec![a.clone()] }, Some(b.clone())),
+            (Audience::Readers { but: vec![a.clone(), b.clone()] }, Some(c.clone())),
+            (Audience::Everybody { but: vec![a, b, c] }, None),
+            (Audience::Nobody, None),
+        ];
+        for (keys, expected) in [(&[][..], 3), (&[x][..], 0), (&[y][..], 1), (&[x, y][..], 0)] {
+            let shown: Vec<usize> = steps
+                .iter()
+                .enumerate()
+                .filter(|(_, (audience, topic))| audience.includes(&viewer(keys), topic.as_slice()))
+                .map(|(n, _)| n)
+                .collect();
+            assert_eq!(shown, [expected], "{keys:?}");
+        }
+    }
 }

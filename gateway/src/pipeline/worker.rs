@@ -1,7 +1,7 @@
 //! One thread of the CPU pool: looks the id up, verifies, asks the policy, hands over to the store.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     panic,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -9,8 +9,8 @@ use std::{
 use tokio::sync::{Semaphore, broadcast};
 
 use super::{
-    Committed, Context, Decision, EventWriter, Outcome, Passing, Policy, PolicyWorker, Presence,
-    Routing, Write,
+    Audience, Committed, Context, Decision, EventWriter, Outcome, Passing, Policy, PolicyWorker,
+    Presence, Routing, Write,
     ingest::{Evaluation, Job, MAX_UNDER_WAY},
 };
 use crate::{
@@ -48,7 +48,8 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
 
     // A known id is answered without verifying again: most gossip traffic ends here.
     let presence = if is_ephemeral {
-        Ok(shared.recent.presence(&event.id, &topics))
+        let private = shared.routing.private.hide(&topics);
+        Ok(shared.recent.presence(&event.id, &topics, private))
     } else {
         shared.writer.presence(&event, &topics)
     };
@@ -76,17 +77,17 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
 
     // What acts on other events goes to every topic that holds them, and the policy sees that it
     // does. A request to this relay alone goes nowhere.
-    match shared.writer.topics_affected(&event) {
-        Ok(affected) => {
-            for topic in shared.routing.ours(&affected) {
-                let barred = !shared.routing.private.contains(&topic)
-                    && kinds::barred_from_public_topics(&event, received_at).is_some();
-                if !barred && !topics.contains(&topic) {
-                    topics.push(topic);
-                }
-            }
-        }
+    let affected = match shared.writer.affected(&event) {
+        Ok(affected) => affected,
         Err(error) => return answer(reply, store_failure(&error)),
+    };
+    let mut for_all = topics.is_empty();
+    for topic in shared.routing.ours(&affected.topics) {
+        let barred = !shared.routing.private.contains(&topic)
+            && kinds::barred_from_public_topics(&event, received_at).is_some();
+        if !barred && !topics.contains(&topic) {
+            topics.push(topic);
+        }
     }
 
     let context = Context { origin: &origin, topics: &topics, received_at };
@@ -96,6 +97,7 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         Decision::ShadowReject => return answer(reply, Outcome::Shadowed),
         Decision::Route(chosen) => {
             topics = shared.routing.ours(&chosen);
+            for_all = false;
             if kinds::barred_from_public_topics(&event, received_at).is_some() {
                 topics.retain(|topic| shared.routing.private.contains(topic));
             }
@@ -108,14 +110,14 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         }
     }
 
-    let private = shared.routing.private.hide(&topics);
+    // Published for all, it does not become private by acting on what is in a private topic too.
+    let private = shared.routing.private.hide(&topics) && !(for_all && affected.public);
     if is_ephemeral {
-        let (first, news) = shared.recent.remember(&event.id, topics);
-        if !first && news.is_empty() {
+        let Some((topics, audience)) = shared.recent.remember(&event.id, topics, private) else {
             return answer(reply, Outcome::Duplicate);
-        }
+        };
         // No receiver is no failure: nobody listens at the moment.
-        let _ = shared.passing.send(Passing { event, first, topics: news.into(), private, origin });
+        let _ = shared.passing.send(Passing { event, topics: topics.into(), audience, origin });
         return answer(reply, Outcome::Passed);
     }
 
@@ -168,7 +170,7 @@ fn answer(reply: tokio::sync::oneshot::Sender<Outcome>, outcome: Outcome) {
     let _ = reply.send(outcome);
 }
 
-/// How many (id, topic) pairs of ephemeral events are remembered.
+/// How many ephemeral events are remembered, each once and once more for each of its topics.
 const REMEMBERED: usize = 8_192;
 
 /// Ephemeral events that passed lately, so that one which comes back by another way is not passed on
@@ -178,43 +180,78 @@ pub(super) struct Recent(Mutex<RecentSet>);
 
 #[derive(Default)]
 struct RecentSet {
-    known: HashSet<(EventId, Option<TopicName>)>,
-    order: VecDeque<(EventId, Option<TopicName>)>,
+    known: HashMap<EventId, Passed>,
+    order: VecDeque<EventId>,
+    /// What they take of [`REMEMBERED`].
+    size: usize,
 }
 
-impl RecentSet {
-    fn insert(&mut self, key: (EventId, Option<TopicName>)) -> bool {
-        let new = self.known.insert(key.clone());
-        if new {
-            self.order.push_back(key);
-        }
-        new
-    }
+/// Where an event passed, in this order.
+struct Passed {
+    topics: Vec<TopicName>,
+    /// Only there so far: not for everybody on `/`.
+    private: bool,
 }
 
 impl Recent {
-    fn presence(&self, id: &EventId, topics: &[TopicName]) -> Presence {
+    /// Whether it passed by all of these topics; if not `private`, for everybody.
+    fn presence(&self, id: &EventId, topics: &[TopicName], private: bool) -> Presence {
         let set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let knows = |topic: Option<TopicName>| set.known.contains(&(*id, topic));
-        match (knows(None), topics.iter().all(|topic| knows(Some(topic.clone())))) {
-            (false, _) => Presence::Unknown,
-            (true, true) => Presence::Known,
-            (true, false) => Presence::KnownElsewhere,
+        match set.known.get(id) {
+            None => Presence::Unknown,
+            Some(passed) => {
+                let seen = private || !passed.private;
+                if seen && topics.iter().all(|topic| passed.topics.contains(topic)) {
+                    Presence::Known
+                } else {
+                    Presence::KnownElsewhere
+                }
+            }
         }
     }
 
-    /// Takes note of an event. Returns whether it is new, and the topics that it is new to.
-    fn remember(&self, id: &EventId, topics: Vec<TopicName>) -> (bool, Vec<TopicName>) {
+    /// Takes note of an event. Returns the topics that it is new to, and for whom it is news on `/`;
+    /// `None` when it is no news.
+    fn remember(
+        &self,
+        id: &EventId,
+        topics: Vec<TopicName>,
+        private: bool,
+    ) -> Option<(Vec<TopicName>, Audience)> {
         let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = set.insert((*id, None));
-        let news =
-            topics.into_iter().filter(|topic| set.insert((*id, Some(topic.clone())))).collect();
-        while set.order.len() > REMEMBERED {
-            if let Some(oldest) = set.order.pop_front() {
-                set.known.remove(&oldest);
+        let set = &mut *set;
+        let (news, audience) = match set.known.get_mut(id) {
+            None => {
+                set.known.insert(*id, Passed { topics: topics.clone(), private });
+                set.order.push_back(*id);
+                set.size += 1;
+                (topics, Audience::first(private))
+            }
+            Some(passed) => {
+                let is_new = |topic: &TopicName| !passed.topics.contains(topic);
+                let news: Vec<_> = topics.into_iter().filter(is_new).collect();
+                let but = if passed.private { passed.topics.clone() } else { Vec::new() };
+                let audience = match (passed.private, private) {
+                    (false, _) => Audience::Nobody,
+                    (true, true) => Audience::Readers { but },
+                    (true, false) => Audience::Everybody { but },
+                };
+                if news.is_empty() && (private || !passed.private) {
+                    return None;
+                }
+                passed.private &= private;
+                passed.topics.extend_from_slice(&news);
+                (news, audience)
+            }
+        };
+        set.size += news.len();
+        while set.size > REMEMBERED {
+            let Some(oldest) = set.order.pop_front() else { break };
+            if let Some(passed) = set.known.remove(&oldest) {
+                set.size -= 1 + passed.topics.len();
             }
         }
-        (first, news)
+        Some((news, audience))
     }
 }
 
@@ -222,17 +259,59 @@ impl Recent {
 mod tests {
     use super::*;
 
+    fn topics(names: &[&str]) -> Vec<TopicName> {
+        names.iter().map(|name| TopicName::new(name).unwrap()).collect()
+    }
+
     #[test]
     fn an_ephemeral_event_is_news_once_and_once_in_each_topic() {
+        let (recent, id) = (Recent::default(), EventId([1; 32]));
+        let (a, both) = (topics(&["a"]), topics(&["a", "b"]));
+        assert_eq!(recent.presence(&id, &both, false), Presence::Unknown);
+        let first = recent.remember(&id, a.clone(), false);
+        assert_eq!(first, Some((a.clone(), Audience::first(false))));
+        assert_eq!(recent.presence(&id, &a, false), Presence::Known);
+        assert_eq!(recent.presence(&id, &both, false), Presence::KnownElsewhere);
+        let second = recent.remember(&id, both.clone(), false);
+        assert_eq!(second, Some((topics(&["b"]), Audience::Nobody)));
+        assert_eq!(recent.remember(&id, both.clone(), false), None);
+        // It stays public.
+        assert_eq!(recent.remember(&id, both, true), None);
+    }
+
+    #[test]
+    fn one_that_passed_in_a_private_topic_is_news_for_the_others() {
+        let (recent, id) = (Recent::default(), EventId([1; 32]));
+        let (a, b) = (topics(&["a"]), topics(&["b"]));
+        let first = recent.remember(&id, a.clone(), true);
+        assert_eq!(first, Some((a.clone(), Audience::Readers { but: vec![] })));
+        assert_eq!(recent.presence(&id, &a, true), Presence::Known);
+        assert_eq!(recent.presence(&id, &[], false), Presence::KnownElsewhere);
+        let second = recent.remember(&id, b.clone(), true);
+        assert_eq!(second, Some((b.clone(), Audience::Readers { but: a })));
+        let third = recent.remember(&id, vec![], false);
+        assert_eq!(third, Some((vec![], Audience::Everybody { but: topics(&["a", "b"]) })));
+        assert_eq!(recent.presence(&id, &[], false), Presence::Known);
+        assert_eq!(recent.remember(&id, b, true), None);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
         let recent = Recent::default();
-        let (id, a, b) =
-            (EventId([1; 32]), TopicName::new("a").unwrap(), TopicName::new("b").unwrap());
-        let both = vec![a.clone(), b.clone()];
-        assert_eq!(recent.presence(&id, &both), Presence::Unknown);
-        assert_eq!(recent.remember(&id, vec![a.clone()]), (true, vec![a.clone()]));
-        assert_eq!(recent.presence(&id, &[a]), Presence::Known);
-        assert_eq!(recent.presence(&id, &both), Presence::KnownElsewhere);
-        assert_eq!(recent.remember(&id, both.clone()), (false, vec![b]));
-        assert_eq!(recent.remember(&id, both), (false, vec![]));
+        let id = |n: usize| {
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&(n as u64).to_be_bytes());
+            EventId(id)
+        };
+        for n in 0..REMEMBERED {
+            recent.remember(&id(n), topics(&["a", "b"]), false);
+        }
+        assert_eq!(recent.presence(&id(0), &[], false), Presence::Unknown);
+        let last = recent.presence(&id(REMEMBERED - 1), &[], false);
+        assert_eq!(last, Presence::Known);
+        let set = recent.0.lock().unwrap();
+        assert_eq!(set.known.len(), set.order.len());
+        assert_eq!(set.size, set.known.len() * 3);
+        assert!(set.size <= REMEMBERED && set.size > REMEMBERED - 3);
     }
 }

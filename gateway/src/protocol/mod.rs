@@ -10,6 +10,7 @@ pub mod kinds;
 pub mod limits;
 pub mod message;
 pub mod network;
+pub mod private;
 pub mod reason;
 pub mod relay_url;
 pub mod search;

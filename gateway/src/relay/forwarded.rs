@@ -16,18 +16,23 @@ pub(super) struct Client {
     pub address: IpAddr,
     /// A program on this machine, and no proxy that speaks for somebody else.
     pub local: bool,
+    /// A proxy of ours that does not say for whom it speaks.
+    pub unnamed: bool,
 }
 
 impl Client {
     /// `peer` is the other end of the TCP connection. `X-Forwarded-For` counts only when that is one
     /// of `proxies`: its last address that is no proxy is the client, because everything before it
-    /// was written by whoever the client is. A connection that any proxy announces is never local.
+    /// was written by whoever the client is. A connection that any proxy announces is never local,
+    /// nor is one from where a proxy of ours is: should that forget the header, the whole world would
+    /// be.
     pub fn of(peer: IpAddr, headers: &HeaderMap, proxies: &[Network]) -> Self {
         let peer = peer.to_canonical();
-        if !FORWARDING.iter().any(|name| headers.contains_key(*name)) {
-            return Self { address: peer, local: peer.is_loopback() };
-        }
         let is_proxy = |address: IpAddr| proxies.iter().any(|proxy| proxy.contains(address));
+        if !FORWARDING.iter().any(|name| headers.contains_key(*name)) {
+            let unnamed = is_proxy(peer);
+            return Self { address: peer, local: peer.is_loopback() && !unnamed, unnamed };
+        }
         let mut address = peer;
         if is_proxy(peer) {
             let lines: Vec<_> = headers.get_all(FORWARDING[0]).iter().collect();
@@ -41,7 +46,7 @@ impl Client {
                 }
             }
         }
-        Self { address, local: false }
+        Self { address, local: false, unnamed: false }
     }
 
     /// Whether it may read private topics without authenticating: a local program, but no web page
@@ -109,8 +114,12 @@ mod tests {
 
     #[test]
     fn local_is_only_what_nobody_forwarded() {
-        assert_eq!(seen("127.0.0.1", &[], &["127.0.0.1"]), ("127.0.0.1".to_owned(), true));
+        assert_eq!(seen("127.0.0.1", &[], &[]), ("127.0.0.1".to_owned(), true));
         assert!(seen("::1", &[], &[]).1);
+        // It may be the proxy without its header.
+        assert_eq!(seen("127.0.0.1", &[], &["127.0.0.1"]), ("127.0.0.1".to_owned(), false));
+        assert!(!seen("::ffff:127.0.0.1", &[], &["127.0.0.0/8"]).1);
+        assert!(seen("127.0.0.2", &[], &["127.0.0.1"]).1, "not from where the proxy is");
         assert!(!seen("192.168.1.2", &[], &["192.168.1.2"]).1);
         for header in FORWARDING {
             // Also from a proxy that nobody configured, and when it claims to speak for loopback.
@@ -121,7 +130,8 @@ mod tests {
 
     #[test]
     fn web_pages_are_trusted_when_they_are_listed() {
-        let local = Client { address: "127.0.0.1".parse().unwrap(), local: true };
+        let address = "127.0.0.1".parse().unwrap();
+        let local = Client { address, local: true, unnamed: false };
         let origins = ["https://client.example.org".to_owned()];
         let trusted = |client: &Client, lines: &[(&'static str, &str)]| {
             client.is_trusted(&headers(lines), &origins)

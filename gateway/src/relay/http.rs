@@ -3,7 +3,8 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
 };
 
 use bytes::Bytes;
@@ -56,6 +57,13 @@ pub(super) async fn answer(
     tasks: &Tasks,
 ) -> Answer {
     let client = Client::of(accepted.peer, request.headers(), &relay.config.trusted_proxies);
+    if client.unnamed && !relay.silent_proxy.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            proxy = %client.address,
+            "a proxy of relay.trusted_proxies does not send X-Forwarded-For: whoever comes through \
+             it, or from its address, shares the limits of one stranger"
+        );
+    }
     if relay.moderation.blocks(client.address) {
         return blocked(&relay);
     }
@@ -69,11 +77,12 @@ pub(super) async fn answer(
     };
     let scope = match place {
         Place::Health => return health(&relay),
-        Place::UnknownTopic => {
-            return text(
-                StatusCode::NOT_FOUND,
-                "this gateway is not in that topic (topics.join)\n",
-            );
+        Place::UnknownTopic(name) => {
+            let asked = name.filter(|_| may_visit(&relay, client, &request));
+            match visit(&relay, asked).await {
+                Ok(scope) => scope,
+                Err(refused) => return refused,
+            }
         }
         Place::Relay(scope) => scope,
     };
@@ -135,19 +144,43 @@ fn upgrade(
     if relay.moderation.blocks(client.address) {
         return blocked(&relay);
     }
+    let visit = match &scope {
+        Scope::Topic(name) if !relay.private.contains(name) => match relay.topics.enter(name) {
+            Some(visit) => Some(visit),
+            None => return text(StatusCode::NOT_FOUND, "this gateway has just left that topic\n"),
+        },
+        _ => None,
+    };
     let visitor =
         Visitor { connection, address: client.address, here, trusted, viewer, scope, rates };
     let upgrade = hyper::upgrade::on(&mut request);
     let span = tracing::debug_span!("conn", id = connection);
-    let token = tasks.token().clone();
+    // Thousands of sessions are on no topic's URL.
+    let token = match visit {
+        Some(_) => tasks.token().child_token(),
+        None => tasks.token().clone(),
+    };
     tasks.spawn(
         "session",
         async move {
             match upgrade.await {
                 Ok(stream) => {
-                    let session = session::run(TokioIo::new(stream), visitor, relay, token, permit);
+                    let end = token.clone();
+                    let stream = TokioIo::new(stream);
+                    let mut session = pin!(session::run(stream, visitor, relay, end, permit));
+                    let left = async {
+                        match &visit {
+                            Some(visit) => visit.left().await,
+                            None => std::future::pending().await,
+                        }
+                    };
                     tokio::select! {
-                        () = session => {}
+                        () = &mut session => {}
+                        () = left => {
+                            tracing::debug!("the topic was left");
+                            token.cancel();
+                            session.await;
+                        }
                         () = listed.end.cancelled() => {
                             tracing::debug!("no longer welcome; closed");
                         }
@@ -170,7 +203,8 @@ fn upgrade(
 
 enum Place {
     Relay(Scope),
-    UnknownTopic,
+    /// Its name, when it is one.
+    UnknownTopic(Option<TopicName>),
     Health,
 }
 
@@ -193,9 +227,31 @@ fn place(path: &str, relay: &Relay) -> Option<Place> {
                 {
                     Some(Place::Relay(Scope::Topic(name)))
                 }
-                _ => Some(Place::UnknownTopic),
+                name => Some(Place::UnknownTopic(name.ok())),
             }
         }
+    }
+}
+
+/// Whether a client may decide that a topic is joined: a local program or a page in
+/// `relay.trusted_origins` that wants to stay. Any other web page could make this gateway show up
+/// wherever it likes.
+fn may_visit(relay: &Relay, client: Client, request: &Request<Incoming>) -> bool {
+    let headers = request.headers();
+    request.method() == Method::GET
+        && wants_upgrade(headers)
+        && client.is_trusted(headers, &relay.config.trusted_origins)
+}
+
+/// Joins the topic that a client may visit.
+async fn visit(relay: &Relay, topic: Option<TopicName>) -> Result<Scope, Answer> {
+    let (Some(name), Some(door)) = (topic, &relay.door) else {
+        let absent = "this gateway is not in that topic (topics.join)\n";
+        return Err(text(StatusCode::NOT_FOUND, absent));
+    };
+    match door.clone().visit(name.clone()).await {
+        Ok(()) => Ok(Scope::Topic(name)),
+        Err(why) => Err(text(StatusCode::NOT_FOUND, format!("{why}\n"))),
     }
 }
 

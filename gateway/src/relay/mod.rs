@@ -12,8 +12,12 @@ mod open_files;
 mod outbox;
 mod rates;
 mod session;
+mod wire;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 pub use access::{Access, Action};
 pub use config::{AccessConfig, RatesConfig, RelayConfig};
@@ -25,7 +29,7 @@ pub use session::Syncs;
 
 use crate::{
     metrics::{CauseLabels, Metrics},
-    pipeline::{EventReader, Ingest, JoinedTopics, Moderation, PrivateTopics},
+    pipeline::{EventReader, Ingest, JoinedTopics, Moderation, PrivateTopics, TopicDoor},
     protocol::{OwnUrls, limits::Limits},
     subscriptions::Subscriptions,
 };
@@ -38,6 +42,8 @@ pub struct Relay {
     pub reader: Arc<dyn EventReader>,
     pub subscriptions: Arc<Subscriptions>,
     pub topics: JoinedTopics,
+    /// Joins topics when clients come to their URLs (`topics.join_on_visit`); `None` when off.
+    pub door: Option<Arc<dyn TopicDoor>>,
     pub private: PrivateTopics,
     pub own_urls: OwnUrls,
     pub syncs: Syncs,
@@ -48,6 +54,8 @@ pub struct Relay {
     pub moderation: Arc<Moderation>,
     /// The operator's way in; `None` while `relay.admins` is empty.
     pub management: Option<Management>,
+    /// A trusted proxy that names nobody was told of in the log.
+    pub silent_proxy: AtomicBool,
     /// Whether there is a search index (NIP-50).
     pub search: bool,
     pub metrics: Arc<Metrics>,

@@ -18,9 +18,10 @@ use tokio_tungstenite::{
     },
 };
 
+use super::wire::Metered;
 use crate::protocol::message;
 
-pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
+pub(super) type Socket = WebSocketStream<Metered<TokioIo<Upgraded>>>;
 
 /// How long a client may refuse to read before its connection is closed. Until then everything else
 /// of this connection waits, and nobody else's.
@@ -90,7 +91,7 @@ impl Outbox {
     pub async fn linger(&mut self) {
         const LONGEST: Duration = Duration::from_secs(2);
         const MOST: u64 = 8 << 20;
-        let mut rest = tokio::io::AsyncReadExt::take(self.socket.get_mut(), MOST);
+        let mut rest = tokio::io::AsyncReadExt::take(self.socket.get_mut().inner(), MOST);
         let mut nowhere = tokio::io::sink();
         let dropped = tokio::io::copy(&mut rest, &mut nowhere);
         let _ = tokio::time::timeout(LONGEST, dropped).await;

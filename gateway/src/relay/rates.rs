@@ -6,12 +6,13 @@ use std::{
     net::{IpAddr, Ipv6Addr},
     num::NonZeroU32,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
 use governor::{DefaultDirectRateLimiter, Quota};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::config::RatesConfig;
 use crate::{
@@ -28,6 +29,9 @@ const FORGET_S: u64 = 120;
 /// TCP connections of one address that may be waiting for an answer beside its websockets: enough to
 /// be told that there are too many.
 const SPARE_SOCKETS: u32 = 16;
+/// Counts and reconciliations of one address that may wait for an answer. One of them is read from
+/// the store at a time: there are few threads for long queries, and everybody's wait for them.
+const MAX_LONG_QUERIES: u32 = 100;
 
 /// The bounds of this relay, and what each address has used of them.
 pub struct Rates {
@@ -157,6 +161,10 @@ struct Address {
     connections: AtomicU32,
     subscriptions: AtomicU32,
     filters: AtomicU32,
+    long_queries: AtomicU32,
+    /// Made when first needed, as few clients ask long queries.
+    turn: OnceLock<Arc<Semaphore>>,
+    sync_room: OnceLock<Arc<Semaphore>>,
     messages: Bucket,
     bytes: Bucket,
     events: Bucket,
@@ -172,6 +180,9 @@ impl Address {
             connections: AtomicU32::new(0),
             subscriptions: AtomicU32::new(0),
             filters: AtomicU32::new(0),
+            long_queries: AtomicU32::new(0),
+            turn: OnceLock::new(),
+            sync_room: OnceLock::new(),
             messages: per_second(config.messages_per_s_per_ip, config.burst_s),
             bytes: per_second(config.bytes_per_s_per_ip, config.burst_s),
             events: per_minute.map(DefaultDirectRateLimiter::direct),
@@ -185,6 +196,7 @@ impl Address {
             Counter::Connections => &self.connections,
             Counter::Subscriptions => &self.subscriptions,
             Counter::Filters => &self.filters,
+            Counter::LongQueries => &self.long_queries,
         }
     }
 }
@@ -195,6 +207,7 @@ enum Counter {
     Connections,
     Subscriptions,
     Filters,
+    LongQueries,
 }
 
 /// So many of something that an address has open; given back when dropped.
@@ -218,6 +231,17 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.address.counter(self.counter).fetch_sub(self.count, Ordering::Relaxed);
         self.address.seen.store(unix_now(), Ordering::Relaxed);
+    }
+}
+
+/// A query that may take long, from its being asked to its answer.
+pub struct LongQuery(Held);
+
+impl LongQuery {
+    /// Waits until no other one of its address is being read from the store.
+    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        let turn = self.0.address.turn.get_or_init(|| Arc::new(Semaphore::new(1))).clone();
+        turn.acquire_owned().await.ok()
     }
 }
 
@@ -279,6 +303,27 @@ impl ClientRates {
         Ok([subscription, filters])
     }
 
+    /// To be asked for every COUNT and NEG-OPEN.
+    ///
+    /// # Errors
+    /// When its address has too many that are not answered.
+    pub fn long_query(&self) -> Result<LongQuery, RateLimited> {
+        let address = self.connection.address.clone();
+        let held = Held::take(address, Counter::LongQueries, 1, MAX_LONG_QUERIES);
+        held.map(LongQuery).ok_or_else(|| {
+            let text = format!(
+                "more than {MAX_LONG_QUERIES} counts and reconciliations of your address at once"
+            );
+            self.refused(Reason::new(Prefix::RateLimited, text))
+        })
+    }
+
+    /// What all reconciliations of its address share of the room for them, `size` in all.
+    pub fn sync_room(&self, size: usize) -> Arc<Semaphore> {
+        let room = &self.connection.address.sync_room;
+        room.get_or_init(|| Arc::new(Semaphore::new(size))).clone()
+    }
+
     fn refused(&self, reason: Reason) -> RateLimited {
         RateLimited { reason, flooding: self.patience.check().is_err() }
     }
@@ -286,6 +331,8 @@ impl ClientRates {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -385,6 +432,26 @@ mod tests {
 
         let sockets: Vec<_> = (0..100).map_while(|_| rates.socket(address)).collect();
         assert_eq!(sockets.len(), 2 + SPARE_SOCKETS as usize);
+    }
+
+    #[tokio::test]
+    async fn an_address_asks_one_long_query_at_a_time() {
+        let rates = Rates::new(none());
+        let (one, two) =
+            (rates.connect(ip("2001:db8::1")).unwrap(), rates.connect(ip("2001:db8::2")).unwrap());
+        let (a, b) = (one.long_query().unwrap(), two.long_query().unwrap());
+        let turn = a.turn().await;
+        assert!(b.turn().now_or_never().is_none(), "one /64 is one address");
+        let elsewhere = rates.connect(ip("203.0.113.7")).unwrap().long_query().unwrap();
+        assert!(elsewhere.turn().now_or_never().is_some());
+        drop(turn);
+        assert!(b.turn().now_or_never().is_some());
+
+        let waiting: Vec<_> = (2..MAX_LONG_QUERIES).map(|_| one.long_query().unwrap()).collect();
+        let refused = two.long_query().err().unwrap().reason.to_string();
+        assert!(refused.starts_with("rate-limited: "), "{refused}");
+        drop(waiting);
+        assert!(two.long_query().is_ok());
     }
 
     #[test]

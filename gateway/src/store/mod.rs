@@ -4,7 +4,9 @@
 //! file, because a query through sqlx costs ten times as much.
 
 mod bell;
+mod breather;
 pub mod config;
+mod joined;
 mod known;
 mod memory;
 mod moderation;
@@ -12,9 +14,11 @@ mod names;
 mod newest;
 mod open;
 mod presence;
+mod privacy;
 mod query;
 mod readers;
 mod remove;
+mod requests;
 mod search;
 mod tag_keys;
 mod tail;
@@ -41,6 +45,7 @@ use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 pub use config::{RetentionConfig, StorageConfig};
+pub use joined::JoinedTable;
 pub use moderation::ModerationTable;
 pub use open::OpenError;
 
@@ -48,12 +53,13 @@ use crate::{
     clock::unix_now,
     metrics::Metrics,
     pipeline::{
-        Count, EventReader, EventWriter, IdSet, LogEntry, Presence, Removal, Scan, Scope, Seq,
-        StoreError, Viewer, Write,
+        Affected, Count, EventReader, EventWriter, IdSet, LogEntry, Presence, Removal, Scan, Scope,
+        Seq, StoreError, Viewer, Write,
     },
     protocol::{Event, EventId, Filter, TopicName},
     tasks,
 };
+use breather::Breather;
 use memory::Memory;
 use readers::Readers;
 use search::{Follow, Following};
@@ -138,7 +144,9 @@ impl Store {
             tasks::thread("store-writer", move || writer::run(write, &waiting, &shared))
         };
         let thread = thread.map_err(|e| OpenError::thread(&path, &e))?;
-        let readers = Readers::start(&path, read).map_err(|e| OpenError::thread(&path, &e))?;
+        let breather = Breather::default();
+        let readers = Readers::start(&path, read, &breather);
+        let readers = readers.map_err(|e| OpenError::thread(&path, &e))?;
         let writes = Arc::new(Writes::new(queue, thread));
         let load = {
             let memory = memory.clone();
@@ -151,7 +159,7 @@ impl Store {
         load.map_err(|error| OpenError::thread(&path, &io::Error::other(error)))?;
         let mut background = Background::default();
         let checkpointing =
-            upkeep::start_checkpoints(&path, durability, tail.clone(), metrics.clone());
+            upkeep::start_checkpoints(&path, durability, tail.clone(), breather, metrics.clone());
         background.checkpointing = Some(checkpointing.map_err(|e| OpenError::thread(&path, &e))?);
         if let Some(instance) = instance {
             let follow = Follow {
@@ -202,6 +210,26 @@ impl Store {
         self.stored_at_start
     }
 
+    /// How many events are stored. Reads an index from end to end.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn count_events(&self) -> Result<u64, StoreError> {
+        let count = |connection: &Connection| {
+            let sql = "SELECT count(*) FROM events";
+            let count = connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+            count.map(i64::unsigned_abs).map_err(|error| StoreError(error.to_string()))
+        };
+        self.ask(count).await
+    }
+
+    /// The size of all files of the database, in bytes.
+    pub fn bytes(&self) -> u64 {
+        let files = ["gateway.db", "gateway.db-wal", "search.db", "search.db-wal"];
+        let sizes = files.iter().filter_map(|file| self.data_dir.join(file).metadata().ok());
+        sizes.map(|found| found.len()).sum()
+    }
+
     /// Why events cannot be stored at the moment.
     pub fn trouble(&self) -> Option<&'static str> {
         if !self.writes.is_open() {
@@ -240,13 +268,12 @@ impl EventWriter for Store {
         })
     }
 
-    fn topics_affected(&self, event: &Event) -> Result<Vec<TopicName>, StoreError> {
+    fn affected(&self, event: &Event) -> Result<Affected, StoreError> {
         if !presence::acts_on_others(event) {
-            return Ok(Vec::new());
+            return Ok(Affected::default());
         }
-        self.readers.with_own_connection(|connection| {
-            presence::topics_affected(connection, &self.memory, event)
-        })
+        self.readers
+            .with_own_connection(|connection| presence::affected(connection, &self.memory, event))
     }
 
     fn write(&self, write: Write) -> Result<(), StoreError> {

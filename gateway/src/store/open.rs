@@ -12,7 +12,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode},
 };
 
-use super::{config::Durability, tag_keys::tag_keys, upkeep};
+use super::{config::Durability, requests, tag_keys::tag_keys, upkeep};
 use crate::{
     pipeline::Seq,
     protocol::{Event, EventId},
@@ -108,6 +108,7 @@ pub(super) fn connections(
     write.pragma_update(None, "wal_autocheckpoint", 0).map_err(failed)?;
     write.set_prepared_statement_cache_capacity(64);
     fill_tags(&mut write).map_err(failed)?;
+    requests::carry_out_stored(&mut write).map_err(failed)?;
     let read = (0..READERS).map(|_| reader(path)).collect::<Result<_, _>>().map_err(failed)?;
     Ok((write, read))
 }

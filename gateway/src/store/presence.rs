@@ -7,13 +7,13 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::{
     known::prefix,
     memory::Memory,
-    open,
+    open, privacy,
     query::{is_member, topic_number},
     tombstones::{self, Deleted, Tombstone},
     writer::identifier,
 };
 use crate::{
-    pipeline::{Presence, StoreError},
+    pipeline::{Affected, Presence, StoreError},
     protocol::{Event, EventId, TopicName, kinds},
 };
 
@@ -60,14 +60,21 @@ pub(super) fn acts_on_others(event: &Event) -> bool {
 /// The most events named by a deletion request whose topics are looked up.
 const MAX_NAMED: usize = 1_000;
 
-/// The topics that hold what this event acts on.
-pub(super) fn topics_affected(
+/// What this event acts on.
+pub(super) fn affected(
     connection: &Connection,
     memory: &Memory,
     event: &Event,
-) -> Result<Vec<TopicName>, StoreError> {
-    let Some(author) = memory.author(connection, &event.pubkey)? else { return Ok(Vec::new()) };
-    let mut topics = BTreeSet::new();
+) -> Result<Affected, StoreError> {
+    let Some(author) = memory.author(connection, &event.pubkey)? else {
+        return Ok(Affected::default());
+    };
+    let (mut topics, mut public) = (BTreeSet::new(), false);
+    let mut add = |place: (i64, i64)| -> rusqlite::Result<()> {
+        topics.extend(topics_of(connection, place)?);
+        public = public || !privacy::of_row(connection, place.1)?;
+        Ok(())
+    };
     match event.kind {
         kinds::DELETION => {
             for deleted in tombstones::named(event).take(MAX_NAMED) {
@@ -78,7 +85,7 @@ pub(super) fn topics_affected(
                     }
                 };
                 if let Some(place) = place {
-                    collect_topics(connection, place, &mut topics)?;
+                    add(place)?;
                 }
             }
         }
@@ -94,16 +101,31 @@ pub(super) fn topics_affected(
             for name in names {
                 topics.extend(TopicName::new(&name?).ok());
             }
+            public = has_public(connection, author)?;
         }
         kind => {
             if let Some(identifier) = identifier(event)
                 && let Some(place) = version(connection, author, kind, identifier)?
             {
-                collect_topics(connection, place, &mut topics)?;
+                add(place)?;
             }
         }
     }
-    Ok(topics.into_iter().collect())
+    Ok(Affected { topics: topics.into_iter().collect(), public })
+}
+
+/// Whether any event of this author is not in private topics alone.
+fn has_public(connection: &Connection, author: u32) -> rusqlite::Result<bool> {
+    let mut statement = connection.prepare_cached(
+        "SELECT private FROM events INDEXED BY events_by_author WHERE author = ?1",
+    )?;
+    let mut rows = statement.query([author])?;
+    while let Some(row) = rows.next()? {
+        if !privacy::is_private(row.get(0)?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// `created_at` and row of an event of this author.
@@ -137,18 +159,18 @@ fn version(
         .optional()
 }
 
-fn collect_topics(
+/// The topics that hold the event with this `created_at` and row.
+pub(super) fn topics_of(
     connection: &Connection,
     (created_at, row): (i64, i64),
-    topics: &mut BTreeSet<TopicName>,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<BTreeSet<TopicName>> {
     let mut statement = connection.prepare_cached(
         "SELECT name FROM topics WHERE EXISTS (SELECT 1 FROM memberships \
          WHERE memberships.topic = topics.topic AND created_at = ?1 AND event = ?2)",
     )?;
-    let names = statement.query_map([created_at, row], |row| row.get::<_, String>(0))?;
-    for name in names {
+    let mut topics = BTreeSet::new();
+    for name in statement.query_map([created_at, row], |row| row.get::<_, String>(0))? {
         topics.extend(TopicName::new(&name?).ok());
     }
-    Ok(())
+    Ok(topics)
 }

@@ -15,7 +15,7 @@ use std::{
 use crossbeam_channel::RecvTimeoutError;
 use rusqlite::Connection;
 
-use super::open;
+use super::{breather::Breather, open};
 use crate::{pipeline::StoreError, tasks};
 
 /// How many queries may wait for a reader.
@@ -57,13 +57,18 @@ const MAPPED: i64 = 1 << 40;
 const REST_AFTER: Duration = Duration::from_secs(10);
 
 /// A reader thread.
-fn answer(connection: &Connection, jobs: &crossbeam_channel::Receiver<Job>) {
+fn answer(
+    connection: &Connection,
+    jobs: &crossbeam_channel::Receiver<Job>,
+    breather: Option<&Breather>,
+) {
     loop {
         // It begins at rest.
         let Ok(job) = jobs.recv() else { return };
         map(connection, MAPPED);
         let mut next = Some(job);
         while let Some(job) = next {
+            let _at_work = breather.map(Breather::begin);
             // A query that panics takes its own answer with it and no other.
             if panic::catch_unwind(panic::AssertUnwindSafe(|| job(connection))).is_err() {
                 tracing::error!("a query panicked; this is a defect, please report it");
@@ -90,15 +95,23 @@ fn map(connection: &Connection, bytes: i64) {
 }
 
 impl Readers {
-    pub fn start(path: &Path, connections: Vec<Connection>) -> io::Result<Self> {
+    pub fn start(
+        path: &Path,
+        connections: Vec<Connection>,
+        breather: &Breather,
+    ) -> io::Result<Self> {
         let (quick, quick_jobs) = crossbeam_channel::bounded::<Job>(QUEUE);
         let (long, long_jobs) = crossbeam_channel::bounded::<Job>(LONG_QUEUE);
         let threads = connections
             .into_iter()
             .enumerate()
             .map(|(n, connection)| {
-                let jobs = if n < LONG_THREADS { &long_jobs } else { &quick_jobs }.clone();
-                tasks::thread(format!("store-reader-{n}"), move || answer(&connection, &jobs))
+                let is_long = n < LONG_THREADS;
+                let jobs = if is_long { &long_jobs } else { &quick_jobs }.clone();
+                let breather = is_long.then(|| breather.clone());
+                tasks::thread(format!("store-reader-{n}"), move || {
+                    answer(&connection, &jobs, breather.as_ref());
+                })
             })
             .collect::<io::Result<_>>()?;
         Ok(Self {

@@ -8,8 +8,8 @@ use super::{
     tag_keys::{tag_key, tag_keys},
 };
 use crate::{
-    pipeline::{Removal, Write},
-    protocol::{Event, PublicKey, kinds},
+    pipeline::Removal,
+    protocol::{Event, EventId, PublicKey, kinds},
 };
 
 /// Removes an event and all that finds it. Its later log entries stay and are skipped by readers.
@@ -63,22 +63,24 @@ pub(super) fn asked(
             Some(found) => row(connection, found).map(u64::from),
             None => Ok(0),
         },
-        Removal::Author(key) => match memory.author(connection, key)? {
-            Some(author) => of_author(connection, author, i64::MAX),
+        Removal::Author { key, keep } => match memory.author(connection, key)? {
+            Some(author) => of_author(connection, author, i64::MAX, keep),
             None => Ok(0),
         },
     }
 }
 
-/// Everything of an author who vanished, and the gift wraps for them, up to a time (NIP-62).
+/// Everything of an author who vanished, and the gift wraps for them, up to a time (NIP-62). These
+/// events of theirs stay; they are sorted.
 pub(super) fn vanished(
     connection: &Connection,
     author: u32,
     key: &PublicKey,
     until: u64,
+    keep: &[EventId],
 ) -> rusqlite::Result<()> {
     let until = until.cast_signed();
-    of_author(connection, author, until)?;
+    of_author(connection, author, until, keep)?;
     let mut statement =
         connection.prepare_cached("SELECT event FROM tags WHERE key = ?1 AND created_at <= ?2")?;
     let key_text = key.to_string();
@@ -99,18 +101,26 @@ pub(super) fn vanished(
     Ok(())
 }
 
-fn of_author(connection: &Connection, author: u32, until: i64) -> rusqlite::Result<u64> {
+fn of_author(
+    connection: &Connection,
+    author: u32,
+    until: i64,
+    keep: &[EventId],
+) -> rusqlite::Result<u64> {
     let mut statement = connection.prepare_cached(
-        "SELECT row FROM events INDEXED BY events_by_author \
+        "SELECT row, id FROM events INDEXED BY events_by_author \
          WHERE author = ?1 AND created_at <= ?2",
     )?;
-    let rows: Vec<i64> = statement
-        .query_map(params![author, until], |found| found.get(0))?
+    let rows: Vec<(i64, EventId)> = statement
+        .query_map(params![author, until], |found| Ok((found.get(0)?, EventId(found.get(1)?))))?
         .collect::<rusqlite::Result<_>>()?;
-    for found in &rows {
-        row(connection, *found)?;
+    let mut removed = 0;
+    for (found, id) in &rows {
+        if keep.binary_search(id).is_err() {
+            removed += u64::from(row(connection, *found)?);
+        }
     }
-    Ok(rows.len() as u64)
+    Ok(removed)
 }
 
 /// The version of an addressable or replaceable event, if it is not newer than the request.
@@ -132,21 +142,4 @@ pub(super) fn address(
         row(connection, held)?;
     }
     Ok(())
-}
-
-/// Whether a held event remains in private topics alone after this write; if not, that is noted.
-pub(super) fn stays_private(
-    connection: &Connection,
-    row: i64,
-    write: &Write,
-) -> rusqlite::Result<bool> {
-    let private: bool = connection
-        .prepare_cached("SELECT private FROM events WHERE row = ?1")?
-        .query_row([row], |found| found.get(0))?;
-    if private && !write.private {
-        connection
-            .prepare_cached("UPDATE events SET private = 0 WHERE row = ?1")?
-            .execute([row])?;
-    }
-    Ok(private && write.private)
 }

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
-    pipeline::{Committed, Origin, ScanItem},
+    pipeline::{Audience, Committed, Origin, ScanItem},
     protocol::{Event, VerifiedEvent, kinds, signing::Author},
 };
 
@@ -24,11 +24,20 @@ fn client() -> Origin {
 }
 
 async fn write(store: &Arc<Store>, event: &VerifiedEvent, topics: &[&str]) -> Committed {
+    write_as(store, event, topics, false).await
+}
+
+async fn write_as(
+    store: &Arc<Store>,
+    event: &VerifiedEvent,
+    topics: &[&str],
+    private: bool,
+) -> Committed {
     let (done, outcome) = oneshot::channel();
     let write = Write {
         event: event.clone(),
         topics: topics.iter().map(|name| topic(name)).collect(),
-        private: false,
+        private,
         under_way: 1,
         vanish: event.kind == kinds::VANISH,
         origin: client(),
@@ -39,9 +48,13 @@ async fn write(store: &Arc<Store>, event: &VerifiedEvent, topics: &[&str]) -> Co
     outcome.await.unwrap().unwrap()
 }
 
-async fn topics_affected(store: &Arc<Store>, event: &VerifiedEvent) -> Vec<TopicName> {
+async fn affected(store: &Arc<Store>, event: &VerifiedEvent) -> Affected {
     let (store, event) = (store.clone(), event.clone());
-    tasks::blocking(move || store.topics_affected(&event)).await.unwrap().unwrap()
+    tasks::blocking(move || store.affected(&event)).await.unwrap().unwrap()
+}
+
+async fn topics_affected(store: &Arc<Store>, event: &VerifiedEvent) -> Vec<TopicName> {
+    affected(store, event).await.topics
 }
 
 async fn query(store: &Store, filters: &[&str], scope: Scope) -> (Vec<Event>, Seq) {
@@ -207,28 +220,49 @@ async fn a_client_that_does_not_read_does_not_hold_a_reader() {
 /// What the first version wrote, with its own statements.
 const FIRST_VERSION: &str = include_str!("../../../migrations/0001_events.sql");
 
+/// A database of the first version, without events.
+fn first_version(dir: &tempfile::TempDir) -> rusqlite::Connection {
+    let old = rusqlite::Connection::open(dir.path().join("gateway.db")).unwrap();
+    old.pragma_update(None, "journal_mode", "WAL").unwrap();
+    old.execute_batch(FIRST_VERSION).unwrap();
+    let migrations = sqlx::migrate!("../migrations");
+    let first = migrations.iter().next().unwrap();
+    old.execute_batch(
+        "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL, \
+         installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL, \
+         checksum BLOB NOT NULL, execution_time BIGINT NOT NULL)",
+    )
+    .unwrap();
+    let applied = "INSERT INTO _sqlx_migrations \
+         (version, description, success, checksum, execution_time) VALUES (1, ?1, 1, ?2, 0)";
+    old.execute(applied, (&*first.description, &*first.checksum)).unwrap();
+    old
+}
+
+fn insert_old(old: &rusqlite::Connection, row: i64, event: &Event, identifier: Option<&str>) {
+    old.execute(
+        "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, NULL, ?7)",
+        rusqlite::params![
+            row,
+            event.id.0,
+            event.pubkey.0,
+            event.created_at.cast_signed(),
+            event.kind,
+            identifier,
+            &**event.json(),
+        ],
+    )
+    .unwrap();
+}
+
 #[tokio::test]
 async fn a_database_of_the_first_version_is_converted() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("gateway.db");
     let author = Author::new(1);
     let tagged = author.verified(20, 1, &[&["t", "word"], &["p", &"ab".repeat(32)]], "a note");
     let profile = Author::new(2).verified(30, 0, &[], "a profile");
     {
-        let old = rusqlite::Connection::open(&path).unwrap();
-        old.pragma_update(None, "journal_mode", "WAL").unwrap();
-        old.execute_batch(FIRST_VERSION).unwrap();
-        let migrations = sqlx::migrate!("../migrations");
-        let first = migrations.iter().next().unwrap();
-        old.execute_batch(
-            "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL, \
-             installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL, \
-             checksum BLOB NOT NULL, execution_time BIGINT NOT NULL)",
-        )
-        .unwrap();
-        let applied = "INSERT INTO _sqlx_migrations \
-             (version, description, success, checksum, execution_time) VALUES (1, ?1, 1, ?2, 0)";
-        old.execute(applied, (&*first.description, &*first.checksum)).unwrap();
+        let old = first_version(&dir);
         old.execute_batch(
             "INSERT INTO topics VALUES (1, 'x'), (2, 'y'); \
              INSERT INTO origins VALUES (1, 'client'), (2, 'topic/y'); \
@@ -237,21 +271,8 @@ async fn a_database_of_the_first_version_is_converted() {
              INSERT INTO memberships VALUES (1, 20, 3), (2, 20, 3);",
         )
         .unwrap();
-        for (row, event, identifier) in [(3, &tagged, None), (5, &profile, Some(""))] {
-            old.execute(
-                "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, NULL, ?7)",
-                rusqlite::params![
-                    row,
-                    event.id.0,
-                    event.pubkey.0,
-                    event.created_at.cast_signed(),
-                    event.kind,
-                    identifier,
-                    &**event.json(),
-                ],
-            )
-            .unwrap();
-        }
+        insert_old(&old, 3, &tagged, None);
+        insert_old(&old, 5, &profile, Some(""));
     }
     for _ in 0..2 {
         let store = open(&dir).await;
@@ -314,5 +335,145 @@ async fn what_is_deleted_makes_no_room_for_older_versions_and_vanishing_lasts() 
     let (found, _) = query(&store, &["{}"], Scope::All).await;
     assert_eq!(found.iter().map(|event| event.kind).collect::<Vec<_>>(), [5, 62]);
     assert_eq!(write(&store, &third, &[]).await, Committed::Vanished);
+    store.close().await;
+}
+
+/// The first version kept requests to delete and to vanish, and did nothing.
+#[tokio::test]
+async fn what_the_first_version_was_asked_is_done_with_the_conversion() {
+    let dir = tempfile::tempdir().unwrap();
+    let (author, leaving, other) = (Author::new(1), Author::new(2), Author::new(3));
+    let note = author.verified(10, 1, &[], "deleted");
+    let kept = author.verified(11, 1, &[], "kept");
+    let profile = author.verified(12, 0, &[], "deleted by its address");
+    let address = format!("0:{}:", author.pubkey());
+    let deletion = author.verified(20, 5, &[&["e", &note.id.to_string()], &["a", &address]], "");
+    let foreign = other.verified(20, 5, &[&["e", &kept.id.to_string()]], "");
+    let (early, late) = (leaving.verified(10, 1, &[], "x"), leaving.verified(40, 1, &[], "y"));
+    let vanish = leaving.verified(30, 62, &[&["relay", "ALL_RELAYS"]], "");
+    let elsewhere = other.verified(30, 62, &[&["relay", "wss://relay.example"]], "");
+    {
+        let old = first_version(&dir);
+        old.execute_batch("INSERT INTO origins VALUES (1, 'client')").unwrap();
+        let all = [&deletion, &note, &kept, &foreign, &early, &vanish, &late, &elsewhere];
+        for (row, event) in (1..).zip(all) {
+            old.execute("INSERT INTO log VALUES (?1, ?1, NULL, 1)", [row]).unwrap();
+            insert_old(&old, row, event, None);
+        }
+        old.execute("INSERT INTO log VALUES (20, 20, NULL, 1)", []).unwrap();
+        insert_old(&old, 20, &profile, Some(""));
+    }
+    for _ in 0..2 {
+        let store = open(&dir).await;
+        let (found, _) = query(&store, &["{}"], Scope::All).await;
+        let mut found: Vec<_> = found.iter().map(|event| event.id).collect();
+        let mut expected =
+            [&deletion, &kept, &foreign, &vanish, &late, &elsewhere].map(|event| event.id);
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+        assert_eq!(write(&store, &note, &[]).await, Committed::Deleted);
+        assert_eq!(write(&store, &profile, &[]).await, Committed::Deleted);
+        assert_eq!(write(&store, &early, &[]).await, Committed::Vanished);
+        store.close().await;
+    }
+}
+
+/// An event that was private becomes news to further readers step by step, whether the log is read
+/// from memory or from the file.
+#[tokio::test]
+async fn the_log_tells_for_whom_an_event_is_news() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let author = Author::new(1);
+    let all = || Audience::Everybody { but: vec![] };
+    let readers = |but: &[&str]| Audience::Readers { but: but.iter().map(|t| topic(t)).collect() };
+    let everybody =
+        |but: &[&str]| Audience::Everybody { but: but.iter().map(|t| topic(t)).collect() };
+    let (secret, known, open_to_all) = (
+        author.verified(1, 1, &[], "1"),
+        author.verified(2, 1, &[], "2"),
+        author.verified(3, 1, &[], "3"),
+    );
+    write_as(&store, &secret, &["a", "b"], true).await;
+    write_as(&store, &open_to_all, &["town", "a"], false).await;
+    write_as(&store, &known, &["b"], true).await;
+    write_as(&store, &secret, &["c"], true).await;
+    // Published on `/`, in no topic, and then in a public one.
+    assert!(matches!(write_as(&store, &secret, &[], false).await, Committed::Joined(_)));
+    assert_eq!(write_as(&store, &secret, &[], false).await, Committed::Duplicate);
+    write_as(&store, &secret, &["town"], false).await;
+    write_as(&store, &known, &["c", "town"], false).await;
+    write_as(&store, &known, &["a"], true).await;
+
+    let expected = [
+        (&secret, Some("a"), readers(&[])),
+        (&secret, Some("b"), readers(&["a"])),
+        (&open_to_all, Some("town"), all()),
+        (&open_to_all, Some("a"), Audience::Nobody),
+        (&known, Some("b"), readers(&[])),
+        (&secret, Some("c"), readers(&["a", "b"])),
+        (&secret, None, everybody(&["a", "b", "c"])),
+        (&secret, Some("town"), Audience::Nobody),
+        (&known, Some("c"), everybody(&["b"])),
+        (&known, Some("town"), Audience::Nobody),
+        (&known, Some("a"), Audience::Nobody),
+    ];
+    let expected: Vec<_> = (1..)
+        .zip(expected)
+        .map(|(seq, (event, name, audience))| (seq, event.id, name.map(topic), audience))
+        .collect();
+    for entries in [store.recent_log_after(0).unwrap(), store.log_after(0, 100).await.unwrap()] {
+        let seen: Vec<_> = entries
+            .into_iter()
+            .map(|entry| (entry.seq, entry.event.id, entry.topic, entry.audience))
+            .collect();
+        assert_eq!(seen, expected);
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn what_acts_on_something_public_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let (author, private) = (Author::new(1), Author::new(2));
+    write_as(&store, &author.verified(1, 0, &[], ""), &["family"], false).await;
+    let secret = private.verified(1, 0, &[], "");
+    write_as(&store, &secret, &["family"], true).await;
+    let of = |public| Affected { topics: vec![topic("family")], public };
+    let vanish = &[&["relay", "ALL_RELAYS"][..]];
+    for (author, public) in [(&author, true), (&private, false)] {
+        assert_eq!(affected(&store, &author.verified(2, 0, &[], "")).await, of(public));
+        assert_eq!(affected(&store, &author.verified(2, 62, vanish, "")).await, of(public));
+    }
+    let deletion = private.verified(2, 5, &[&["e", &secret.id.to_string()]], "");
+    assert_eq!(affected(&store, &deletion).await, of(false));
+    write_as(&store, &secret, &[], false).await;
+    assert_eq!(affected(&store, &deletion).await, of(true));
+    assert_eq!(
+        affected(&store, &Author::new(3).verified(1, 0, &[], "")).await,
+        Affected::default()
+    );
+    store.close().await;
+}
+
+#[tokio::test]
+async fn what_is_kept_stays_when_its_author_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let author = Author::new(1);
+    let notes: Vec<_> = (1..=4).map(|at| author.verified(at, 1, &[], "")).collect();
+    for note in &notes {
+        write(&store, note, &[]).await;
+    }
+    let mut keep = [notes[1].id, notes[3].id];
+    keep.sort();
+    let removal = Removal::Author { key: author.pubkey(), keep: keep.into() };
+    let removing = store.clone();
+    let removed = tasks::blocking(move || removing.remove(removal)).await.unwrap().unwrap();
+    assert_eq!(removed, 2);
+    let (found, _) = query(&store, &["{}"], Scope::All).await;
+    assert_eq!(found.iter().map(|event| event.created_at).collect::<Vec<_>>(), [4, 2]);
     store.close().await;
 }

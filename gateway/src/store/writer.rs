@@ -12,16 +12,16 @@ use super::{
     known::prefix,
     memory::Memory,
     names::Names,
-    open, remove,
+    open, presence, privacy, remove, requests,
     tag_keys::tag_keys,
     tail::Tail,
-    tombstones::{self, Deleted, Tombstone},
+    tombstones::{self, Tombstone},
     writes::{Answer, Order},
 };
 use crate::{
     metrics::Metrics,
-    pipeline::{Committed, LogEntry, Seq, StoreError, Write},
-    protocol::{Event, TopicName, VerifiedEvent, kinds, kinds::Class},
+    pipeline::{Audience, Committed, LogEntry, Seq, StoreError, Write},
+    protocol::{Event, EventId, TopicName, kinds, kinds::Class},
 };
 use crossbeam_channel::Receiver;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
@@ -30,6 +30,8 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 const MAX_GROUP: usize = 1_024;
 /// How long a commit may wait for events that are under way.
 const LONGEST_WAIT: Duration = Duration::from_millis(5);
+/// In place of a topic's number where there is none; theirs begin at 1.
+const NO_TOPIC: i64 = 0;
 
 /// What the writer shares with the rest of the store.
 pub(super) struct Shared {
@@ -214,19 +216,23 @@ impl Writer<'_> {
                 }
             }
         }
-        // Before its own row is there: a request to vanish is not among what it removes.
+        // Before its own row is there.
         match event.kind {
-            kinds::DELETION => self.delete(connection, event)?,
+            kinds::DELETION => {
+                let gone = |id: &EventId| self.memory.ids.insert(prefix(&id.0));
+                requests::delete(connection, event, gone)?;
+            }
             kinds::VANISH if write.vanish => {
-                tombstones::vanish(connection, &event.pubkey, event.created_at)?;
                 self.memory.vanished.insert(prefix(&event.pubkey.0));
-                remove::vanished(connection, author, &event.pubkey, event.created_at)?;
+                requests::vanish(connection, author, event)?;
             }
             _ => {}
         }
 
-        let mut topics = write.topics.iter();
-        let first = topics.next();
+        let (first, others) = match write.topics.split_first() {
+            Some((first, others)) => (Some(first), others),
+            None => (None, &[][..]),
+        };
         let row = self.next_position();
         self.insert(connection, row, author, write, first, identifier)?;
         entries.push(LogEntry {
@@ -234,14 +240,25 @@ impl Writer<'_> {
             event: event.shared().clone(),
             topic: first.cloned(),
             first: true,
-            private: write.private,
+            audience: Audience::first(write.private),
             origin: write.origin.log_name().into(),
         });
         if let Some(topic) = first {
             self.add_membership(connection, row, event, topic)?;
         }
-        for topic in topics {
-            self.join(connection, row, write, topic, write.private, entries)?;
+        let mut seen_in = Vec::from_iter(first.filter(|_| write.private).cloned());
+        for topic in others {
+            if !self.add_membership(connection, row, event, topic)? {
+                continue;
+            }
+            let audience = if write.private {
+                let but = seen_in.clone();
+                seen_in.push(topic.clone());
+                Audience::Readers { but }
+            } else {
+                Audience::Nobody
+            };
+            self.join(connection, row, write, Some(topic), audience, entries)?;
         }
         Ok(Committed::New(row.cast_unsigned()))
     }
@@ -319,9 +336,35 @@ impl Writer<'_> {
         entries: &mut Vec<LogEntry>,
     ) -> rusqlite::Result<Committed> {
         let before = entries.len();
-        let private = remove::stays_private(connection, row, write)?;
+        let mut private = privacy::of_row(connection, row)?;
+        let mut seen_in = if private {
+            let place = (write.event.created_at.cast_signed(), row);
+            presence::topics_of(connection, place)?.into_iter().collect()
+        } else {
+            Vec::new()
+        };
         for topic in &write.topics {
-            self.join(connection, row, write, topic, private, entries)?;
+            if !self.add_membership(connection, row, &write.event, topic)? {
+                continue;
+            }
+            let but = seen_in.clone();
+            let audience = match (private, write.private) {
+                (false, _) => Audience::Nobody,
+                (true, true) => Audience::Readers { but },
+                (true, false) => Audience::Everybody { but },
+            };
+            let at = self.join(connection, row, write, Some(topic), audience, entries)?;
+            if private && !write.private {
+                privacy::make_public(connection, row, at)?;
+                private = false;
+            }
+            seen_in.push(topic.clone());
+        }
+        // Published again, for everybody and in no further topic.
+        if private && !write.private {
+            let audience = Audience::Everybody { but: seen_in };
+            let at = self.join(connection, row, write, None, audience, entries)?;
+            privacy::make_public(connection, row, at)?;
         }
         Ok(match entries.get(before..).and_then(<[_]>::last) {
             Some(entry) => Committed::Joined(entry.seq),
@@ -329,21 +372,22 @@ impl Writer<'_> {
         })
     }
 
-    /// Makes a stored event part of a topic, with a log entry of its own, unless it is already.
+    /// The log entry of a stored event that became part of a topic, or only public. Returns its
+    /// position.
     fn join(
         &mut self,
         connection: &Connection,
         row: i64,
         write: &Write,
-        topic: &TopicName,
-        private: bool,
+        topic: Option<&TopicName>,
+        audience: Audience,
         entries: &mut Vec<LogEntry>,
-    ) -> rusqlite::Result<()> {
-        if !self.add_membership(connection, row, &write.event, topic)? {
-            return Ok(());
-        }
+    ) -> rusqlite::Result<Seq> {
         let origin = write.origin.log_name();
-        let topic_number = self.topics.number(connection, topic.as_str())?;
+        let topic_number = match topic {
+            Some(topic) => self.topics.number(connection, topic.as_str())?,
+            None => NO_TOPIC,
+        };
         let origin_number = self.origins.number(connection, &origin)?;
         let position = self.next_position();
         connection
@@ -354,12 +398,12 @@ impl Writer<'_> {
         entries.push(LogEntry {
             seq: position.cast_unsigned(),
             event: write.event.shared().clone(),
-            topic: Some(topic.clone()),
+            topic: topic.cloned(),
             first: false,
-            private,
+            audience,
             origin: origin.into(),
         });
-        Ok(())
+        Ok(position.cast_unsigned())
     }
 
     fn add_membership(
@@ -376,44 +420,6 @@ impl Writer<'_> {
             )?
             .execute(params![topic, event.created_at.cast_signed(), row])?;
         Ok(added > 0)
-    }
-
-    /// Carries a deletion request out, also for what is still to come (NIP-09).
-    fn delete(&self, connection: &Connection, request: &VerifiedEvent) -> rusqlite::Result<()> {
-        for deleted in tombstones::named(request) {
-            match deleted {
-                Deleted::Id(id) => {
-                    if let Some(row) = open::row_of(connection, &id)? {
-                        let event = remove::event(connection, row)?;
-                        let allowed = tombstones::may_delete(&event, &request.pubkey)
-                            && !tombstones::is_lasting(event.kind);
-                        if !allowed {
-                            continue;
-                        }
-                        // An older version must not take its place.
-                        if let Some(identifier) = identifier(&event) {
-                            let (by, at) = (&event.pubkey, event.created_at);
-                            tombstones::delete_address(connection, by, event.kind, identifier, at)?;
-                        }
-                        remove::row(connection, row)?;
-                    }
-                    tombstones::delete_id(connection, &id, &request.pubkey)?;
-                    self.memory.ids.insert(prefix(&id.0));
-                }
-                Deleted::Address { kind, identifier } => {
-                    let until = request.created_at;
-                    remove::address(connection, &request.pubkey, kind, identifier, until)?;
-                    tombstones::delete_address(
-                        connection,
-                        &request.pubkey,
-                        kind,
-                        identifier,
-                        until,
-                    )?;
-                }
-            }
-        }
-        Ok(())
     }
 }
 

@@ -55,11 +55,7 @@ impl Interest {
     /// Whether an event that only passes is for this subscription.
     fn wants_passing(&self, passed: &Passing) -> bool {
         let in_scope = match &self.scope {
-            Scope::All => {
-                let viewer = self.viewer.load();
-                let readable = || passed.topics.iter().any(|topic| viewer.may_read_topic(topic));
-                passed.first && (!passed.private || readable())
-            }
+            Scope::All => passed.audience.includes(&self.viewer.load(), &passed.topics),
             Scope::Topic(name) => passed.topics.contains(name),
         };
         let event = passed.event.shared();

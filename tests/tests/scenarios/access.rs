@@ -138,8 +138,16 @@ async fn a_forwarded_address_counts_only_from_a_proxy() {
         Ok(_) => panic!("a second connection of one address"),
     }
     let _other = connect("203.0.113.8").await.ok().unwrap();
-    // Who is not forwarded is local, and has no bounds.
-    let _many = [RawClient::connect(&url).await, RawClient::connect(&url).await];
+    // A local program has no bounds.
+    let beside = || RawClient::connect_beside_proxy(&url);
+    let _many = [beside().await, beside().await];
+    // One without the header from where the proxy is may be anybody: all of them are one.
+    let _one = RawClient::connect(&url).await;
+    match RawClient::try_connect(&url).await {
+        Err(Error::Http(response)) => assert_eq!(response.status(), 429),
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("a second one without a name"),
+    }
 
     // The same header from no proxy: one client, whatever it claims.
     let gateway = limit(with_access("open", "open", &[])).start().await;
@@ -160,7 +168,7 @@ async fn a_forwarded_connection_is_not_trusted_with_private_topics() {
     for builder in [builder(), behind_a_proxy()] {
         let gateway = builder.table(private).start().await;
         let url = gateway.topic_url("family");
-        let mut local = RawClient::connect(&url).await;
+        let mut local = RawClient::connect_beside_proxy(&url).await;
         let secret = events::note(&Keys::generate(), "for the family");
         local.accept(&secret).await;
         assert_eq!(local.stored_ids(&[json!({})]).await.len(), 1);
@@ -176,6 +184,24 @@ async fn a_forwarded_connection_is_not_trusted_with_private_topics() {
             }
         }
     }
+}
+
+/// A proxy that was not told to send the header makes nobody a local program.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_names_nobody_opens_nothing() {
+    let private = "[[private_topic]]\nname = \"family\"";
+    let gateway = behind_a_proxy().table(private).start().await;
+    let url = gateway.topic_url("family");
+    let mut local = RawClient::connect_beside_proxy(&url).await;
+    local.accept(&events::note(&Keys::generate(), "for the family")).await;
+    let mut unnamed = RawClient::connect(&url).await;
+    let refused = unnamed.refused_req("r", &[json!({})]).await;
+    assert!(refused.starts_with("auth-required: "), "{refused}");
+    let mut root = RawClient::connect(&gateway.url()).await;
+    assert!(root.stored_ids(&[json!({})]).await.is_empty());
+    let tells = |line: &str| line.contains("relay.trusted_proxies");
+    gateway.log_line(nostr_gateway_tests::PATIENCE, tells).await;
+    assert_eq!(gateway.log().iter().filter(|line| tells(line)).count(), 1, "once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

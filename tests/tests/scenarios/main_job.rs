@@ -239,7 +239,7 @@ async fn a_gateway_that_was_missed_comes_back() {
     meet([&a, &b], &["town"]).await;
     b.kill9().await;
     nostr_gateway_tests::eventually("A misses B", MEETING, async || {
-        (a.topic_status("town").await["state"] == "alone").then_some(())
+        (a.topic_status("town").await["state"] == "disconnected").then_some(())
     })
     .await;
     let b = b.restart().await;

@@ -243,6 +243,23 @@ async fn bans_take_out_what_is_stored_and_keep_out_what_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_allowed_by_itself_survives_the_ban_of_its_author() {
+    let (admin, bad) = (Keys::generate(), Keys::generate());
+    let gateway = managed("exceptions", &admin).start().await;
+    let mut client = RawClient::connect(&gateway.url()).await;
+    let (allowed, other) = (events::note(&bad, "allowed"), events::note(&bad, "other"));
+    client.accept(&allowed).await;
+    client.accept(&other).await;
+    call(&gateway, &admin, "allowevent", json!([allowed.id.to_hex()])).await;
+    call(&gateway, &admin, "banpubkey", json!([bad.public_key().to_hex()])).await;
+    assert_eq!(client.stored_ids(&[json!({})]).await, [allowed.id.to_hex()]);
+    // A second look is taken some seconds later.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(client.stored_ids(&[json!({})]).await, [allowed.id.to_hex()]);
+    client.refuse(&other, "blocked").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_method_that_is_listed_is_there() {
     let admin = Keys::generate();
     let gateway = managed("methods", &admin).start().await;

@@ -320,3 +320,180 @@ async fn an_event_in_a_public_topic_too_is_for_all() {
     assert_eq!(page.stored_ids(&ids).await, [home.secret.id.to_hex()]);
     assert_eq!(page.count(&ids).await, 1);
 }
+
+/// Two private topics, and one that is public.
+struct Two {
+    gateway: Gateway,
+    /// Reads both, the first, the second.
+    readers: [Keys; 3],
+}
+
+impl Two {
+    async fn start(name: &str) -> Self {
+        let readers = [Keys::generate(), Keys::generate(), Keys::generate()];
+        let [both, one, two] = readers.each_ref().map(|keys| keys.public_key().to_hex());
+        let gateway = GatewayBuilder::new(GATEWAY, name)
+            .topics(&["town"])
+            .table(&format!(
+                "[[private_topic]]\nname = \"family\"\nreaders = [{both:?}, {one:?}]\n\
+                 [[private_topic]]\nname = \"friends\"\nreaders = [{both:?}, {two:?}]\n\
+                 [[route]]\nfilter = {{ kinds = [30000] }}\ntopics = [\"family\", \"friends\"]"
+            ))
+            .start()
+            .await;
+        Self { gateway, readers }
+    }
+
+    async fn at(&self, topic: &str) -> RawClient {
+        RawClient::connect(&self.gateway.topic_url(topic)).await
+    }
+
+    async fn at_root(&self) -> RawClient {
+        RawClient::connect(&self.gateway.url()).await
+    }
+
+    /// Live on `/`: who reads both, the first, the second, and none.
+    async fn watching(&self) -> [RawClient; 4] {
+        let [both, one, two] = &self.readers;
+        let mut clients = Vec::new();
+        for keys in [Some(both), Some(one), Some(two), None] {
+            let mut client = RawClient::connect_from_page(&self.gateway.url(), EVIL).await;
+            if let Some(keys) = keys {
+                client.authenticate(keys, &self.gateway.url()).await;
+            }
+            client.forget();
+            client.req("live", &[json!({"limit": 0})]).await;
+            clients.push(client);
+        }
+        clients.try_into().ok().unwrap()
+    }
+}
+
+/// Checks that those of the clients, and no others, get the event, and nothing else.
+async fn is_news_for(clients: &mut [RawClient; 4], expected: [bool; 4], event: &Event) {
+    for (n, (client, expected)) in clients.iter_mut().zip(expected).enumerate() {
+        if expected {
+            assert_eq!(client.live("live").await["id"], event.id.to_hex(), "{n}");
+        }
+        client.expect_silence().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_becomes_public_is_news_for_those_who_did_not_see_it() {
+    let two = Two::start("public").await;
+    let mut clients = two.watching().await;
+    let keys = Keys::generate();
+    let passing = events::event(&keys, 20_001, "passing", &[], events::now());
+    for event in [events::note(&keys, "a step at a time"), passing] {
+        two.at("family").await.accept(&event).await;
+        is_news_for(&mut clients, [true, true, false, false], &event).await;
+        two.at("friends").await.accept(&event).await;
+        is_news_for(&mut clients, [false, false, true, false], &event).await;
+        two.at("town").await.accept(&event).await;
+        is_news_for(&mut clients, [false, false, false, true], &event).await;
+        two.at_root().await.accept(&event).await;
+        is_news_for(&mut clients, [false; 4], &event).await;
+    }
+    // Published on `/`, and in no topic.
+    let passing = events::event(&keys, 20_001, "passing too", &[], events::now());
+    for event in [events::note(&keys, "for all"), passing] {
+        two.at("family").await.accept(&event).await;
+        is_news_for(&mut clients, [true, true, false, false], &event).await;
+        two.at_root().await.accept(&event).await;
+        is_news_for(&mut clients, [false, false, true, true], &event).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_in_two_private_topics_is_news_for_the_readers_of_each() {
+    let two = Two::start("each").await;
+    let mut clients = two.watching().await;
+    let event = events::event(&Keys::generate(), 30_000, "both", &[&["d", "x"]], events::now());
+    two.at_root().await.accept(&event).await;
+    is_news_for(&mut clients, [true, true, true, false], &event).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_public_and_in_a_private_topic_too_stays_public() {
+    let two = Two::start("stays").await;
+    let keys = Keys::generate();
+    let profile = |text: &str, ago| events::event(&keys, 0, text, &[], events::now() - ago);
+    let first = profile("first", 20);
+    two.at_root().await.accept(&first).await;
+    two.at("family").await.accept(&first).await;
+    let mut clients = two.watching().await;
+    let second = profile("second", 10);
+    two.at_root().await.accept(&second).await;
+    is_news_for(&mut clients, [true; 4], &second).await;
+    let [.., page] = &mut clients;
+    assert_eq!(page.stored_ids(&[json!({"kinds": [0]})]).await, [second.id.to_hex()]);
+    let mut family = two.at("family").await;
+    assert_eq!(family.stored_ids(&[json!({"kinds": [0]})]).await, [second.id.to_hex()]);
+
+    // One that was in a private topic alone stays there.
+    let other = Keys::generate();
+    let at = |text: &str, ago| events::event(&other, 0, text, &[], events::now() - ago);
+    family.accept(&at("private", 20)).await;
+    let newer = at("newer", 10);
+    two.at_root().await.accept(&newer).await;
+    let [.., page] = &mut clients;
+    page.expect_silence().await;
+    assert_eq!(page.stored_ids(&[json!({"kinds": [0]})]).await, [second.id.to_hex()]);
+    assert_eq!(
+        family.stored_ids(&[json!({"authors": [other.public_key().to_hex()]})]).await,
+        [newer.id.to_hex()]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_guarded_kind_is_guarded_by_itself_and_never_found_by_its_words() {
+    let gateway = GatewayBuilder::new(GATEWAY, "guarded").start().await;
+    let (alice, bob, eve) = (Keys::generate(), Keys::generate(), Keys::generate());
+    let mut at_bob = authenticated(&gateway, &bob).await;
+    let mut at_eve = authenticated(&gateway, &eve).await;
+    let mut nobody = RawClient::connect(&gateway.url()).await;
+    // Kind 21059 is ephemeral: it is stored for nobody.
+    for (kind, stored) in [(4, 1), (1_059, 1), (21_059, 0)] {
+        nobody.accept(&message(kind, &alice, &bob)).await;
+        let by_kind = json!({"kinds": [kind]});
+        for (client, expected) in [(&mut at_bob, stored), (&mut at_eve, 0)] {
+            let one = std::slice::from_ref(&by_kind);
+            assert_eq!(client.stored_ids(one).await.len(), expected, "{kind}");
+            assert_eq!(client.count(one).await as usize, expected, "{kind}");
+            let found = client.negentropy(&by_kind, &[]).await.unwrap();
+            assert_eq!(found.only_there.len(), expected, "{kind}");
+        }
+        for question in [by_kind, json!({"kinds": [kind], "search": "secret"})] {
+            let one = std::slice::from_ref(&question);
+            for reason in [
+                nobody.refused_req("q", one).await,
+                nobody.refused_count("q", one).await,
+                nobody.negentropy(&question, &[]).await.unwrap_err(),
+            ] {
+                assert!(reason.starts_with("auth-required: "), "{question}: {reason}");
+            }
+        }
+    }
+
+    // What came before is in the index once this is found.
+    let note = events::note(&alice, "no secret");
+    nobody.accept(&note).await;
+    let words = [json!({"search": "secret"})];
+    nostr_gateway_tests::eventually(
+        "the note's words",
+        nostr_gateway_tests::PATIENCE,
+        async || (!nobody.stored_ids(&words).await.is_empty()).then_some(()),
+    )
+    .await;
+    let among_others = json!({"search": "secret", "kinds": [1, 4, 1_059, 21_059]});
+    for question in [words[0].clone(), among_others] {
+        for client in [&mut at_bob, &mut at_eve, &mut nobody] {
+            let one = std::slice::from_ref(&question);
+            assert_eq!(client.stored_ids(one).await, [note.id.to_hex()], "{question}");
+            assert_eq!(client.count(one).await, 1, "{question}");
+            let found = client.negentropy(&question, &[]).await.unwrap();
+            assert_eq!(found.only_there, [note.id.to_hex()], "{question}");
+        }
+    }
+}

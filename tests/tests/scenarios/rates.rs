@@ -4,7 +4,13 @@
 use nostr_gateway_tests::{Gateway, GatewayBuilder, RawClient, events, http};
 use nostr_sdk::Keys;
 use serde_json::{Value, json};
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{
+    Message,
+    protocol::frame::{
+        Frame,
+        coding::{Data, OpCode},
+    },
+};
 
 use crate::GATEWAY;
 
@@ -75,11 +81,11 @@ async fn too_many_messages_are_answered_as_what_they_are() {
     }
     // Programs on this machine are not meant, nor are other addresses.
     for mut client in
-        [RawClient::connect(&gateway.url()).await, from(&gateway, "203.0.113.8").await]
+        [RawClient::connect_beside_proxy(&gateway.url()).await, from(&gateway, "203.0.113.8").await]
     {
         client.accept(&events::note(&keys, "at once")).await;
     }
-    let mut local = RawClient::connect(&gateway.url()).await;
+    let mut local = RawClient::connect_beside_proxy(&gateway.url()).await;
     for n in 0..200 {
         local.accept(&events::note(&keys, &format!("local {n}"))).await;
     }
@@ -170,6 +176,47 @@ async fn bytes_subscriptions_filters_and_events_are_bounded() {
     is_limited(&json!(text), "rates.bytes_per_s");
 }
 
+/// RFC 6455 §5.4 sets no bound to the fragments of a message, and they may be empty.
+#[tokio::test(flavor = "multi_thread")]
+async fn fragments_count_as_what_they_take() {
+    let gateway = builder()
+        .set("rates", "bytes_per_s", "4000")
+        .set("rates", "bytes_per_s_per_ip", "0")
+        .start()
+        .await;
+    let fragment = |text: &str, data, is_final| {
+        Message::Frame(Frame::message(text.to_owned(), OpCode::Data(data), is_final))
+    };
+    let cut = async |client: &mut RawClient, question: &str, pieces: usize| {
+        client.send_frame(fragment(question, Data::Text, false)).await;
+        for _ in 0..pieces {
+            client.try_send_frame(fragment("", Data::Continue, false)).await;
+        }
+        client.try_send_frame(fragment("", Data::Continue, true)).await;
+    };
+    // In a few pieces, a message is a message.
+    let mut client = from(&gateway, "203.0.113.7").await;
+    cut(&mut client, r#"["REQ","a",{"limit":0}]"#, 20).await;
+    client.wait_for(|m| m[0] == "EOSE" && m[1] == "a", "EOSE").await;
+    // Six bytes each: the second time there is no room in the bucket of 40,000.
+    cut(&mut client, r#"["REQ","b",{"limit":0}]"#, 5_000).await;
+    client.wait_for(|m| m[0] == "EOSE" && m[1] == "b", "EOSE").await;
+    cut(&mut client, r#"["REQ","c",{"limit":0}]"#, 5_000).await;
+    let answer = client.wait_for(|m| m[1] == "c", "an answer").await;
+    is_limited(&serde_json::from_str::<Value>(&answer).unwrap()[2], "rates.bytes_per_s");
+
+    // Without an end it is no message, also for a program on this machine.
+    for mut client in
+        [from(&gateway, "203.0.113.8").await, RawClient::connect_beside_proxy(&gateway.url()).await]
+    {
+        client.send_frame(fragment("[", Data::Text, false)).await;
+        for _ in 0..40_000 {
+            client.try_send_frame(fragment("", Data::Continue, false)).await;
+        }
+        assert_eq!(client.closed().await, Some(1008));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn plain_requests_are_messages_too() {
     let gateway = builder()
@@ -189,6 +236,6 @@ async fn plain_requests_are_messages_too() {
     assert!(answers.contains(&429), "{answers:?}");
     assert_eq!(ask("203.0.113.8").await, 200);
     for _ in 0..20 {
-        assert_eq!(http::get(&gateway.relay, "/").await.status, 200, "local");
+        assert_eq!(http::get_beside_proxy(&gateway.relay, "/").await.status, 200, "local");
     }
 }

@@ -50,10 +50,11 @@ impl World {
         self.plan(node, joiner::CHECK, Happening::Tick);
         let now = self.instant();
         let here = &mut self.nodes[node];
-        let overdue = here.asked.overdue(here.neighbors.len(), now);
-        for peer in overdue {
-            if self.rules.knocks && self.nodes[node].disturbed.may(peer, now) {
-                self.knock(node, self.index[&peer], self.now);
+        let neighbors: Vec<_> = here.neighbors.iter().copied().collect();
+        for peer in here.asked.overdue(&neighbors, now) {
+            if self.rules.asks_anew && self.nodes[node].disturbed.may(peer, now) {
+                let (peer, forget) = (self.index[&peer], joiner::forgets(neighbors.is_empty(), false));
+                self.plan(node, Duration::ZERO, Happening::Knock { peer, forget, since: self.now });
             }
         }
         let minute = self.unix() / 60;
@@ -162,26 +163,41 @@ impl World {
         self.gossip(node, InEvent::Command(TOPIC, Command::Join(peers)));
     }
 
-    /// Opens a connection and closes it at once.
-    pub fn knock(&mut self, node: usize, peer: usize, since: Duration) {
-        if self.answers(node, peer) {
-            let latency = self.links.latency(node, peer);
+    // `Knocker::knock`, step by step.
+
+    pub fn knock(&mut self, node: usize, peer: usize, forget: bool, since: Duration) {
+        let latency = self.links.latency(node, peer);
+        if !self.answers(node, peer) {
+            if self.now + joiner::CHECK < since + joiner::DIAL {
+                self.plan(node, joiner::CHECK, Happening::Knock { peer, forget, since });
+            }
+        } else if forget {
+            if let Some(conn) = self.nodes[node].handed.remove(&peer) {
+                self.close(node, conn);
+                self.closed_here(node, conn);
+            }
             let conn = self.open(node, peer);
             self.conns[conn].end(node).open = false;
             self.plan(peer, latency * 3, Happening::Accepted { peer: node, conn });
             self.plan(peer, latency * 3, Happening::Closed { conn });
-            self.plan(node, latency * 2 + joiner::FORGET, Happening::Knocked { peer });
-        } else if self.now + joiner::CHECK < since + joiner::DIAL {
-            self.plan(node, joiner::CHECK, Happening::Knock { peer, since });
+            let after = latency * 2 + joiner::FORGET;
+            self.plan(node, after, Happening::Knock { peer, forget: false, since });
+        } else if let Some(conn) = self.nodes[node].handed.get(&peer).copied()
+            && self.conns[conn].end(node).open
+        {
+            self.join(node, vec![self.nodes[peer].id]);
+        } else if self.rules.hands_over {
+            let conn = self.open(node, peer);
+            self.plan(node, latency * 2, Happening::HandOver { peer, conn });
+        } else {
+            self.join(node, vec![self.nodes[peer].id]);
         }
     }
 
-    pub fn knocked(&mut self, node: usize, peer: usize) {
-        let peer = self.nodes[peer].id;
-        let neighbors: Vec<_> = self.nodes[node].neighbors.iter().copied().collect();
-        if joiner::joins_again(&neighbors, &peer) {
-            self.join(node, vec![peer]);
-        }
+    pub fn hand_over(&mut self, node: usize, peer: usize, conn: usize) {
+        self.nodes[node].handed.insert(peer, conn);
+        self.connected(node, peer, conn);
+        self.join(node, vec![self.nodes[peer].id]);
     }
 
     // What goes out, and what comes in.

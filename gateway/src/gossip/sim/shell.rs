@@ -148,8 +148,13 @@ impl World {
         self.conns.len() - 1
     }
 
-    pub fn connected(&mut self, node: usize, peer: usize, conn: usize) {
+    pub fn dialed(&mut self, node: usize, peer: usize, conn: usize) {
         self.nodes[node].dialing.remove(&peer);
+        self.connected(node, peer, conn);
+    }
+
+    /// This side has a connection that it dialed, and soon the other has it.
+    pub fn connected(&mut self, node: usize, peer: usize, conn: usize) {
         let after = self.links.latency(node, peer);
         self.plan(peer, after, Happening::Accepted { peer: node, conn });
         self.takes(node, peer, conn);
@@ -208,6 +213,11 @@ impl World {
         }
         end.open = false;
         end.place = None;
+        self.closed_here(node, conn);
+    }
+
+    /// The tasks of a connection have ended.
+    pub fn closed_here(&mut self, node: usize, conn: usize) {
         let peer = self.conns[conn].other(node);
         match self.nodes[node].peers.get_mut(&peer) {
             Some(Peer::Active { conn: active, .. }) if *active == conn => {

@@ -81,11 +81,11 @@ fn say(world: &World, began: Instant, what: &str) {
 #[test]
 fn explore() {
     for mended in [false, true] {
-        for knocks in [false, true] {
+        for asks_anew in [false, true] {
             for (seed, count) in [(21, 2), (22, 6), (25, 6), (23, 12)] {
                 let began = Instant::now();
                 let mut world = World::new(seed);
-                world.rules = Rules { knocks, mended, dht: false, ..Rules::default() };
+                world.rules = Rules { asks_anew, hands_over: asks_anew, mended, dht: false, ..Rules::default() };
                 for _ in 0..count {
                     world.add(&[]);
                 }
@@ -102,7 +102,7 @@ fn explore() {
                 world.part(count / 2..count, 0);
                 let back = world.now;
                 let healed = world.run_until(back + seconds(300), |world| world.components() == 1);
-                println!("mended {mended} knocks {knocks} {count} nodes: healed {healed} after {:?}", world.now - back);
+                println!("mended {mended} asks anew {asks_anew} {count} nodes: healed {healed} after {:?}", world.now - back);
                 say(&world, began, "after");
             }
         }
@@ -148,9 +148,9 @@ fn the_same_seed_gives_the_same_history() {
 
 #[test]
 fn a_gateway_that_comes_back_is_let_in_again() {
-    for knocks in [false, true] {
+    for asks_anew in [false, true] {
         let mut world = World::new(11);
-        world.rules = Rules { knocks, ..Rules::default() };
+        world.rules = Rules { asks_anew, ..Rules::default() };
         let a = world.add(&[]);
         world.run(seconds(1));
         let b = world.add(&[a]);
@@ -162,18 +162,18 @@ fn a_gateway_that_comes_back_is_let_in_again() {
         let end = world.now + seconds(120);
         let began = world.now;
         let healed = world.run_until(end, |world| world.components() == 1);
-        println!("knocks {knocks}: healed {healed} after {:?}", world.now - began);
+        println!("asks anew {asks_anew}: healed {healed} after {:?}", world.now - began);
         let _ = b;
     }
 }
 
 #[test]
 fn the_sides_of_a_partition_find_one_another() {
-    for knocks in [false, true] {
+    for asks_anew in [false, true] {
         for (seed, count) in [(21, 2), (22, 6), (23, 40)] {
             let began = Instant::now();
             let mut world = grown(seed, count, Duration::from_millis(200));
-            world.rules = Rules { knocks, ..Rules::default() };
+            world.rules = Rules { asks_anew, ..Rules::default() };
             world.run(seconds(30));
             assert_eq!(world.components(), 1);
             world.part(count / 2..count, 1);
@@ -182,7 +182,7 @@ fn the_sides_of_a_partition_find_one_another() {
             world.part(count / 2..count, 0);
             let back = world.now;
             let healed = world.run_until(back + seconds(300), |world| world.components() == 1);
-            println!("knocks {knocks} {count} nodes: healed {healed} after {:?}", world.now - back);
+            println!("asks anew {asks_anew} {count} nodes: healed {healed} after {:?}", world.now - back);
             say(&world, began, "parted");
         }
     }

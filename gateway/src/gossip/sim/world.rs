@@ -41,8 +41,10 @@ pub const IDLE: Duration = Duration::from_secs(6);
 /// What can be switched off, to see what it is good for.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
-    /// Endpoints that do not answer a join are made to forget us.
-    pub knocks: bool,
+    /// Endpoints that do not answer a join are asked anew.
+    pub asks_anew: bool,
+    /// We dial them ourselves, and hand the connection to gossip.
+    pub hands_over: bool,
     /// Of two that wait for one another, one waits longer.
     pub one_waits_longer: bool,
     /// The DHT is there.
@@ -53,7 +55,7 @@ pub struct Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { knocks: true, one_waits_longer: true, dht: true, mended: false }
+        Self { asks_anew: true, hands_over: true, one_waits_longer: true, dht: true, mended: false }
     }
 }
 
@@ -73,6 +75,8 @@ pub struct Node {
     pub alone_since: Duration,
     pub asked: Asked,
     pub disturbed: Disturbed,
+    /// Connections that gossip was given.
+    pub handed: BTreeMap<usize, usize>,
     /// The peers that a user configured.
     pub configured: Vec<EndpointId>,
     /// The look that counts; an earlier one was cut short.
@@ -107,8 +111,8 @@ pub enum Happening {
     Look { number: u64 },
     Looked { number: u64, minute: u64 },
     Publish { minute: u64 },
-    Knock { peer: usize, since: Duration },
-    Knocked { peer: usize },
+    Knock { peer: usize, forget: bool, since: Duration },
+    HandOver { peer: usize, conn: usize },
     Send,
     Answered { job: Box<Job>, wanted: Vec<EventId> },
     Fetch,
@@ -219,6 +223,7 @@ impl World {
             alone_since: self.now,
             asked: Asked::new(as_whom),
             disturbed: Disturbed::default(),
+            handed: BTreeMap::new(),
             configured,
             look: 0,
             looked: false,
@@ -347,7 +352,7 @@ impl World {
         self.note(what.number());
         match what {
             Happening::Dial { peer, since } => self.dial(node, peer, since),
-            Happening::Dialed { peer, conn } => self.connected(node, peer, conn),
+            Happening::Dialed { peer, conn } => self.dialed(node, peer, conn),
             Happening::Accepted { peer, conn } => self.accepts(node, peer, conn),
             Happening::Closed { conn } => self.closed(node, conn),
             Happening::Idle { conn } => self.idle(node, conn),
@@ -362,8 +367,8 @@ impl World {
             Happening::Look { number } => self.look(node, number),
             Happening::Looked { number, minute } => self.looked(node, number, minute),
             Happening::Publish { minute } => self.put_record(node, minute),
-            Happening::Knock { peer, since } => self.knock(node, peer, since),
-            Happening::Knocked { peer } => self.knocked(node, peer),
+            Happening::Knock { peer, forget, since } => self.knock(node, peer, forget, since),
+            Happening::HandOver { peer, conn } => self.hand_over(node, peer, conn),
             Happening::Send => {
                 self.nodes[node].sending = false;
                 self.send(node);
@@ -401,7 +406,7 @@ impl Happening {
             Self::Looked { .. } => 11,
             Self::Publish { .. } => 12,
             Self::Knock { .. } => 13,
-            Self::Knocked { .. } => 14,
+            Self::HandOver { .. } => 14,
             Self::Send => 15,
             Self::Answered { .. } => 16,
             Self::Fetch => 17,

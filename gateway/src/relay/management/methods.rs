@@ -9,8 +9,9 @@ use super::{Management, params::Params};
 use crate::{
     pipeline::{
         Removal,
-        moderation::{Change, List},
+        moderation::{Change, List, Rules},
     },
+    protocol::{EventId, PublicKey},
     relay::{Action, Relay},
     tasks::{self, Tasks},
 };
@@ -159,13 +160,13 @@ impl Caller<'_> {
         }
         self.put(List::BannedPubkeys, key, params.reason()?, &[List::AllowedPubkeys]).await?;
         self.close_unwelcome();
-        self.remove(Removal::Author(key)).await
+        self.remove(Ban::Author(key)).await
     }
 
     async fn ban_event(&self, params: &Params<'_>) -> Result<Value, String> {
         let id = params.event()?;
         self.put(List::BannedEvents, id, params.reason()?, &[List::AllowedEvents]).await?;
-        self.remove(Removal::Event(id)).await
+        self.remove(Ban::Event(id)).await
     }
 
     /// In place of the configuration's; an empty text goes back to that.
@@ -209,8 +210,9 @@ impl Caller<'_> {
     }
 
     /// Takes out what is stored, and once more what was past the rules already when they changed.
-    async fn remove(&self, removal: Removal) -> Result<Value, String> {
+    async fn remove(&self, ban: Ban) -> Result<Value, String> {
         let writer = self.management.writer.clone();
+        let removal = ban.removal(&self.relay.moderation.rules());
         let removed = tasks::blocking(move || writer.remove(removal)).await;
         let removed = removed.map_err(|error| error.to_string())?;
         let count = removed.map_err(|error| format!("banned, but not removed: {error}"))?;
@@ -224,11 +226,12 @@ impl Caller<'_> {
                 () = tokio::time::sleep(SECOND_LOOK) => {}
             }
             let rules = relay.moderation.rules();
-            let still_banned = match &removal {
-                Removal::Event(id) => rules.banned_events.contains_key(id),
-                Removal::Author(key) => rules.banned_pubkeys.contains_key(key),
+            let still_banned = match &ban {
+                Ban::Event(id) => rules.banned_events.contains_key(id),
+                Ban::Author(key) => rules.banned_pubkeys.contains_key(key),
             };
             if still_banned {
+                let removal = ban.removal(&rules);
                 let removed = tasks::blocking(move || writer.remove(removal)).await;
                 if !matches!(removed, Ok(Ok(_))) {
                     tracing::warn!("cannot look for banned events a second time");
@@ -236,6 +239,25 @@ impl Caller<'_> {
             }
         });
         Ok(json!(true))
+    }
+}
+
+/// What was banned.
+#[derive(Clone, Copy)]
+enum Ban {
+    Event(EventId),
+    Author(PublicKey),
+}
+
+impl Ban {
+    /// What is to be taken out, by these rules: events that are allowed by themselves stay.
+    fn removal(self, rules: &Rules) -> Removal {
+        match self {
+            Self::Event(id) => Removal::Event(id),
+            Self::Author(key) => {
+                Removal::Author { key, keep: rules.allowed_events.keys().copied().collect() }
+            }
+        }
     }
 }
 

@@ -8,13 +8,22 @@ use super::{End, MAX_FILTER_VALUES, Session};
 use crate::{
     pipeline::{Count, StoreError},
     protocol::{Filter, Prefix, Reason, message},
+    relay::rates::LongQuery,
 };
 
 /// The COUNTs of a connection that are not answered yet.
 #[derive(Default)]
 pub(super) struct Counting {
-    waiting: VecDeque<(Arc<str>, Vec<Filter>)>,
+    waiting: VecDeque<Waiting>,
     running: Option<(Arc<str>, BoxFuture<'static, Answer>)>,
+}
+
+/// One that was asked.
+struct Waiting {
+    id: Arc<str>,
+    filters: Vec<Filter>,
+    /// Its place among those of its address; programs on this machine need none.
+    query: Option<LongQuery>,
 }
 
 type Answer = Result<Count, StoreError>;
@@ -46,10 +55,19 @@ impl Session {
             // NIP-45: a refusal is CLOSED.
             return self.answer(Some(reason.prefix), message::closed(&id, &reason)).await;
         }
+        let query = match self.rates.as_ref().map(|rates| rates.long_query()) {
+            Some(Err(limited)) => {
+                let reason = self.patience(limited)?;
+                return self.send(message::closed(&id, &reason)).await;
+            }
+            Some(Ok(query)) => Some(query),
+            None => None,
+        };
         if self.withholds(&filters) {
             self.challenge().await?;
         }
-        self.counting.get_or_insert_default().waiting.push_back((id, filters));
+        let waiting = Waiting { id, filters, query };
+        self.counting.get_or_insert_default().waiting.push_back(waiting);
         Ok(())
     }
 
@@ -63,7 +81,7 @@ impl Session {
             let text = format!("more than {max} counts at once; wait for their answers");
             return Some(Reason::new(Prefix::RateLimited, text));
         }
-        let waiting = waiting.into_iter().flatten().flat_map(|(_, filters)| filters);
+        let waiting = waiting.into_iter().flatten().flat_map(|one| &one.filters);
         let values: usize = waiting.chain(filters).map(Filter::values).sum();
         (values > MAX_FILTER_VALUES).then(|| {
             let text = format!(
@@ -78,13 +96,20 @@ impl Session {
         if counting.running.is_some() {
             return;
         }
-        let Some((id, filters)) = counting.waiting.pop_front() else {
+        let Some(Waiting { id, filters, query }) = counting.waiting.pop_front() else {
             self.counting = None;
             return;
         };
         let (reader, scope) = (self.relay.reader.clone(), self.scope.clone());
         let viewer = self.viewer.load_full();
-        let running = async move { reader.count(filters, scope, viewer).await }.boxed();
+        let running = async move {
+            let _turn = match &query {
+                Some(query) => query.turn().await,
+                None => None,
+            };
+            reader.count(filters, scope, viewer).await
+        }
+        .boxed();
         counting.running = Some((id, running));
     }
 

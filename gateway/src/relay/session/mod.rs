@@ -40,6 +40,7 @@ use super::{
     Relay,
     outbox::Outbox,
     rates::{ClientRates, Held},
+    wire::{self, Metered},
 };
 use crate::{
     metrics::{CauseLabels, Metrics},
@@ -101,6 +102,7 @@ pub(super) async fn run(
     // For pongs and closes alone; see the outbox.
     config.write_buffer_size = 0;
     config.max_write_buffer_size = 64 * 1024;
+    let stream = Metered::new(stream, relay.config.max_message_bytes);
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
     tracing::debug!(%address, trusted, ?scope, "connected");
     let open = Gauges { metrics: relay.metrics.clone(), subscriptions: 0 };
@@ -357,6 +359,10 @@ impl Session {
             Some(Err(Error::Utf8(_))) => {
                 self.malformed("not UTF-8");
                 return Err(End::Text);
+            }
+            Some(Err(Error::Io(error))) if wire::is_endless(&error) => {
+                self.malformed("endless");
+                return Err(End::Flooding);
             }
             Some(Err(error)) => {
                 tracing::debug!(%error, "the connection broke");

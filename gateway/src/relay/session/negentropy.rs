@@ -14,7 +14,7 @@ use std::{
 use ::negentropy::{Id, Negentropy, NegentropyStorageVector};
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep_until, timeout},
 };
 
@@ -22,6 +22,7 @@ use super::{End, MAX_FILTER_VALUES, Session};
 use crate::{
     pipeline::IdSet,
     protocol::{EventId, Filter, Prefix, Reason, message},
+    relay::rates::{ClientRates, LongQuery},
     tasks,
 };
 
@@ -35,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// Sets of the largest size for which there is room.
 const LARGEST_SETS: usize = 4;
+/// The part of the room, 1 in so many, that one address of another machine may have.
+const SHARE: usize = 2;
 /// Ids that one permit stands for, 40 bytes each.
 const IDS_A_PERMIT: usize = 100;
 /// Ids for which there is room however small the largest set is.
@@ -45,6 +48,8 @@ pub struct Syncs {
     /// The largest set (`relay.max_negentropy_events`).
     max: usize,
     room: Arc<Semaphore>,
+    /// Permits that one address may have of it.
+    share: usize,
     /// Half of the cores may compare sets.
     turns: Arc<Semaphore>,
 }
@@ -53,7 +58,62 @@ impl Syncs {
     pub fn new(max: usize) -> Self {
         let room = permits(LARGEST_SETS.saturating_mul(max).max(LEAST_ROOM)) as usize;
         let turns = thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
-        Self { max, room: Arc::new(Semaphore::new(room)), turns: Arc::new(Semaphore::new(turns)) }
+        Self {
+            max,
+            room: Arc::new(Semaphore::new(room)),
+            share: room / SHARE,
+            turns: Arc::new(Semaphore::new(turns)),
+        }
+    }
+
+    /// The room from which a reconciliation of this client takes its own.
+    fn rooms(&self, client: Option<&ClientRates>) -> Rooms {
+        let share = client.map(|client| client.sync_room(self.share));
+        Rooms { share, all: self.room.clone() }
+    }
+}
+
+/// Room for ids: the share of an address, and what all have.
+struct Rooms {
+    /// `None` for programs on this machine.
+    share: Option<Arc<Semaphore>>,
+    all: Arc<Semaphore>,
+}
+
+impl Rooms {
+    /// Waits a while for room for so many ids.
+    async fn take(self, ids: usize) -> Result<Room, Reason> {
+        let take = async {
+            // The own share first: whoever waits for that has nothing that others need.
+            let share = match self.share {
+                Some(share) => Some(share.acquire_many_owned(permits(ids)).await?),
+                None => None,
+            };
+            Ok::<_, AcquireError>(Room {
+                share,
+                all: self.all.acquire_many_owned(permits(ids)).await?,
+            })
+        };
+        match timeout(LONGEST_WAIT, take).await {
+            Ok(Ok(room)) => Ok(room),
+            _ => Err(no_room()),
+        }
+    }
+}
+
+/// Room that is taken; given back when dropped.
+struct Room {
+    share: Option<OwnedSemaphorePermit>,
+    all: OwnedSemaphorePermit,
+}
+
+impl Room {
+    /// Gives back what is not needed for so many ids.
+    fn shrink(&mut self, ids: usize) {
+        let needed = permits(ids) as usize;
+        for permit in self.share.iter_mut().chain([&mut self.all]) {
+            drop(permit.split(permit.num_permits().saturating_sub(needed)));
+        }
     }
 }
 
@@ -75,6 +135,8 @@ enum State {
     Asked {
         filters: Vec<Filter>,
         message: Vec<u8>,
+        /// Its place among the long queries of its address.
+        query: Option<LongQuery>,
     },
     /// NEG-MSG was received.
     Told {
@@ -92,7 +154,7 @@ enum State {
 /// Ids to compare with, sorted.
 pub(super) struct Set {
     ids: NegentropyStorageVector,
-    _room: OwnedSemaphorePermit,
+    _room: Room,
 }
 
 /// A set and what this side says about it, or why the reconciliation ends.
@@ -157,11 +219,19 @@ impl Session {
         if let Some(reason) = self.refusal_to_reconcile(&filters) {
             return self.answer(Some(reason.prefix), message::neg_error(&id, &reason)).await;
         }
+        let query = match self.rates.as_ref().map(|rates| rates.long_query()) {
+            Some(Err(limited)) => {
+                let reason = self.patience(limited)?;
+                return self.send(message::neg_error(&id, &reason)).await;
+            }
+            Some(Ok(query)) => Some(query),
+            None => None,
+        };
         if self.withholds(&filters) {
             self.challenge().await?;
         }
         let negentropies = self.negentropies.get_or_insert_default();
-        negentropies.open.insert(id.clone(), State::Asked { filters, message });
+        negentropies.open.insert(id.clone(), State::Asked { filters, message, query });
         negentropies.waiting.push_back(id);
         Ok(())
     }
@@ -223,17 +293,21 @@ impl Session {
         let Some(state) = negentropies.open.get_mut(&id) else { return };
         let turns = self.relay.syncs.turns.clone();
         let running = match std::mem::replace(state, State::Running) {
-            State::Asked { filters, message } => {
+            State::Asked { filters, message, query } => {
                 let (reader, scope) = (self.relay.reader.clone(), self.scope.clone());
                 let viewer = self.viewer.load_full();
-                let (room, max) = (self.relay.syncs.room.clone(), self.relay.syncs.max);
+                let rooms = self.relay.syncs.rooms(self.rates.as_deref());
+                let max = self.relay.syncs.max;
                 async move {
                     let most = |filter: &Filter| {
                         filter.limit.map_or(max, |limit| usize::try_from(limit).unwrap_or(max))
                     };
                     let most = filters.iter().map(most).fold(0, usize::saturating_add).min(max);
-                    let room = timeout(LONGEST_WAIT, room.acquire_many_owned(permits(most))).await;
-                    let Ok(Ok(room)) = room else { return Err(no_room()) };
+                    let room = rooms.take(most).await?;
+                    let turn = match &query {
+                        Some(query) => query.turn().await,
+                        None => None,
+                    };
                     let mut ids = Vec::new();
                     for filter in filters {
                         match reader.ids(filter, scope.clone(), viewer.clone(), max).await {
@@ -248,6 +322,7 @@ impl Session {
                             return Err(too_many(max));
                         }
                     }
+                    drop((turn, query));
                     answer_first(turns, room, ids, message).await
                 }
                 .boxed()
@@ -296,21 +371,14 @@ async fn union(mut ids: Ids, mut more: Ids) -> Result<Ids, Reason> {
 }
 
 /// Sorts the ids, gives back the room that they do not need, and answers the first message.
-async fn answer_first(
-    turns: Arc<Semaphore>,
-    mut room: OwnedSemaphorePermit,
-    ids: Ids,
-    message: Vec<u8>,
-) -> Answer {
+async fn answer_first(turns: Arc<Semaphore>, mut room: Room, ids: Ids, message: Vec<u8>) -> Answer {
     in_turn(turns, move || {
         let mut sorted = NegentropyStorageVector::with_capacity(ids.len());
         for (created_at, id) in &ids {
             sorted.insert(*created_at, Id::from_byte_array(id.0)).map_err(broken)?;
         }
         sorted.seal().map_err(broken)?;
-        let needed = permits(ids.len()) as usize;
-        let spare = room.num_permits().saturating_sub(needed);
-        drop(room.split(spare));
+        room.shrink(ids.len());
         reconcile(Arc::new(Set { ids: sorted, _room: room }), &message)
     })
     .await
@@ -349,4 +417,74 @@ fn too_many(max: usize) -> Reason {
 
 fn no_room() -> Reason {
     Reason::new(Prefix::RateLimited, "too many reconciliations at the moment; try again later")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::{Rates, RatesConfig};
+
+    const MAX: usize = 300_000;
+
+    fn client(rates: &Rates, address: &str) -> Arc<ClientRates> {
+        rates.connect(address.parse().unwrap()).unwrap()
+    }
+
+    fn take(syncs: &Syncs, client: Option<&ClientRates>) -> Option<Room> {
+        take_for(syncs, client, MAX)
+    }
+
+    fn take_for(syncs: &Syncs, client: Option<&ClientRates>, ids: usize) -> Option<Room> {
+        let taken = syncs.rooms(client).take(ids).now_or_never()?;
+        Some(taken.unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_address_has_half_of_the_room_and_gives_it_back() {
+        let (syncs, rates) = (Syncs::new(MAX), Rates::new(RatesConfig::default()));
+        let (a, again, b) = (
+            client(&rates, "203.0.113.7"),
+            client(&rates, "203.0.113.7"),
+            client(&rates, "203.0.113.8"),
+        );
+        let mut first = take(&syncs, Some(&a)).unwrap();
+        let _second = take(&syncs, Some(&again)).unwrap();
+        assert!(take(&syncs, Some(&a)).is_none(), "it waits for its own");
+        let third = take(&syncs, Some(&b)).unwrap();
+        // Programs on this machine have no share, but there is only so much.
+        let _fourth = take(&syncs, None).unwrap();
+        assert!(take(&syncs, None).is_none() && take(&syncs, Some(&b)).is_none());
+        drop(third);
+        assert!(take(&syncs, Some(&a)).is_none(), "what is free is not for those who have theirs");
+        assert!(take(&syncs, Some(&b)).is_some());
+        // A set that turns out small leaves room for others.
+        first.shrink(10);
+        assert!(take_for(&syncs, Some(&a), MAX - 1_000).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_set_takes_room_until_its_client_is_late() {
+        let syncs = Syncs::new(MAX);
+        let all = syncs.room.available_permits();
+        let set = || {
+            let mut room = take(&syncs, None).unwrap();
+            room.shrink(1_000);
+            let mut ids = NegentropyStorageVector::new();
+            ids.seal().unwrap();
+            Arc::new(Set { ids, _room: room })
+        };
+        let taken = permits(1_000) as usize;
+        let mut negentropies = Negentropies::default();
+        let in_time = State::Answered { set: set(), until: Instant::now() + PATIENCE };
+        negentropies.open.insert("in time".into(), in_time);
+        assert!(negentropies.next().now_or_never().is_none());
+        let late = State::Answered { set: set(), until: Instant::now() };
+        negentropies.open.insert("late".into(), late);
+        assert_eq!(syncs.room.available_permits(), all - 2 * taken);
+        let Reconciled::Expired(id) = negentropies.next().await else { panic!() };
+        assert_eq!(&*id, "late");
+        negentropies.forget(&id);
+        assert_eq!(syncs.room.available_permits(), all - taken);
+        assert!(negentropies.next().now_or_never().is_none());
+    }
 }

@@ -10,8 +10,9 @@ use crate::{
 };
 
 impl Session {
-    /// To be asked for every message, before it is parsed.
-    pub(super) fn exceeds_rate(&self, bytes: usize) -> Option<RateLimited> {
+    /// To be asked for every message, before it is parsed. What it took on the way counts.
+    pub(super) fn exceeds_rate(&mut self, bytes: usize) -> Option<RateLimited> {
+        let bytes = self.out.socket.get_mut().account(bytes);
         self.rates.as_ref()?.message(bytes).err()
     }
 

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     pipeline::{StoreError, Viewer},
     protocol::{EventId, VerifiedEvent, kinds},
+    store::privacy,
 };
 
 /// Columns of the row that a [`Check`] lets through.
@@ -130,7 +131,7 @@ impl<'q> Check<'q> {
             }
             // One that is in private topics alone is shown to their readers (DESIGN, "Origin").
             None => {
-                if row.get(4)? {
+                if privacy::is_private(row.get(4)?) {
                     let readable = match &mut self.readable {
                         Some(readable) => readable,
                         none => none.insert(readable_topics(self.connection, self.viewer)?),

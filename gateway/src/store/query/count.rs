@@ -62,19 +62,20 @@ pub(super) fn run(
     for filter in filters.iter().filter(|filter| !filter.matches_nothing()) {
         let conditions = Conditions::new(&snapshot, memory, filter, topic)?;
         let wanted = Wanted { events: usize::MAX, text: false, in_order: false, now, effort };
-        let mut matches = Matches::new(&snapshot, memory, &conditions, viewer, wanted)?;
-        loop {
-            match matches.next(stop, |_| Ok(())) {
-                Ok(None) => break,
-                Ok(Some((row, ()))) => {
-                    if filters.len() == 1 || counted.insert(row) {
-                        count += 1;
-                    }
+        let mut each = || -> Result<(), QueryEnd> {
+            let mut matches = Matches::new(&snapshot, memory, &conditions, viewer, wanted, stop)?;
+            while let Some((row, ())) = matches.next(stop, |_| Ok(()))? {
+                if filters.len() == 1 || counted.insert(row) {
+                    count += 1;
                 }
-                Err(QueryEnd::OutOfBounds) => return Ok(Count { count, approximate: true }),
-                Err(QueryEnd::Stopped) => return Err(StoreError("nobody waits".to_owned())),
-                Err(QueryEnd::Failed(error)) => return Err(error),
             }
+            Ok(())
+        };
+        match each() {
+            Ok(()) => {}
+            Err(QueryEnd::OutOfBounds) => return Ok(Count { count, approximate: true }),
+            Err(QueryEnd::Stopped) => return Err(StoreError("nobody waits".to_owned())),
+            Err(QueryEnd::Failed(error)) => return Err(error),
         }
     }
     Ok(Count { count, approximate: false })

@@ -70,21 +70,25 @@ pub(super) fn run(
         now: unix_now(),
         effort,
     };
-    let mut matches = Matches::new(&snapshot, memory, &conditions, viewer, wanted)?;
     let pair = |row: &rusqlite::Row<'_>| {
         Ok((row.get::<_, i64>(2)?.cast_unsigned(), EventId(row.get(ID_COLUMN)?)))
     };
-    while found.len() < limit {
-        match matches.next(stop, pair) {
-            Ok(None) => break,
-            Ok(Some(_)) if found.len() == max => return Ok(IdSet::TooMany),
-            Ok(Some((_, pair))) => found.push(pair),
-            Err(QueryEnd::OutOfBounds) => {
-                return Err(StoreError("the query took too long".to_owned()));
+    let mut collect = || -> Result<bool, QueryEnd> {
+        let mut matches = Matches::new(&snapshot, memory, &conditions, viewer, wanted, stop)?;
+        while found.len() < limit {
+            match matches.next(stop, pair)? {
+                None => break,
+                Some(_) if found.len() == max => return Ok(false),
+                Some((_, pair)) => found.push(pair),
             }
-            Err(QueryEnd::Stopped) => return Err(StoreError("nobody waits".to_owned())),
-            Err(QueryEnd::Failed(error)) => return Err(error),
         }
+        Ok(true)
+    };
+    match collect() {
+        Ok(true) => Ok(IdSet::All(found)),
+        Ok(false) => Ok(IdSet::TooMany),
+        Err(QueryEnd::OutOfBounds) => Err(StoreError("the query took too long".to_owned())),
+        Err(QueryEnd::Stopped) => Err(StoreError("nobody waits".to_owned())),
+        Err(QueryEnd::Failed(error)) => Err(error),
     }
-    Ok(IdSet::All(found))
 }

@@ -47,7 +47,8 @@ impl<'q> Matches<'q> {
         conditions: &'q Conditions<'q>,
         viewer: &'q Viewer,
         wanted: Wanted,
-    ) -> rusqlite::Result<Self> {
+        stop: &impl Stop,
+    ) -> Result<Self, QueryEnd> {
         let Wanted { events, text, in_order, now, effort } = wanted;
         let planner = Planner { connection, memory, conditions, wanted: events, in_order, effort };
         let ids = if in_order { Some(connection.prepare_cached(ID_OF)?) } else { None };
@@ -60,12 +61,12 @@ impl<'q> Matches<'q> {
             created_at: 0,
             candidates: 0,
         };
-        matches.choose(conditions.until, false)?;
+        matches.choose(conditions.until, false, stop)?;
         Ok(matches)
     }
 
-    fn choose(&mut self, until: i64, again: bool) -> rusqlite::Result<()> {
-        self.plan = self.planner.plan(until, again)?;
+    fn choose(&mut self, until: i64, again: bool, stop: &impl Stop) -> Result<(), QueryEnd> {
+        self.plan = self.planner.plan(until, again, stop)?;
         self.candidates = 0;
         if let Some(plan) = &self.plan {
             self.check.driven_by(plan.driver);
@@ -86,7 +87,7 @@ impl<'q> Matches<'q> {
                     return Ok(Some((place.row, taken)));
                 }
             }
-            if !self.next_second()? {
+            if !self.next_second(stop)? {
                 return Ok(None);
             }
             if self.second.len() > 1 {
@@ -95,23 +96,23 @@ impl<'q> Matches<'q> {
         }
     }
 
-    fn next_second(&mut self) -> rusqlite::Result<bool> {
+    fn next_second(&mut self, stop: &impl Stop) -> Result<bool, QueryEnd> {
         loop {
             let Some(plan) = &mut self.plan else { return Ok(false) };
             if plan.patience.is_some_and(|patience| self.candidates > patience) {
-                self.choose(self.created_at - 1, true)?;
+                self.choose(self.created_at - 1, true, stop)?;
                 continue;
             }
             match &mut plan.source {
-                Source::Merge(merge) => merge.next_second(&mut self.second)?,
+                Source::Merge(merge) => merge.next_second(&mut self.second, stop)?,
                 // One by one: they come in an order of their own.
                 Source::Words(words) => {
-                    let row = words.next_row()?;
+                    let row = words.next_row(|| stop.check_time())?;
                     self.second.extend(row.map(|row| Place { created_at: 0, row }));
                 }
                 Source::Walk(walk) => {
-                    if let Walked::GaveUp(until) = walk.next_second(&mut self.second)? {
-                        self.choose(until, true)?;
+                    if let Walked::GaveUp(until) = walk.next_second(&mut self.second, stop)? {
+                        self.choose(until, true, stop)?;
                         continue;
                     }
                 }

@@ -8,6 +8,8 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use rusqlite::{CachedStatement, Connection};
 
+use super::stop::{QueryEnd, Stop};
+
 /// An event's place: newer ones compare greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
@@ -156,9 +158,13 @@ impl<'c> Merge<'c> {
     }
 
     /// All places with the newest remaining `created_at`, each once; empty at the end.
-    pub fn next_second(&mut self, places: &mut Vec<Place>) -> rusqlite::Result<()> {
+    pub fn next_second(
+        &mut self,
+        places: &mut Vec<Place>,
+        stop: &impl Stop,
+    ) -> Result<(), QueryEnd> {
         places.clear();
-        let Some(first) = self.sampled.front().copied() else { return self.pull(places) };
+        let Some(first) = self.sampled.front().copied() else { return self.pull(places, stop) };
         while let Some(place) =
             self.sampled.pop_front_if(|place| place.created_at == first.created_at)
         {
@@ -169,10 +175,10 @@ impl<'c> Merge<'c> {
 
     /// Looks ahead until `size` places are known or there are no more. Returns how far back they
     /// reach, in seconds, or how many there are in all.
-    pub fn sample(&mut self, size: usize) -> rusqlite::Result<Reach> {
+    pub fn sample(&mut self, size: usize, stop: &impl Stop) -> Result<Reach, QueryEnd> {
         let mut second = Vec::new();
         while self.sampled.len() < size {
-            self.pull(&mut second)?;
+            self.pull(&mut second, stop)?;
             if second.is_empty() {
                 return Ok(Reach::All(self.sampled.len()));
             }
@@ -182,8 +188,9 @@ impl<'c> Merge<'c> {
         Ok(Reach::DownTo(oldest))
     }
 
-    fn pull(&mut self, places: &mut Vec<Place>) -> rusqlite::Result<()> {
+    fn pull(&mut self, places: &mut Vec<Place>, stop: &impl Stop) -> Result<(), QueryEnd> {
         while let Some(&Head { place, range }) = self.heads.peek() {
+            stop.check_time()?;
             if places.first().is_some_and(|first| first.created_at != place.created_at) {
                 break;
             }
@@ -209,13 +216,13 @@ impl<'c> Merge<'c> {
                     self.open.len() - 1
                 }
             };
-            self.advance(n)?;
+            self.advance(n, stop)?;
         }
         Ok(())
     }
 
     /// Puts the next place of a range into the heap.
-    fn advance(&mut self, n: usize) -> rusqlite::Result<()> {
+    fn advance(&mut self, n: usize, stop: &impl Stop) -> Result<(), QueryEnd> {
         let Some(range) = self.open.get_mut(n) else { return Ok(()) };
         if range.page.is_empty()
             && !range.exhausted
@@ -229,6 +236,7 @@ impl<'c> Merge<'c> {
                     break;
                 };
                 range.page.push(Place { created_at: row.get(0)?, row: row.get(1)? });
+                stop.check_time()?;
             }
             if let Some(oldest) = range.page.last() {
                 range.before = *oldest;

@@ -11,6 +11,7 @@ use super::{
     conditions::Conditions,
     lookup::places_of,
     merge::{Index, Key, Merge, author_kind},
+    stop::{QueryEnd, Stop},
     walk::Walk,
 };
 use crate::store::{memory::Memory, newest::Bound, search::Candidates};
@@ -97,7 +98,12 @@ struct Ranges {
 impl<'q> Planner<'q> {
     /// The way to everything up to and including `until`. `again` is whether another way was given up.
     /// `None` when nothing matches.
-    pub fn plan(&self, until: i64, again: bool) -> rusqlite::Result<Option<Plan<'q>>> {
+    pub fn plan(
+        &self,
+        until: i64,
+        again: bool,
+        stop: &impl Stop,
+    ) -> Result<Option<Plan<'q>>, QueryEnd> {
         let window = (self.conditions.since, until);
         // Words have an index of their own, which yields the best match first.
         if let Some(words) = self.conditions.filter.words() {
@@ -117,10 +123,10 @@ impl<'q> Planner<'q> {
         let others: Vec<Driver> =
             tags.chain(self.conditions.topic.map(|_| Driver::Topic)).collect();
         match (ranges, others.as_slice()) {
-            (None, []) => self.walk(until, false),
+            (None, []) => Ok(self.walk(until, false)?),
             (Some(ranges), []) => {
                 if ranges.list.len() > self.effort.few_ranges && !again {
-                    self.walk(until, true)
+                    Ok(self.walk(until, true)?)
                 } else {
                     Ok(merge(ranges.driver, self.merge_of(ranges, window)?, None))
                 }
@@ -135,7 +141,7 @@ impl<'q> Planner<'q> {
                 let patience = expected.clamp(self.effort.patience / 4, self.effort.patience);
                 Ok(merge(*driver, self.ranges_of(*driver, window)?, Some(patience)))
             }
-            (ranges, others) => self.compare(ranges, others, window),
+            (ranges, others) => self.compare(ranges, others, window, stop),
         }
     }
 
@@ -145,16 +151,17 @@ impl<'q> Planner<'q> {
         ranges: Option<Ranges>,
         others: &[Driver],
         window: (i64, i64),
-    ) -> rusqlite::Result<Option<Plan<'q>>> {
+        stop: &impl Stop,
+    ) -> Result<Option<Plan<'q>>, QueryEnd> {
         let mut best = None;
         if let Some(ranges) = ranges {
             let driver = ranges.driver;
             let mut merge = self.merge_of(ranges, window)?;
-            best = Some((merge.sample(self.effort.sample)?, driver, merge));
+            best = Some((merge.sample(self.effort.sample, stop)?, driver, merge));
         }
         for driver in others {
             let mut merge = self.ranges_of(*driver, window)?;
-            let reach = merge.sample(self.effort.sample)?;
+            let reach = merge.sample(self.effort.sample, stop)?;
             if best.as_ref().is_none_or(|(best, ..)| reach.rank() < best.rank()) {
                 best = Some((reach, *driver, merge));
             }

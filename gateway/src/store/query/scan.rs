@@ -10,7 +10,7 @@ use super::{
     lookup::topic_number,
     matches::{Matches, Wanted},
     plan::Effort,
-    stop::{Bounds, QueryEnd, Stop},
+    stop::{Few, QueryEnd, Stop},
 };
 use crate::{
     clock::unix_now,
@@ -79,7 +79,7 @@ pub(super) fn run(
         let conditions = Conditions::new(&snapshot, memory, filter, topic)?;
         let events = usize::try_from(left).unwrap_or(usize::MAX).min(10_000);
         let wanted = Wanted { events, text: true, in_order: true, now, effort };
-        let mut matches = Matches::new(&snapshot, memory, &conditions, viewer, wanted)?;
+        let mut matches = Matches::new(&snapshot, memory, &conditions, viewer, wanted, stop)?;
         while left > 0 {
             let next = matches.next(stop, |row| check::text(row).map(Arc::<str>::from))?;
             let Some((row, json)) = next else { break };
@@ -89,7 +89,7 @@ pub(super) fn run(
             }
         }
         if left == 0 && complete {
-            let few = Bounds::new(|| false, None, LOOK_FURTHER);
+            let few = Few::new(stop, LOOK_FURTHER);
             complete = match matches.next(&few, |_| Ok(())) {
                 Ok(further) => further.is_none(),
                 Err(QueryEnd::OutOfBounds) => false,

@@ -37,16 +37,50 @@ pub(super) trait Stop {
     /// # Errors
     /// When the query is to end.
     fn check(&self) -> Result<(), QueryEnd>;
+
+    /// Asked for each entry of an index that is read, which does not count as a row.
+    ///
+    /// # Errors
+    /// When the query is to end.
+    fn check_time(&self) -> Result<(), QueryEnd>;
 }
 
 impl Stop for ScanSender {
     fn check(&self) -> Result<(), QueryEnd> {
         Ok(Self::check(self)?)
     }
+
+    fn check_time(&self) -> Result<(), QueryEnd> {
+        Ok(Self::check(self)?)
+    }
 }
 
-/// Rows between two looks at the clock.
-const ROWS_PER_LOOK: u64 = 64;
+/// The bounds of another, and so many rows at most.
+pub(super) struct Few<'s, S> {
+    stop: &'s S,
+    left: Cell<u64>,
+}
+
+impl<'s, S> Few<'s, S> {
+    pub fn new(stop: &'s S, rows: u64) -> Self {
+        Self { stop, left: Cell::new(rows) }
+    }
+}
+
+impl<S: Stop> Stop for Few<'_, S> {
+    fn check(&self) -> Result<(), QueryEnd> {
+        let left = self.left.get().checked_sub(1).ok_or(QueryEnd::OutOfBounds)?;
+        self.left.set(left);
+        self.stop.check()
+    }
+
+    fn check_time(&self) -> Result<(), QueryEnd> {
+        self.stop.check_time()
+    }
+}
+
+/// Rows and entries between two looks at the clock.
+const READ_PER_LOOK: u64 = 64;
 
 /// The bounds of a query that is answered at once, after its end.
 pub(super) struct Bounds<G> {
@@ -55,11 +89,13 @@ pub(super) struct Bounds<G> {
     until: Option<Instant>,
     max_rows: u64,
     rows: Cell<u64>,
+    /// Rows and entries.
+    read: Cell<u64>,
 }
 
 impl<G: Fn() -> bool> Bounds<G> {
     pub fn new(gone: G, until: Option<Instant>, max_rows: u64) -> Self {
-        Self { gone, until, max_rows, rows: Cell::new(0) }
+        Self { gone, until, max_rows, rows: Cell::new(0), read: Cell::new(0) }
     }
 }
 
@@ -67,7 +103,14 @@ impl<G: Fn() -> bool> Stop for Bounds<G> {
     fn check(&self) -> Result<(), QueryEnd> {
         let rows = self.rows.get();
         self.rows.set(rows + 1);
-        if rows.is_multiple_of(ROWS_PER_LOOK) {
+        self.check_time()?;
+        if rows >= self.max_rows { Err(QueryEnd::OutOfBounds) } else { Ok(()) }
+    }
+
+    fn check_time(&self) -> Result<(), QueryEnd> {
+        let read = self.read.get();
+        self.read.set(read + 1);
+        if read.is_multiple_of(READ_PER_LOOK) {
             if (self.gone)() {
                 return Err(QueryEnd::Stopped);
             }
@@ -75,6 +118,6 @@ impl<G: Fn() -> bool> Stop for Bounds<G> {
                 return Err(QueryEnd::OutOfBounds);
             }
         }
-        if rows >= self.max_rows { Err(QueryEnd::OutOfBounds) } else { Ok(()) }
+        Ok(())
     }
 }

@@ -9,6 +9,7 @@ use super::{
     conditions::Conditions,
     merge::{Place, next_page},
     plan::Effort,
+    stop::{QueryEnd, Stop},
 };
 
 pub(super) const WALK: &str = "SELECT created_at, row, kind, author FROM events INDEXED BY events_by_time \
@@ -74,12 +75,16 @@ impl<'q> Walk<'q> {
     }
 
     /// All matching places of the next second that has any.
-    pub fn next_second(&mut self, places: &mut Vec<Place>) -> rusqlite::Result<Walked> {
+    pub fn next_second(
+        &mut self,
+        places: &mut Vec<Place>,
+        stop: &impl Stop,
+    ) -> Result<Walked, QueryEnd> {
         places.clear();
         loop {
             if self.page.is_empty() {
                 if !self.exhausted {
-                    self.read_page()?;
+                    self.read_page(stop)?;
                 }
                 if self.page.is_empty() {
                     return Ok(if places.is_empty() { Walked::End } else { Walked::Second });
@@ -106,7 +111,7 @@ impl<'q> Walk<'q> {
         }
     }
 
-    fn read_page(&mut self) -> rusqlite::Result<()> {
+    fn read_page(&mut self, stop: &impl Stop) -> Result<(), QueryEnd> {
         let (created_at, kind, author, row) = self.after;
         let since = self.conditions.since;
         let mut rows = self.statement.query([created_at, kind, author, row, since])?;
@@ -117,6 +122,7 @@ impl<'q> Walk<'q> {
             };
             let place = Place { created_at: row.get(0)?, row: row.get(1)? };
             self.page.push(Entry { place, kind: row.get(2)?, author: row.get(3)? });
+            stop.check_time()?;
         }
         drop(rows);
         if let Some(Entry { place, kind, author }) = self.page.last() {

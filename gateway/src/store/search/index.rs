@@ -137,11 +137,24 @@ impl Index {
         Ok(())
     }
 
-    /// Takes rows out.
+    /// Takes rows out. It is on disk when this returns: after that, nobody knows of them any more.
     pub fn remove(&mut self, rows: &[i64]) -> rusqlite::Result<()> {
-        self.connection.execute_batch("BEGIN IMMEDIATE")?;
-        let removed = self.remove_all(rows);
-        self.end(removed)
+        self.synced(|index| {
+            index.connection.execute_batch("BEGIN IMMEDIATE")?;
+            let removed = index.remove_all(rows);
+            index.end(removed)
+        })
+    }
+
+    /// Does something whose commits are synced, and with them all that came before.
+    fn synced<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        self.connection.pragma_update(None, "synchronous", "FULL")?;
+        let done = work(self);
+        self.connection.pragma_update(None, "synchronous", "NORMAL")?;
+        done
     }
 
     fn remove_all(&self, rows: &[i64]) -> rusqlite::Result<()> {
@@ -229,7 +242,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.busy_timeout(Duration::from_secs(5))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // Synced when the log is copied into the file, not at each commit: after a power failure the
-    // index is an older one, and its cursor is of the same age.
+    // index is an older one, and its cursor is of the same age. Removals are another matter
+    // ([`Index::remove`]).
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "cache_size", -4_000)?;
     connection.pragma_update(None, "wal_autocheckpoint", 1_000)?;
@@ -270,4 +284,29 @@ pub(super) fn remove_file(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The database forgets removed rows as soon as the index is rid of them.
+    #[test]
+    fn removals_are_synced_and_additions_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut index = Index::open(&dir.path().join("search.db"), 1, 0).unwrap();
+        let synchronous = |index: &Index| -> i64 {
+            index.connection.query_row("PRAGMA synchronous", [], |row| row.get(0)).unwrap()
+        };
+        const NORMAL: i64 = 1;
+        const FULL: i64 = 2;
+        assert_eq!(synchronous(&index), NORMAL);
+        let seen = index.synced(|index| Ok(synchronous(index))).unwrap();
+        assert_eq!((seen, synchronous(&index)), (FULL, NORMAL));
+        let failed: rusqlite::Result<()> = index.synced(|_| Err(rusqlite::Error::InvalidQuery));
+        assert!(failed.is_err());
+        assert_eq!(synchronous(&index), NORMAL);
+        index.remove(&[1, 2]).unwrap();
+        assert_eq!(synchronous(&index), NORMAL);
+    }
 }

@@ -43,15 +43,22 @@ impl Candidates {
         })
     }
 
-    /// The next row, best first. It may be of an event that is gone.
-    pub fn next_row(&mut self) -> rusqlite::Result<Option<i64>> {
+    /// The next row, best first. It may be of an event that is gone. `check` is asked for each row
+    /// that is read, and ends it with an error.
+    pub fn next_row<E: From<rusqlite::Error>>(
+        &mut self,
+        check: impl Fn() -> Result<(), E>,
+    ) -> Result<Option<i64>, E> {
         if self.ready.is_empty() {
-            self.read_chunk()?;
+            self.read_chunk(check)?;
         }
         Ok(self.ready.pop())
     }
 
-    fn read_chunk(&mut self) -> rusqlite::Result<()> {
+    fn read_chunk<E: From<rusqlite::Error>>(
+        &mut self,
+        check: impl Fn() -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut found: Vec<(f64, i64)> = Vec::new();
         let Some(question) = &self.question else { return Ok(()) };
         while let Some(part) = self.parts.last()
@@ -60,11 +67,23 @@ impl Candidates {
             let wanted = self.chunk - found.len();
             let before = found.len();
             let connection: &Connection = &self.connection;
-            match read(connection, *part, question, self.below, wanted, self.ranked, &mut found) {
+            let mut stopped = None;
+            let goes_on = || match check() {
+                Ok(()) => true,
+                Err(stop) => {
+                    stopped = Some(stop);
+                    false
+                }
+            };
+            let asked = Asked { connection, part: *part, question, ranked: self.ranked };
+            match asked.read(self.below, wanted, goes_on, &mut found) {
                 Ok(()) => {}
                 // Dropped since, because all its events are gone.
                 Err(error) if error.to_string().contains("no such table") => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(stop) = stopped {
+                return Err(stop);
             }
             match found.last() {
                 Some((_, row)) if found.len() - before == wanted => self.below = *row,
@@ -84,27 +103,40 @@ impl Candidates {
     }
 }
 
-fn read(
-    connection: &Connection,
+/// A question to one part of the index.
+struct Asked<'q> {
+    connection: &'q Connection,
     part: i64,
-    question: &str,
-    below: i64,
-    wanted: usize,
+    question: &'q str,
     ranked: bool,
-    found: &mut Vec<(f64, i64)>,
-) -> rusqlite::Result<()> {
-    let rank = if ranked { format!("bm25(part_{part})") } else { "0.0".to_owned() };
-    let mut statement = connection.prepare_cached(&format!(
-        "SELECT rowid, {rank} FROM part_{part} WHERE part_{part} MATCH ?1 AND rowid < ?2 \
-         ORDER BY rowid DESC"
-    ))?;
-    // No LIMIT: a bound one makes SQLite plan the statement anew each time.
-    let mut rows = statement.query(params![question, below])?;
-    for _ in 0..wanted {
-        let Some(row) = rows.next()? else { break };
-        found.push((row.get(1)?, row.get(0)?));
+}
+
+impl Asked<'_> {
+    /// The newest matches below a row, as long as it goes on.
+    fn read(
+        &self,
+        below: i64,
+        wanted: usize,
+        mut goes_on: impl FnMut() -> bool,
+        found: &mut Vec<(f64, i64)>,
+    ) -> rusqlite::Result<()> {
+        let Self { connection, part, question, ranked } = *self;
+        let rank = if ranked { format!("bm25(part_{part})") } else { "0.0".to_owned() };
+        let mut statement = connection.prepare_cached(&format!(
+            "SELECT rowid, {rank} FROM part_{part} WHERE part_{part} MATCH ?1 AND rowid < ?2 \
+             ORDER BY rowid DESC"
+        ))?;
+        // No LIMIT: a bound one makes SQLite plan the statement anew each time.
+        let mut rows = statement.query(params![question, below])?;
+        for _ in 0..wanted {
+            if !goes_on() {
+                break;
+            }
+            let Some(row) = rows.next()? else { break };
+            found.push((row.get(1)?, row.get(0)?));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The search in FTS5's language. Every word of the client stands in quotation marks, so nothing that

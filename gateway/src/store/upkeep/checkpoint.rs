@@ -14,7 +14,7 @@ use rusqlite::{Connection, OpenFlags};
 use crate::{
     metrics::Metrics,
     pipeline::Seq,
-    store::{bell::Stop, config::Durability, tail::Tail},
+    store::{bell::Stop, breather::Breather, config::Durability, tail::Tail},
     tasks,
 };
 
@@ -23,6 +23,10 @@ const COPY_FROM: u64 = 8 << 20;
 /// Length of the log, in bytes, from which on the writer is made to begin it anew. It is held up for
 /// a few milliseconds then.
 const RESTART_FROM: u64 = 16 << 20;
+/// How often that is tried before it is left alone for a while, and the time between: less than a
+/// long query waits for it.
+const TRIES_IN_A_ROW: u32 = 10;
+const AGAIN: Duration = Duration::from_millis(20);
 /// While events come in.
 const BUSY: Duration = Duration::from_millis(50);
 /// Without commits for so long, what is there is copied and the log is cut off.
@@ -62,6 +66,7 @@ pub(in crate::store) fn start(
     database: &Path,
     durability: Durability,
     tail: Arc<Tail>,
+    breather: Breather,
     metrics: Arc<Metrics>,
 ) -> io::Result<Checkpointing> {
     let stop = Stop::default();
@@ -69,6 +74,7 @@ pub(in crate::store) fn start(
         database: database.to_owned(),
         durability,
         tail: tail.clone(),
+        breather,
         metrics,
         stop: stop.clone(),
     };
@@ -80,6 +86,8 @@ struct Checkpoints {
     database: PathBuf,
     durability: Durability,
     tail: Arc<Tail>,
+    /// Of the long queries, which would otherwise always be in the way.
+    breather: Breather,
     metrics: Arc<Metrics>,
     stop: Stop,
 }
@@ -87,7 +95,9 @@ struct Checkpoints {
 impl Checkpoints {
     fn run(&self) {
         while !self.stop.is_set() {
-            if let Err(error) = self.follow() {
+            let followed = self.follow();
+            self.breather.want(false);
+            if let Err(error) = followed {
                 tracing::error!(%error, "the write-ahead log is not copied; it grows meanwhile");
                 self.stop.sleep(PAUSE);
             }
@@ -97,9 +107,10 @@ impl Checkpoints {
     fn follow(&self) -> rusqlite::Result<()> {
         let connection = connect(&self.database, self.durability)?;
         let (mut refused_at, mut seen) = (0, 0);
+        let mut anew = Anew::default();
         let mut last_commit = Instant::now();
         while !self.stop.is_set() {
-            let committed = self.committed(seen);
+            let committed = self.committed(seen, if anew.wanted { AGAIN } else { IDLE });
             if committed {
                 seen = self.tail.newest();
                 last_commit = Instant::now();
@@ -110,31 +121,65 @@ impl Checkpoints {
             if !committed && last_commit.elapsed() >= IDLE {
                 if log.length > 0 {
                     checkpoint(&connection, "PASSIVE")?;
-                    checkpoint(&connection, "TRUNCATE")?;
+                    if self.begin_anew(&connection, "TRUNCATE", &mut anew)? {
+                        self.metrics.wal_bytes.set(0);
+                    }
                 }
-                self.metrics.wal_bytes.set(0);
                 self.tail.rest();
                 continue;
             }
             if log.length.saturating_sub(log.copied) >= COPY_FROM {
                 checkpoint(&connection, "PASSIVE")?;
             }
-            // A reader may need the old log for a while; it is not asked all the time.
             if log.length >= RESTART_FROM && log.length >= refused_at {
-                let restarted = checkpoint(&connection, "RESTART")?;
-                refused_at = if restarted.done { 0 } else { log.length + COPY_FROM / 2 };
+                if self.begin_anew(&connection, "RESTART", &mut anew)? {
+                    refused_at = 0;
+                } else if !anew.wanted {
+                    refused_at = log.length + COPY_FROM / 2;
+                }
             }
             if committed {
-                self.stop.sleep(BUSY);
+                self.stop.sleep(if anew.wanted { AGAIN } else { BUSY });
             }
         }
         Ok(())
     }
 
-    /// Waits for a commit; false when there is none for a while.
-    fn committed(&self, seen: Seq) -> bool {
-        self.tail.bell.wait(IDLE, || self.stop.is_set() || self.tail.newest() > seen)
+    /// Tries to have the log begun anew, and asks long queries for a pause meanwhile.
+    fn begin_anew(
+        &self,
+        connection: &Connection,
+        mode: &str,
+        anew: &mut Anew,
+    ) -> rusqlite::Result<bool> {
+        anew.wanted = true;
+        self.breather.want(true);
+        // While a long query holds the old log, it would be in vain.
+        if !self.breather.is_quiet() {
+            return Ok(false);
+        }
+        let done = checkpoint(connection, mode)?.done;
+        anew.refused += 1;
+        // Another reader may need it for a while; the writer is not held up all the time.
+        if done || anew.refused >= TRIES_IN_A_ROW {
+            *anew = Anew::default();
+            self.breather.want(false);
+        }
+        Ok(done)
     }
+
+    /// Waits for a commit; false when there is none for so long.
+    fn committed(&self, seen: Seq, time: Duration) -> bool {
+        self.tail.bell.wait(time, || self.stop.is_set() || self.tail.newest() > seen)
+    }
+}
+
+/// How far the log's being begun anew has come.
+#[derive(Default)]
+struct Anew {
+    wanted: bool,
+    /// How often it was refused so far.
+    refused: u32,
 }
 
 fn connect(path: &Path, durability: Durability) -> rusqlite::Result<Connection> {

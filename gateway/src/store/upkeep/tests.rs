@@ -279,3 +279,37 @@ async fn the_write_ahead_log_stays_small_also_behind_a_long_reader() {
     assert_eq!(count(&reader), 4_500);
     bench.store.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_write_ahead_log_stays_small_behind_long_queries_without_a_pause() {
+    let bench = Bench::with(&[]).await;
+    let wal = bench.dir.path().join("gateway.db-wal");
+    let text = "x".repeat(20_000);
+    let notes = |batch: u64| -> Vec<VerifiedEvent> {
+        let author = Author::new(1);
+        let times = batch * 300..(batch + 1) * 300;
+        times.map(|at| author.verified(at, 1, &[&["t", "x"]], &text)).collect()
+    };
+    bench.write(notes(0)).await;
+    // The thread for long queries always has the next one waiting.
+    let asking = |store: Arc<Store>| async move {
+        let filter = Filter::parse(r##"{"#t":["x"]}"##).unwrap();
+        loop {
+            store.count(vec![filter.clone(); 5], Scope::All, Arc::default()).await.unwrap();
+        }
+    };
+    let mut queries = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        queries.spawn(asking(bench.store.clone()));
+    }
+    // 240 MB in all.
+    let mut largest = 0;
+    for batch in 1..=40 {
+        bench.write(notes(batch)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        largest = largest.max(std::fs::metadata(&wal).unwrap().len());
+    }
+    assert!(largest < 100 << 20, "{largest}");
+    queries.shutdown().await;
+    bench.store.close().await;
+}

@@ -5,20 +5,26 @@
 mod plans;
 mod world;
 
-use std::{cell::RefCell, collections::HashSet, thread};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashSet,
+    thread,
+};
 
 use rusqlite::Connection;
 
 use super::{
+    conditions::Conditions,
+    matches::{Matches, Wanted},
     plan::Effort,
     stop::{Bounds, QueryEnd},
 };
 use crate::{
-    pipeline::{IdSet, Scope, StoreError, Viewer},
-    protocol::{Filter, VerifiedEvent},
-    store::memory::Memory,
+    pipeline::{IdSet, PrivateTopics, Scope, StoreError, Viewer},
+    protocol::{Filter, VerifiedEvent, signing::Author},
+    store::{memory::Memory, open},
 };
-use world::{Dice, Held, SHAPES, World, topic};
+use world::{Dice, Held, SHAPES, World, empty_store, topic, write};
 
 impl World {
     /// What the filter finds without its limit.
@@ -182,5 +188,51 @@ fn the_planner_finds_what_a_naive_filter_finds_in_the_same_order() {
         if let Err(panic) = thread.join() {
             std::panic::resume_unwind(panic);
         }
+    }
+}
+
+/// Where nothing matches, no row is looked at: the clock is asked for what is read of the index, too.
+#[test]
+fn a_bound_in_time_holds_where_no_row_is_reached() {
+    let (dir, store) = empty_store();
+    let public = PrivateTopics::default();
+    for n in 0..2_000_u64 {
+        let author = Author::new(u8::try_from(n % 50).unwrap() + 1);
+        // All of one second, as a flood would be.
+        let event = author.verified(1_000, 1, &[&["t", "x"]], &n.to_string());
+        write(&store, &event, &[], &public);
+    }
+    let connection = open::reader(&dir.path().join("gateway.db")).unwrap();
+    let viewer = Viewer::default();
+    for filter in [
+        // A walk over the index of time, the ranges of a tag, and both to be compared.
+        r#"{"kinds":[7,8,9,10,11,12,13,14,15,16]}"#,
+        r##"{"#t":["x"],"#e":["y"]}"##,
+        "{}",
+    ] {
+        let filter = Filter::parse(filter).unwrap();
+        let conditions = Conditions::new(&connection, &store.memory, &filter, None).unwrap();
+        let looks = Cell::new(0);
+        let gone = || {
+            looks.set(looks.get() + 1);
+            looks.get() > 5
+        };
+        let stop = Bounds::new(gone, None, u64::MAX);
+        let wanted = Wanted {
+            events: 1,
+            text: false,
+            in_order: true,
+            now: 2_000,
+            effort: Effort { walk_ahead: 1_000_000, ..Effort::USUAL },
+        };
+        let read = || -> Result<(), QueryEnd> {
+            let memory = Memory::new(0);
+            let mut matches =
+                Matches::new(&connection, &memory, &conditions, &viewer, wanted, &stop)?;
+            while matches.next(&stop, |_| Ok(()))?.is_some() {}
+            Ok(())
+        };
+        assert!(matches!(read(), Err(QueryEnd::Stopped)), "{filter:?}");
+        assert_eq!(looks.get(), 6, "it ends at once: {filter:?}");
     }
 }

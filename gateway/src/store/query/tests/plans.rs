@@ -16,6 +16,7 @@ use crate::{
             log, lookup, matches,
             merge::Index,
             plan::{self, Effort, Planner, Source},
+            stop::Bounds,
             walk,
         },
     },
@@ -39,6 +40,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("text of an event", log::TEXT),
     ("log: events", log::FIRSTS),
     ("log: later topics", log::JOINS),
+    ("log: topics before", log::JOINED_BEFORE),
 ];
 
 /// The files that hold them.
@@ -173,7 +175,8 @@ fn plans() -> String {
         };
         write!(text, "\n{name}\n").unwrap();
         for again in [false, true] {
-            let plan = planner.plan(conditions.until, again).unwrap().unwrap();
+            let stop = Bounds::new(|| false, None, u64::MAX);
+            let plan = planner.plan(conditions.until, again, &stop).unwrap().unwrap();
             let (ranges, sql) = match &plan.source {
                 Source::Merge(merge) => merge.describe(),
                 Source::Walk(walk) => (1, walk.describe()),

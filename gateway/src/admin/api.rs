@@ -1,0 +1,176 @@
+//! What the gateway can be asked and told while it runs: every command, and what an answer is.
+
+use std::{fmt, sync::Arc};
+
+use futures_util::{future::BoxFuture, stream::BoxStream};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::protocol::TopicName;
+
+/// Everything that can be asked over the control socket: JSON like
+/// `{"command": "topic_join", "topic": "cats"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// The state of every part.
+    Status,
+    /// Our own endpoint and the neighbors in all topics.
+    Peers,
+    /// Whether the network lets the gateway work.
+    Doctor,
+    TopicList,
+    TopicShow {
+        name: TopicName,
+    },
+    TopicPeers {
+        name: TopicName,
+    },
+    TopicCreate {
+        name: TopicName,
+        #[serde(default)]
+        private: bool,
+    },
+    TopicJoin {
+        topic: NameOrInvite,
+    },
+    TopicLeave {
+        name: TopicName,
+    },
+    /// Makes an invite to a private topic.
+    TopicInvite {
+        name: TopicName,
+        /// It admits one gateway and no more.
+        #[serde(default)]
+        once: bool,
+    },
+    /// Gives a private topic a new secret.
+    TopicRotate {
+        name: TopicName,
+        /// Endpoint ids of members to leave out.
+        #[serde(default)]
+        exclude: Vec<String>,
+        /// Seconds for which the old secret is still read; `None` for the usual time.
+        #[serde(default)]
+        grace_s: Option<u64>,
+    },
+    /// Reconciles with all neighbors now.
+    TopicSync {
+        name: TopicName,
+    },
+}
+
+/// A topic's name, or an invite, which nobody else is to see.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NameOrInvite(pub String);
+
+impl fmt::Debug for NameOrInvite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+/// Why a command was not carried out, and what is to blame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The command itself.
+    Wrong,
+    /// What it names is not there.
+    Unknown,
+    /// The gateway's state or configuration.
+    Refused,
+    /// This version cannot do it.
+    NotBuilt,
+    /// Something that should have worked.
+    Failed,
+}
+
+/// A command that was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub cause: Cause,
+    /// A sentence for whoever gave the command.
+    pub error: String,
+}
+
+impl Refusal {
+    pub fn new(cause: Cause, error: impl ToString) -> Self {
+        Self { cause, error: error.to_string() }
+    }
+}
+
+/// What comes back.
+pub enum Reply {
+    Done(Value),
+    Refused(Refusal),
+    /// The command takes a while. Each line is `{"progress": …}`, the last one `{"done": …}` or
+    /// `{"refused": …}`.
+    Lines(BoxStream<'static, Line>),
+}
+
+/// A line of an answer that takes a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Line {
+    Progress(Value),
+    Done(Value),
+    Refused(Refusal),
+}
+
+/// Carries commands out.
+pub trait Control: Send + Sync + 'static {
+    fn run(self: Arc<Self>, command: Command) -> BoxFuture<'static, Reply>;
+}
+
+/// The commands that can be asked for with GET on the admin listener: those that change nothing and
+/// name nothing. A web page can send requests to it.
+pub fn readable(path: &str) -> Option<Command> {
+    match path {
+        "/status" => Some(Command::Status),
+        "/peers" => Some(Command::Peers),
+        "/topics" => Some(Command::TopicList),
+        _ => None,
+    }
+}
+
+impl Refusal {
+    pub(super) fn json(&self) -> Value {
+        json!({ "cause": self.cause, "error": self.error })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_what_is_documented() {
+        let read = |text: &str| serde_json::from_str::<Command>(text);
+        assert_eq!(read(r#"{"command":"status"}"#).unwrap(), Command::Status);
+        let join = read(r#"{"command":"topic_join","topic":"cats"}"#).unwrap();
+        assert_eq!(join, Command::TopicJoin { topic: NameOrInvite("cats".into()) });
+        assert!(!format!("{join:?}").contains("cats"), "an invite is a secret");
+        let name = TopicName::new("cats").unwrap();
+        let rotate = read(r#"{"command":"topic_rotate","name":"cats"}"#).unwrap();
+        assert_eq!(rotate, Command::TopicRotate { name, exclude: Vec::new(), grace_s: None });
+        for wrong in [
+            "",
+            "{}",
+            r#"{"command":"stop"}"#,
+            r#"{"command":"topic_leave"}"#,
+            r#"{"command":"topic_leave","name":""}"#,
+            r#"{"command":"topic_leave","name":"a","force":true}"#,
+        ] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_a_web_page_can_send_changes_nothing() {
+        for path in ["/", "/control", "/topics/join", "/topic_join"] {
+            assert_eq!(readable(path), None, "{path}");
+        }
+    }
+}

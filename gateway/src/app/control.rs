@@ -1,0 +1,247 @@
+//! Carries out what the control API is asked, with the parts that `app` wired together.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::{
+    admin::api::{Cause, Command, Control, Line, NameOrInvite, Refusal, Reply},
+    gossip::{
+        Gossip, Joining, PeerStatus, TopicError,
+        config::{DiscoveryConfig, EndpointConfig},
+    },
+    pipeline::HowJoined,
+    plugins::PluginChain,
+    protocol::{TopicName, topic::looks_like_invite},
+    store::Store,
+    upstream::Stream,
+};
+
+/// What the commands work on.
+pub(super) struct Commands {
+    pub started: Instant,
+    pub data_dir: PathBuf,
+    /// Where clients on this machine find the relay, and under which URL others do, if it has one.
+    pub relay: String,
+    pub relay_url: String,
+    pub admin: Option<String>,
+    pub endpoint: EndpointConfig,
+    pub discovery: DiscoveryConfig,
+    pub store: Arc<Store>,
+    pub gossip: Arc<Gossip>,
+    pub streams: Vec<Arc<Stream>>,
+    pub plugins: Arc<PluginChain>,
+    /// What keeps the gateway from its work at the moment.
+    pub trouble: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,
+    pub counted: tokio::sync::Mutex<Option<Counted>>,
+}
+
+/// How many events there were, and what it took to count them.
+pub(super) struct Counted {
+    events: u64,
+    at: Instant,
+    took: Duration,
+}
+
+/// Counting may take one part in so many of the time: any web page can ask for the status, as often
+/// as it likes.
+const COUNTING: u32 = 20;
+
+impl Control for Commands {
+    fn run(self: Arc<Self>, command: Command) -> BoxFuture<'static, Reply> {
+        async move { self.carry_out(command).await.unwrap_or_else(Reply::Refused) }.boxed()
+    }
+}
+
+impl Commands {
+    async fn carry_out(&self, command: Command) -> Result<Reply, Refusal> {
+        let membership = self.gossip.membership();
+        let done = match command {
+            Command::Status => self.status().await?,
+            Command::Peers => self.peers(),
+            Command::Doctor => {
+                let checks = self.gossip.check(&self.endpoint, &self.discovery).await;
+                json!({ "checks": checks })
+            }
+            Command::TopicList => json!({ "topics": self.gossip.status() }),
+            Command::TopicShow { name } => self.topic(&name)?,
+            Command::TopicPeers { name } => {
+                self.topic(&name)?;
+                json!({ "name": name, "peers": self.peers_in(&name) })
+            }
+            Command::TopicCreate { name, private: true } => {
+                let created = membership.create_private(&name).await.map_err(refusal)?;
+                json!({ "name": name, "invite": created })
+            }
+            Command::TopicCreate { name, private: false } => self.join(name).await?,
+            Command::TopicJoin { topic: NameOrInvite(text) } if looks_like_invite(&text) => {
+                let name = membership.accept(text.trim()).await.map_err(refusal)?;
+                json!({ "name": name, "already": false })
+            }
+            Command::TopicJoin { topic: NameOrInvite(text) } => {
+                let name = TopicName::new(&text)
+                    .map_err(|error| Refusal::new(Cause::Wrong, format!("{text:?}: {error}")))?;
+                self.join(name).await?
+            }
+            Command::TopicLeave { name } => {
+                membership.leave(&name).await.map_err(refusal)?;
+                json!({ "name": name })
+            }
+            Command::TopicInvite { name, once } => {
+                self.topic(&name)?;
+                let invite = membership.invite(&name, once).await.map_err(refusal)?;
+                json!({ "name": name, "invite": invite })
+            }
+            Command::TopicRotate { name, exclude, grace_s } => {
+                self.topic(&name)?;
+                membership.rotate(&name, &exclude, grace_s).await.map_err(refusal)?;
+                json!({ "name": name })
+            }
+            Command::TopicSync { name } => return self.sync(&name),
+        };
+        Ok(Reply::Done(done))
+    }
+
+    fn sync(&self, name: &TopicName) -> Result<Reply, Refusal> {
+        self.topic(name)?;
+        let progress = self.gossip.membership().sync(name).map_err(refusal)?;
+        Ok(steps(name.clone(), progress))
+    }
+
+    async fn join(&self, name: TopicName) -> Result<Value, Refusal> {
+        let joining = self.gossip.membership().join(name.clone(), HowJoined::Command).await;
+        let already = joining.map_err(refusal)? == Joining::Already;
+        Ok(json!({ "name": name, "already": already, "url": self.topic_url(&name) }))
+    }
+
+    async fn status(&self) -> Result<Value, Refusal> {
+        let events = self.events().await?;
+        Ok(json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "uptime_s": self.started.elapsed().as_secs(),
+            "trouble": (self.trouble)().map(str::trim_end),
+            "data_dir": self.data_dir.display().to_string(),
+            "relay": self.relay,
+            "relay_url": self.relay_url,
+            "admin": self.admin,
+            "store": { "events": events, "bytes": self.store.bytes() },
+            "endpoint": self.gossip.endpoint_id().to_string(),
+            "addresses": self.gossip.addresses(),
+            "iroh_relays": self.gossip.iroh_relays(),
+            "topics": self.gossip.status(),
+            "upstreams": self.streams.iter().map(|stream| stream.status()).collect::<Vec<_>>(),
+            "plugins": self.plugins.summary(),
+        }))
+    }
+
+    async fn events(&self) -> Result<u64, Refusal> {
+        let mut last = self.counted.lock().await;
+        if let Some(last) = &*last
+            && last.at.elapsed() < last.took * COUNTING
+        {
+            return Ok(last.events);
+        }
+        let began = Instant::now();
+        let events = self.store.count_events().await;
+        let events = events.map_err(|error| Refusal::new(Cause::Failed, error))?;
+        *last = Some(Counted { events, at: Instant::now(), took: began.elapsed() });
+        Ok(events)
+    }
+
+    fn peers(&self) -> Value {
+        json!({
+            "endpoint": self.gossip.endpoint_id().to_string(),
+            "addresses": self.gossip.addresses(),
+            "iroh_relays": self.gossip.iroh_relays(),
+            "peers": self.gossip.peers(),
+        })
+    }
+
+    fn peers_in(&self, name: &TopicName) -> Vec<PeerStatus> {
+        let peers = self.gossip.peers().into_iter();
+        peers.filter(|peer| peer.topics.contains_key(name)).collect()
+    }
+
+    fn topic(&self, name: &TopicName) -> Result<Value, Refusal> {
+        let topic = self.gossip.topic(name);
+        let topic = topic.ok_or_else(|| refusal(TopicError::NotJoined(name.clone())))?;
+        Ok(json!({
+            "topic": topic,
+            "url": self.topic_url(name),
+            "peers": self.peers_in(name),
+        }))
+    }
+
+    /// Where the topic is to be found on this machine.
+    fn topic_url(&self, name: &TopicName) -> String {
+        use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+        const ESCAPED: &percent_encoding::AsciiSet =
+            &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+        format!("{}/topic/{}", self.relay, utf8_percent_encode(name.as_str(), ESCAPED))
+    }
+}
+
+/// Tells each state that is seen, and the last one as the result.
+fn steps<T>(name: TopicName, progress: watch::Receiver<T>) -> Reply
+where
+    T: Clone + Serialize + Send + Sync + 'static,
+{
+    let lines = stream::unfold(Some((progress, true)), move |state| {
+        let name = name.clone();
+        async move {
+            let (mut progress, is_first) = state?;
+            let goes_on = is_first || progress.changed().await.is_ok();
+            let now = progress.borrow_and_update().clone();
+            match goes_on {
+                true => Some((Line::Progress(json!(now)), Some((progress, false)))),
+                false => Some((Line::Done(json!({ "name": name, "result": now })), None)),
+            }
+        }
+    });
+    Reply::Lines(lines.boxed())
+}
+
+fn refusal(error: TopicError) -> Refusal {
+    let cause = match &error {
+        TopicError::NotJoined(_) => Cause::Unknown,
+        TopicError::Invite => Cause::Wrong,
+        TopicError::NotBuilt(_) => Cause::NotBuilt,
+        TopicError::Store(_) => Cause::Failed,
+        TopicError::Configured(_)
+        | TopicError::Private(_)
+        | TopicError::TooMany
+        | TopicError::TooManyVisits
+        | TopicError::Stopping => Cause::Refused,
+    };
+    Refusal::new(cause, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_answer_in_steps_ends_with_its_result() {
+        let (progress, watching) = watch::channel(1);
+        let Reply::Lines(mut lines) = steps(TopicName::new("t").unwrap(), watching) else {
+            panic!("lines")
+        };
+        assert_eq!(lines.next().await, Some(Line::Progress(json!(1))));
+        progress.send_replace(2);
+        assert_eq!(lines.next().await, Some(Line::Progress(json!(2))));
+        progress.send_replace(3);
+        drop(progress);
+        assert_eq!(lines.next().await, Some(Line::Progress(json!(3))));
+        let done = json!({ "name": "t", "result": 3 });
+        assert_eq!(lines.next().await, Some(Line::Done(done)));
+        assert_eq!(lines.next().await, None);
+    }
+}

@@ -1,0 +1,301 @@
+//! `nostr-gateway topic`: joining, leaving and looking at topics of the running gateway.
+
+use std::{
+    io::{self, Read},
+    process::ExitCode,
+};
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::{
+    Output, Places, USAGE, control, peers, print,
+    table::table,
+    text::{list, number, text},
+};
+use crate::{
+    admin::api::{Command, NameOrInvite},
+    protocol::{TopicName, topic::looks_like_invite},
+};
+
+#[derive(Debug, Args)]
+pub struct TopicArgs {
+    #[command(subcommand)]
+    pub command: TopicCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TopicCommand {
+    /// Make a topic and join it
+    ///
+    /// A public topic is nothing but its name: whoever joins the same name is in it.
+    Create {
+        #[command(flatten)]
+        topic: Topic,
+        /// Only for those who get an invite
+        #[arg(long)]
+        private: bool,
+    },
+    /// Join a topic, now and after every restart
+    Join {
+        /// A public topic's name, or an invite to a private one; - reads it from the standard input,
+        /// where nobody else on this machine sees it
+        #[arg(value_name = "NAME-OR-INVITE")]
+        topic: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Leave a topic; what it brought stays stored
+    Leave(Topic),
+    /// Show the topics that the gateway is in, and how each is doing
+    List(Output),
+    /// Show all that is known of one topic
+    Show(Topic),
+    /// Show the neighbors in one topic
+    Peers(Topic),
+    /// Make an invite to a private topic
+    Invite {
+        #[command(flatten)]
+        topic: Topic,
+        /// It admits one gateway and no more
+        #[arg(long)]
+        once: bool,
+    },
+    /// Give a private topic a new secret
+    Rotate {
+        #[command(flatten)]
+        topic: Topic,
+        /// Leave out this member. Can be given several times
+        #[arg(long, value_name = "ENDPOINT")]
+        exclude: Vec<String>,
+        /// How long the old secret is still read, like 90s, 10m or 2h
+        #[arg(long, value_name = "TIME", value_parser = grace)]
+        grace: Option<u64>,
+    },
+    /// Reconcile a topic with all neighbors now
+    Sync(Topic),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Topic {
+    #[arg(value_parser = name)]
+    pub name: TopicName,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+fn name(text: &str) -> Result<TopicName, String> {
+    if looks_like_invite(text) {
+        return Err("this is an invite; `topic join` takes it".to_owned());
+    }
+    TopicName::new(text).map_err(|error| error.to_string())
+}
+
+/// Seconds, from a number with a unit.
+fn grace(text: &str) -> Result<u64, String> {
+    let wrong = || "write a time like 90s, 10m or 2h".to_owned();
+    let unit = text.char_indices().next_back().map(|(at, _)| at).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(unit);
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(factor).ok_or_else(wrong)
+}
+
+pub(super) fn run(args: TopicArgs, places: Places) -> ExitCode {
+    let (command, output) = match args.command {
+        TopicCommand::Create { topic: Topic { name, output }, private } => {
+            (Command::TopicCreate { name, private }, output)
+        }
+        TopicCommand::Join { topic, output } => match name_or_invite(topic) {
+            Ok(topic) => (Command::TopicJoin { topic: NameOrInvite(topic) }, output),
+            Err(why) => {
+                eprintln!("{why}");
+                return ExitCode::from(USAGE);
+            }
+        },
+        TopicCommand::Leave(Topic { name, output }) => (Command::TopicLeave { name }, output),
+        TopicCommand::List(output) => (Command::TopicList, output),
+        TopicCommand::Show(Topic { name, output }) => (Command::TopicShow { name }, output),
+        TopicCommand::Peers(Topic { name, output }) => (Command::TopicPeers { name }, output),
+        TopicCommand::Invite { topic: Topic { name, output }, once } => {
+            (Command::TopicInvite { name, once }, output)
+        }
+        TopicCommand::Rotate { topic: Topic { name, output }, exclude, grace } => {
+            (Command::TopicRotate { name, exclude, grace_s: grace }, output)
+        }
+        TopicCommand::Sync(Topic { name, output }) => (Command::TopicSync { name }, output),
+    };
+    let data_dir = match control::data_dir(places) {
+        Ok(data_dir) => data_dir,
+        Err(code) => return code,
+    };
+    let progress = |step: Value| match output.json {
+        true => drop(print(&format!("{}\n", serde_json::json!({ "progress": step })))),
+        false => eprintln!("{}", described(&step)),
+    };
+    match control::ask(&data_dir, &command, progress) {
+        Ok(answer) if output.json => print(&format!("{answer}\n")),
+        Ok(answer) => print(&said(&command, &answer)),
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Reads it from the standard input for `-`, and refuses what is neither.
+fn name_or_invite(given: String) -> Result<String, String> {
+    let text = match given.as_str() {
+        "-" => {
+            let mut text = String::new();
+            let read = io::stdin().lock().take(64 * 1024).read_to_string(&mut text);
+            read.map_err(|error| format!("cannot read the standard input: {error}"))?;
+            text.trim().to_owned()
+        }
+        _ => given,
+    };
+    if looks_like_invite(&text) {
+        return Ok(text);
+    }
+    match TopicName::new(&text) {
+        Ok(_) => Ok(text),
+        Err(error) => Err(format!("{error}; if this is an invite, it is mistyped")),
+    }
+}
+
+/// A step of a command that takes a while.
+fn described(step: &Value) -> String {
+    let fields = step.as_object().into_iter().flatten();
+    let fields = fields.map(|(name, value)| format!("{}: {}", name.replace('_', " "), text(value)));
+    fields.collect::<Vec<_>>().join(", ")
+}
+
+/// The answer for a person.
+fn said(command: &Command, answer: &Value) -> String {
+    let name = text(&answer["name"]);
+    match command {
+        Command::TopicList => topics(&answer["topics"]),
+        Command::TopicShow { .. } => topic(answer),
+        Command::TopicPeers { .. } => peers::table_of(&answer["peers"]),
+        Command::TopicJoin { .. } | Command::TopicCreate { .. } => {
+            let mut lines = match answer["already"].as_bool() {
+                Some(true) => format!("the gateway is in {name} already, and stays in it\n"),
+                _ => format!("joined {name}\n"),
+            };
+            for field in ["url", "invite"] {
+                if let Some(text) = answer[field].as_str() {
+                    lines.push_str(&format!("{text}\n"));
+                }
+            }
+            lines
+        }
+        Command::TopicLeave { .. } => format!("left {name}\n"),
+        Command::TopicInvite { .. } => format!("{}\n", text(&answer["invite"])),
+        Command::TopicRotate { .. } => format!("{name} has a new secret\n"),
+        Command::TopicSync { .. } => format!("{name} is reconciled\n"),
+        Command::Status | Command::Peers | Command::Doctor => format!("{answer}\n"),
+    }
+}
+
+/// A table of topics as `status` describes them.
+pub(super) fn topics(topics: &Value) -> String {
+    let row = |topic: &Value| {
+        let joined_by = match topic["how"].as_str() {
+            Some("config") => "topics.join".to_owned(),
+            _ => text(&topic["how"]),
+        };
+        vec![
+            text(&topic["name"]),
+            state(topic),
+            list(&topic["neighbors"]).len().to_string(),
+            joined_by,
+        ]
+    };
+    match list(topics) {
+        [] => "the gateway is in no topic; `nostr-gateway topic join NAME` joins one\n".to_owned(),
+        topics => {
+            let rows: Vec<_> = topics.iter().map(row).collect();
+            table(&["TOPIC", "STATE", "NEIGHBORS", "JOINED BY"], &rows)
+        }
+    }
+}
+
+/// `joined 3`, `alone`, `failed: gossip did not answer`.
+fn state(topic: &Value) -> String {
+    let state = text(&topic["state"]);
+    match (state.as_str(), topic["reason"].as_str()) {
+        ("failed", Some(reason)) => format!("failed: {reason}"),
+        ("joined" | "syncing", _) => format!("{state} {}", list(&topic["neighbors"]).len()),
+        _ => state,
+    }
+}
+
+fn topic(answer: &Value) -> String {
+    let topic = &answer["topic"];
+    let first = match topic["first_neighbor_ms"].as_u64() {
+        Some(ms) => format!("after {ms} ms"),
+        None => "none so far".to_owned(),
+    };
+    let rows = [
+        ("topic", text(&topic["name"])),
+        ("url", text(&answer["url"])),
+        ("state", state(topic)),
+        ("joined by", text(&topic["how"])),
+        ("first neighbor", first),
+    ];
+    let mut lines = String::new();
+    for (name, value) in rows {
+        lines.push_str(&format!("{name:<15} {value}\n"));
+    }
+    let steps = topic["steps"].as_object().into_iter().flatten();
+    let steps: Vec<Vec<String>> = steps
+        .map(|(step, result)| {
+            let outcome = match result["ok"].as_bool() {
+                Some(true) => text(&result["result"]),
+                _ => format!("failed: {}", text(&result["result"])),
+            };
+            vec![step.replace('_', " "), format!("{} ms", number(&result["took_ms"])), outcome]
+        })
+        .collect();
+    if !steps.is_empty() {
+        lines.push('\n');
+        lines.push_str(&table(&["DISCOVERY", "TOOK", "RESULT"], &steps));
+    }
+    lines.push('\n');
+    lines + &peers::table_of(&answer["peers"])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(["90s", "10m", "2h"].map(|text| grace(text).unwrap()), [90, 600, 7_200]);
+        for wrong in ["", "10", "m", "-1s", "1d", "99999999999999999999h", "1 m", "ä"] {
+            assert!(grace(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_neither_name_nor_invite_is_refused_here() {
+        assert!(name_or_invite("cats".to_owned()).is_ok());
+        assert!(name_or_invite("ngw1whatever".to_owned()).is_ok(), "the gateway judges it");
+        // With another beginning it is far too long for a name.
+        let error = name_or_invite(format!("mgw1{}", "q".repeat(200))).unwrap_err();
+        assert!(error.contains("mistyped"), "{error}");
+        assert!(name("ngw1whatever").is_err());
+    }
+
+    #[test]
+    fn states_are_told_in_a_word_or_two() {
+        let told = |topic: Value| state(&topic);
+        assert_eq!(told(json!({"state": "joined", "neighbors": [{}, {}]})), "joined 2");
+        assert_eq!(told(json!({"state": "alone", "neighbors": []})), "alone");
+        assert_eq!(told(json!({"state": "failed", "reason": "it broke"})), "failed: it broke");
+    }
+}

@@ -1,0 +1,324 @@
+//! Joining and leaving topics while the gateway runs.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Shared,
+    publisher::Lanes,
+    state::TopicPhase,
+    swarms::{Swarm, Swarms},
+};
+use crate::{
+    clock::unix_now,
+    pipeline::{
+        HowJoined, JoinedTopics, KeptTopic, PrivateTopics, StoreError, TopicDoor, TopicStore,
+        joined::MAX_TOPICS,
+    },
+    protocol::{TopicName, topic::looks_like_invite},
+};
+
+/// How long the tasks of a topic that is left may take to say goodbye.
+const LEAVE: Duration = Duration::from_secs(2);
+
+/// The longest and the shortest pause between two looks for topics that nobody visits any more.
+const LOOKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(30)];
+
+/// Why a topic is not joined, left, or otherwise done with as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicError {
+    #[error("this gateway is not in the topic {:?}", .0.as_str())]
+    NotJoined(TopicName),
+    #[error(
+        "the topic {:?} is in topics.join of the configuration: take it out there, and restart the \
+         gateway",
+        .0.as_str()
+    )]
+    Configured(TopicName),
+    #[error("{:?} is the name of a private topic here ([[private_topic]])", .0.as_str())]
+    Private(TopicName),
+    #[error("this is an invite, and no topic's name")]
+    Invite,
+    #[error(
+        "as many topics were joined by a visit as topics.join_on_visit allows; one of them is left \
+         when nobody has been there for a while"
+    )]
+    TooManyVisits,
+    #[error("a gateway is in at most {MAX_TOPICS} topics at once; leave another one first")]
+    TooMany,
+    #[error("{0} is not built into this version yet")]
+    NotBuilt(&'static str),
+    #[error("the gateway is stopping")]
+    Stopping,
+    #[error("the change could not be stored: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// What came of joining.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joining {
+    Joined,
+    /// It was joined before. If that was because of a visit, it stays joined from now on.
+    Already,
+}
+
+/// How a reconciliation goes that somebody asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct SyncProgress {
+    pub finished: bool,
+}
+
+/// Joins on visit.
+#[derive(Debug, Clone, Copy)]
+pub struct VisitRules {
+    /// Topics joined so at once; 0 for none.
+    pub most: usize,
+    /// How long nobody has been on the URL of a topic that is left again.
+    pub idle: Duration,
+}
+
+/// Which topics we are in, and all that changes with it.
+pub struct Membership {
+    pub(super) shared: Shared,
+    pub(super) swarms: Arc<Swarms>,
+    pub(super) joined: JoinedTopics,
+    pub(super) private: PrivateTopics,
+    pub(super) store: Arc<dyn TopicStore>,
+    pub(super) lanes: Lanes,
+    pub(super) visits: VisitRules,
+    /// One change at a time: each is several steps.
+    pub(super) changing: tokio::sync::Mutex<()>,
+}
+
+impl Membership {
+    /// Joins the configured topics and those that were joined before the restart.
+    ///
+    /// # Errors
+    /// When the latter cannot be read.
+    pub(super) async fn start(&self) -> Result<(), StoreError> {
+        let configured = self.joined.all();
+        for name in configured.iter() {
+            self.enter(name.clone(), HowJoined::Config, unix_now()).await;
+        }
+        let kept = self.store.load().await?;
+        let is_new = |topic: &&KeptTopic| !topic.private && !configured.contains(&topic.name);
+        let (visits, others): (Vec<_>, Vec<_>) =
+            kept.iter().filter(is_new).partition(|topic| topic.how == HowJoined::Visit);
+        // The newest visits, as far as the setting of today allows.
+        let (past, visits) = visits.split_at(visits.len().saturating_sub(self.visits.most));
+        for topic in past {
+            self.store.forget(topic.name.clone()).await?;
+        }
+        for topic in others.iter().chain(visits) {
+            if self.private.contains(&topic.name) {
+                tracing::warn!(topic = %topic.name, "not joined again: it is the name of a private topic now");
+            } else if self.swarms.len() >= MAX_TOPICS {
+                tracing::warn!(topic = %topic.name, "not joined again: {}", TopicError::TooMany);
+            } else {
+                self.enter(topic.name.clone(), topic.how, topic.joined_at).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Joins a public topic, now and after every restart. Returns as soon as it is joined; neighbors
+    /// are found in the background.
+    ///
+    /// # Errors
+    /// When there are too many, the name belongs to something else, or it cannot be stored.
+    pub async fn join(
+        self: &Arc<Self>,
+        name: TopicName,
+        how: HowJoined,
+    ) -> Result<Joining, TopicError> {
+        self.check(&name)?;
+        let own = self.clone();
+        self.whole(async move { own.join_now(name, how).await }).await
+    }
+
+    /// Leaves a topic and tells its neighbors so. What it brought stays stored.
+    ///
+    /// # Errors
+    /// When we are not in it, the configuration says that we are, or it cannot be stored.
+    pub async fn leave(self: &Arc<Self>, name: &TopicName) -> Result<(), TopicError> {
+        if self.private.contains(name) {
+            return Err(TopicError::Private(name.clone()));
+        }
+        let (own, name) = (self.clone(), name.clone());
+        self.whole(async move {
+            let _changing = own.changing.lock().await;
+            own.leave_now(&name, |_| true).await.map(drop)
+        })
+        .await
+    }
+
+    /// Makes a change to its end, also when whoever asked for it goes away in the middle.
+    async fn whole<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, TopicError>> + Send + 'static,
+    ) -> Result<T, TopicError> {
+        let (done, result) = oneshot::channel();
+        self.shared.tasks.spawn("membership", async move {
+            let _ = done.send(change.await);
+        });
+        result.await.unwrap_or(Err(TopicError::Stopping))
+    }
+
+    async fn join_now(&self, name: TopicName, how: HowJoined) -> Result<Joining, TopicError> {
+        let _changing = self.changing.lock().await;
+        if let Some(swarm) = self.swarms.get(&name) {
+            if (swarm.how, how) == (HowJoined::Visit, HowJoined::Command) {
+                self.keep(&name, how, swarm.joined_at).await?;
+                self.swarms.rejoined(&name, how);
+            }
+            return Ok(Joining::Already);
+        }
+        if self.shared.tasks.token().is_cancelled() {
+            return Err(TopicError::Stopping);
+        }
+        if how == HowJoined::Visit && self.visited() >= self.visits.most {
+            return Err(TopicError::TooManyVisits);
+        }
+        if self.swarms.len() >= MAX_TOPICS {
+            return Err(TopicError::TooMany);
+        }
+        let now = unix_now();
+        self.keep(&name, how, now).await?;
+        tracing::info!(topic = %name, how = how.name(), "joining a topic");
+        self.enter(name, how, now).await;
+        Ok(Joining::Joined)
+    }
+
+    /// Makes a private topic. Returns an invite to it.
+    ///
+    /// # Errors
+    /// This version has no private topics beyond one gateway.
+    pub async fn create_private(&self, _name: &TopicName) -> Result<String, TopicError> {
+        Err(TopicError::NotBuilt("making a private topic"))
+    }
+
+    /// Joins the private topic that an invite is for. Returns its name.
+    ///
+    /// # Errors
+    /// This version has no private topics beyond one gateway. An invite never makes a public topic.
+    pub async fn accept(&self, _invite: &str) -> Result<TopicName, TopicError> {
+        Err(TopicError::NotBuilt("joining a private topic by an invite"))
+    }
+
+    /// Makes an invite to a private topic, for one gateway or for many.
+    ///
+    /// # Errors
+    /// This version has no private topics beyond one gateway.
+    pub async fn invite(&self, _name: &TopicName, _once: bool) -> Result<String, TopicError> {
+        Err(TopicError::NotBuilt("inviting to a private topic"))
+    }
+
+    /// Gives a private topic a new secret, which the members whose endpoint ids are in `exclude` do
+    /// not get. The old one is read for so many seconds more.
+    ///
+    /// # Errors
+    /// This version has no private topics beyond one gateway.
+    pub async fn rotate(
+        &self,
+        _name: &TopicName,
+        _exclude: &[String],
+        _grace_s: Option<u64>,
+    ) -> Result<(), TopicError> {
+        Err(TopicError::NotBuilt("rotating the secret of a topic"))
+    }
+
+    /// Reconciles a topic with all neighbors now. The answer tells how it goes, and ends with it.
+    ///
+    /// # Errors
+    /// This version does not reconcile.
+    pub fn sync(&self, _name: &TopicName) -> Result<watch::Receiver<SyncProgress>, TopicError> {
+        Err(TopicError::NotBuilt("reconciling a topic"))
+    }
+
+    /// Leaves it if this still holds. Whoever calls has the lock.
+    async fn leave_now(
+        &self,
+        name: &TopicName,
+        holds: impl Fn(&Swarm) -> bool,
+    ) -> Result<bool, TopicError> {
+        let swarm = self.swarms.get(name).ok_or_else(|| TopicError::NotJoined(name.clone()))?;
+        if swarm.how == HowJoined::Config {
+            return Err(TopicError::Configured(name.clone()));
+        }
+        if !holds(&swarm) {
+            return Ok(false);
+        }
+        // On disk first: a topic that was left does not come back.
+        self.store.forget(name.clone()).await?;
+        // From here on nothing enters it, and its clients are sent away.
+        self.joined.remove(name);
+        self.swarms.remove(name);
+        if !swarm.tasks.stop(LEAVE).await {
+            tracing::warn!(topic = %name, "some tasks of the topic did not end in time");
+        }
+        self.lanes.close(name.clone()).await;
+        let states = TopicPhase::ALL.map(TopicPhase::name);
+        self.shared.metrics.forget_topic(name.as_str(), &states);
+        tracing::info!(topic = %name, "left a topic");
+        Ok(true)
+    }
+
+    /// Whether a public topic may have this name.
+    fn check(&self, name: &TopicName) -> Result<(), TopicError> {
+        if looks_like_invite(name.as_str()) {
+            return Err(TopicError::Invite);
+        }
+        if self.private.contains(name) {
+            return Err(TopicError::Private(name.clone()));
+        }
+        Ok(())
+    }
+
+    async fn keep(&self, name: &TopicName, how: HowJoined, at: u64) -> Result<(), StoreError> {
+        self.store.keep(KeptTopic { name: name.clone(), how, joined_at: at, private: false }).await
+    }
+
+    async fn enter(&self, name: TopicName, how: HowJoined, joined_at: u64) {
+        let (swarm, queue) = self.shared.join(&name, how, joined_at);
+        // Before anything can be committed for the topic: the log is followed from there on.
+        self.lanes.open(name.clone(), queue).await;
+        self.swarms.insert(swarm);
+        self.joined.insert(name);
+    }
+
+    /// Leaves the topics that nobody has visited for a while, until shutdown.
+    pub(super) async fn leave_idle(self: Arc<Self>, token: CancellationToken) {
+        let [shortest, longest] = LOOKS;
+        let pause = (self.visits.idle / 4).clamp(shortest, longest);
+        while token.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+            let is_idle = |swarm: &Swarm| {
+                swarm.how == HowJoined::Visit
+                    && self.joined.idle_for(swarm.state.name()) >= self.visits.idle
+            };
+            for swarm in self.swarms.all().iter().filter(|swarm| is_idle(swarm)) {
+                let _changing = self.changing.lock().await;
+                if let Err(error) = self.leave_now(swarm.state.name(), is_idle).await {
+                    tracing::warn!(topic = %swarm.state.name(), %error, "cannot leave an idle topic");
+                }
+            }
+        }
+    }
+
+    fn visited(&self) -> usize {
+        self.swarms.all().iter().filter(|swarm| swarm.how == HowJoined::Visit).count()
+    }
+}
+
+impl TopicDoor for Membership {
+    fn visit(self: Arc<Self>, name: TopicName) -> BoxFuture<'static, Result<(), String>> {
+        Box::pin(async move {
+            if self.visits.most == 0 {
+                return Err(TopicError::NotJoined(name).to_string());
+            }
+            self.join(name, HowJoined::Visit).await.map(drop).map_err(|error| error.to_string())
+        })
+    }
+}

@@ -81,30 +81,45 @@ fn say(world: &World, began: Instant, what: &str) {
 #[test]
 fn explore() {
     for mended in [false, true] {
-        for asks_anew in [false, true] {
-            for (seed, count) in [(21, 2), (22, 6), (25, 6), (23, 12)] {
-                let began = Instant::now();
-                let mut world = World::new(seed);
-                world.rules = Rules { asks_anew, hands_over: asks_anew, mended, dht: false, ..Rules::default() };
-                for _ in 0..count {
-                    world.add(&[]);
-                }
-                let ids: Vec<_> = world.nodes.iter().map(|node| node.id).collect();
-                for node in 0..count {
-                    world.nodes[node].configured = ids.clone();
-                    world.ask_configured_after(node, Duration::ZERO);
-                }
-                world.run(seconds(30));
-                say(&world, began, "before");
-                world.part(count / 2..count, 1);
-                world.run(seconds(60));
-                say(&world, began, "parted");
-                world.part(count / 2..count, 0);
-                let back = world.now;
-                let healed = world.run_until(back + seconds(300), |world| world.components() == 1);
-                println!("mended {mended} asks anew {asks_anew} {count} nodes: healed {healed} after {:?}", world.now - back);
-                say(&world, began, "after");
+        let began = Instant::now();
+        let mut world = World::new(3);
+        world.rules.mended = mended;
+        for _ in 0..500 {
+            world.add(&[]);
+            world.run(Duration::from_millis(20));
+        }
+        for _ in 0..8 {
+            world.run(seconds(60));
+            say(&world, began, "explore");
+            let mut sizes = BTreeMap::new();
+            for (_, node) in world.living() {
+                let both = node.neighbors.iter().filter(|p| world.nodes[world.index[*p]].neighbors.contains(&node.id)).count();
+                *sizes.entry((node.neighbors.len(), both)).or_insert(0) += 1;
             }
+            println!("neighbors: {sizes:?}");
+        }
+    }
+    for seed in 0..8 {
+        for threshold in [7, 2] {
+        let mut world = World::new(seed);
+        world.threshold = threshold;
+        for _ in 0..100 {
+            world.add(&[]);
+            world.run(Duration::from_millis(200));
+        }
+        world.run(seconds(60));
+        let mut published = Published::default();
+        let node = world.random.random_range(0..100);
+        for number in 0..50 {
+            let event = note(&world, number, 300);
+            world.publish(node, &event);
+            published.at.insert(event.id, world.now);
+            published.events.push(event);
+            world.run(Duration::from_millis(300));
+        }
+        world.run(seconds(5));
+        let (hops, millis) = world.deliveries(&published.at);
+        println!("seed {seed} {threshold}: hops {} {} ms {} {} missing {}", quantile(&hops, 0.5), quantile(&hops, 1.0), quantile(&millis, 0.5), quantile(&millis, 0.99), world.missing(&published.events));
         }
     }
 }

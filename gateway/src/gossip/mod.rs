@@ -154,8 +154,9 @@ impl Gossip {
             .spawn(endpoint.clone());
         let server =
             FetchServer::new(start.joined.clone(), start.reader.clone(), start.metrics.clone());
+        let swarms: Arc<Swarms> = Arc::default();
         let router = Router::builder(endpoint.clone())
-            .accept(iroh_gossip::ALPN, GossipDoor::new(gossip.clone()))
+            .accept(iroh_gossip::ALPN, GossipDoor::new(gossip.clone(), swarms.clone()))
             .accept(SYNC_ALPN, server)
             .spawn();
         tracing::info!(id = %endpoint.id(), addresses = ?endpoint.bound_sockets(), "endpoint open");
@@ -190,7 +191,6 @@ impl Gossip {
         let (publisher, lanes) =
             Publisher::new(start.reader, start.ingest.passing(), start.metrics.clone());
         tasks.spawn("publisher", publisher.run(tasks.token().clone()));
-        let swarms: Arc<Swarms> = Arc::default();
         let knocker = Knocker { endpoint: endpoint.clone(), gossip: gossip.clone(), swarms: swarms.clone() };
         tasks.spawn("knocker", knocker.run(knocks, tasks.token().clone()));
         let membership = Arc::new(Membership {

@@ -7,7 +7,8 @@
 //! - A dial that failed leaves its messages in the queue, and a queue that is not empty is not dialed
 //!   for: that peer is not reached again until it connects to us.
 //! - What is sent over a connection that has ended is gone, as long as no newer one came.
-//! - A connection that is no longer used stays open until one of the two goes.
+//! - A connection that is no longer used stays open until one of the two goes, if our door does not
+//!   close it.
 
 use std::time::Duration;
 
@@ -15,7 +16,6 @@ use iroh::EndpointId;
 use iroh_gossip::proto::{Event, InEvent, Message, OutEvent};
 
 use super::world::{Happening, IDLE, World};
-use crate::gossip::door::Place;
 
 /// How often a first packet is repeated.
 const REPEAT: Duration = Duration::from_secs(1);
@@ -35,8 +35,8 @@ pub struct End {
     pub node: usize,
     pub life: u32,
     pub open: bool,
-    /// What the door gave, on the side that accepted.
-    place: Option<Place>,
+    /// What the door calls it, on the side that accepted.
+    guest: Option<u64>,
 }
 
 impl World {
@@ -142,7 +142,7 @@ impl World {
     }
 
     pub fn open(&mut self, node: usize, peer: usize) -> usize {
-        let end = |node: usize| End { node, life: self.nodes[node].life, open: true, place: None };
+        let end = |node: usize| End { node, life: self.nodes[node].life, open: true, guest: None };
         let ends = [end(node), end(peer)];
         self.conns.push(Conn { ends });
         self.conns.len() - 1
@@ -162,14 +162,20 @@ impl World {
 
     /// A connection comes in: the door is ours, what comes behind it the library's.
     pub fn accepts(&mut self, node: usize, peer: usize, conn: usize) {
-        match self.nodes[node].places.take(self.nodes[peer].id) {
-            Some(place) => {
-                self.conns[conn].end(node).place = Some(place);
-                self.takes(node, peer, conn);
-            }
-            None => {
-                self.refused += 1;
-                self.close(node, conn);
+        let now = self.instant();
+        let (id, here) = (self.nodes[peer].id, &mut self.nodes[node]);
+        let Some(entered) = here.guests.enter(id, now, |peer| here.neighbors.contains(peer)) else {
+            self.refused += 1;
+            self.close(node, conn);
+            return;
+        };
+        self.nodes[node].inside.insert(entered.number, conn);
+        self.conns[conn].end(node).guest = Some(entered.number);
+        self.takes(node, peer, conn);
+        for number in entered.close {
+            if let Some(old) = self.nodes[node].inside.remove(&number) {
+                self.close(node, old);
+                self.closed_here(node, old);
             }
         }
     }
@@ -197,9 +203,7 @@ impl World {
 
     /// This side closes a connection, and the other hears of it.
     pub fn close(&mut self, node: usize, conn: usize) {
-        let end = self.conns[conn].end(node);
-        end.open = false;
-        end.place = None;
+        self.ends(node, conn);
         let other = self.conns[conn].other(node);
         if self.links.connects(node, other) {
             self.plan(other, self.links.latency(node, other), Happening::Closed { conn });
@@ -211,9 +215,17 @@ impl World {
         if !end.open || end.life != self.nodes[node].life {
             return;
         }
-        end.open = false;
-        end.place = None;
+        self.ends(node, conn);
         self.closed_here(node, conn);
+    }
+
+    fn ends(&mut self, node: usize, conn: usize) {
+        let end = self.conns[conn].end(node);
+        end.open = false;
+        if let Some(number) = end.guest.take() {
+            self.nodes[node].guests.leave(number);
+            self.nodes[node].inside.remove(&number);
+        }
     }
 
     /// The tasks of a connection have ended.

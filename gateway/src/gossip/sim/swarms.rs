@@ -99,7 +99,7 @@ fn explore() {
             println!("neighbors: {sizes:?}");
         }
     }
-    for seed in 0..8 {
+    for seed in 0..0 {
         for threshold in [7, 2] {
         let mut world = World::new(seed);
         world.threshold = threshold;

@@ -23,7 +23,7 @@ use crate::{
     gossip::{
         GOSSIP_MESSAGE,
         config::DiscoveryConfig,
-        door::Places,
+        door::Guests,
         fetch::schedule::{Job, Schedule},
         joiner::{Asked, Disturbed},
         outbound::{Lineup, Outgoing},
@@ -70,7 +70,9 @@ pub struct Node {
     pub peers: BTreeMap<usize, Peer>,
     pub dialing: BTreeSet<usize>,
     // ours
-    pub places: Places,
+    pub guests: Guests,
+    /// The connections that the door let in.
+    pub inside: BTreeMap<u64, usize>,
     pub neighbors: BTreeSet<EndpointId>,
     pub alone_since: Duration,
     pub asked: Asked,
@@ -218,7 +220,8 @@ impl World {
             gossip: State::new(id, PeerData::default(), config, random),
             peers: BTreeMap::new(),
             dialing: BTreeSet::new(),
-            places: Places::for_gossip(),
+            guests: Guests::default(),
+            inside: BTreeMap::new(),
             neighbors: BTreeSet::new(),
             alone_since: self.now,
             asked: Asked::new(as_whom),

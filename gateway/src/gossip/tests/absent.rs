@@ -58,3 +58,28 @@ async fn a_peer_that_comes_late_is_reached() {
     running.0.shutdown().await.unwrap();
     a.stop().await;
 }
+
+/// gossip leaves open what it does not use any more, and dials anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_comes_and_goes_is_let_in_each_time() {
+    let (topic, member) = (name("test"), Member::new());
+    let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let (router, gossip, first) = member.start(&topic).await;
+    drop(first);
+    let lookup = iroh::address_lookup::memory::MemoryLookup::new();
+    lookup.add_endpoint_info(peers::parse(&a.address()).unwrap());
+    router.endpoint().address_lookup().unwrap().add(lookup);
+    let id = RecordKeys::public(&topic).gossip_id();
+    for time in 0..8 {
+        let subscribed = gossip.subscribe_and_join(id, vec![a.gossip.endpoint.id()]);
+        let joined = timeout(Duration::from_secs(5), subscribed).await;
+        assert!(joined.is_ok(), "time {time}");
+        a.waits_for_neighbors().await;
+        drop(joined);
+        while a.gossip.status()[0].state == TopicPhase::Joined {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    router.shutdown().await.unwrap();
+    a.stop().await;
+}

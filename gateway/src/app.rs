@@ -3,8 +3,10 @@
 mod control;
 
 use std::{
+    hash::{DefaultHasher, Hash, Hasher},
     io::Write as _,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
@@ -21,10 +23,11 @@ use crate::{
         EventReader, EventWriter, Ingest, JoinedTopics, Moderation, Policy, PrivateTopics, Routing,
         StartIngest, TopicDoor,
     },
-    plugins::PluginChain,
+    plugins::{self, PluginChain},
     protocol::limits::Limits,
     relay::{self, Access, Connections, Listener, Management, Rates, Relay},
-    store::{JoinedTable, ModerationTable, Store},
+    secrets,
+    store::{JoinedTable, Store},
     subscriptions::Subscriptions,
     tasks::{self, Tasks},
     upstream::Stream,
@@ -61,16 +64,19 @@ impl App {
         // First what fails most often, so that nothing is half done then.
         let relay_socket = relay::bind("relay.listen", config.relay.listen)?;
         let admin_socket = relay::bind("admin.listen", config.admin.listen);
+        let secrets = secrets::open(&config.secrets, data_dir.path()).await?;
+        let resting_place = secrets.rests_in().as_str();
         let store = Store::open(data_dir.path(), &config.storage, metrics.clone()).await?;
         store.start_upkeep(&config.retention)?;
         let store = Arc::new(store);
         let reader: Arc<dyn EventReader> = store.clone();
         let writer: Arc<dyn EventWriter> = store.clone();
-        let rules = Box::new(ModerationTable::new(data_dir.path()));
+        let rules = Box::new(store.moderation());
         let moderation = Moderation::load(rules).await.context("cannot read the rules")?;
         let moderation = Arc::new(moderation);
 
         let plugins = Arc::new(load_plugins(&config, &data_dir, metrics.clone()).await?);
+        tell_rules(&config, &data_dir, store.clone()).await?;
         let joined = JoinedTopics::new(config.topics.join.iter().cloned());
         let private = PrivateTopics::new(
             config.private_topic.iter().map(|topic| (topic.name.clone(), topic.readers.clone())),
@@ -104,6 +110,8 @@ impl App {
         let gossip = Gossip::start(StartGossip {
             endpoint: &config.endpoint,
             discovery: &config.discovery,
+            sync: &config.sync,
+            secrets,
             data_dir: data_dir.path(),
             joined: joined.clone(),
             private: private.clone(),
@@ -115,6 +123,7 @@ impl App {
             limits: &limits,
             ingest: ingest.clone(),
             reader: reader.clone(),
+            writer: writer.clone(),
             metrics: metrics.clone(),
             tasks: &background,
         })
@@ -164,6 +173,7 @@ impl App {
             streams,
             plugins,
             trouble: Box::new(trouble.clone()),
+            secrets: resting_place,
             counted: Default::default(),
         };
         let admin = Arc::new(Admin {
@@ -254,14 +264,33 @@ impl App {
     }
 }
 
+/// What other gateways sent and these rules refused is remembered, as long as they are the same.
+async fn tell_rules(config: &Config, data_dir: &DataDir, store: Arc<Store>) -> anyhow::Result<()> {
+    let mut hash = DefaultHasher::new();
+    let settings = (&config.limits, &config.retention, config.storage.max_bytes);
+    format!("{settings:?}").hash(&mut hash);
+    let (dir, _) = plugins_dir(config, data_dir);
+    let told = tasks::blocking(move || {
+        plugins::fingerprint(&dir).hash(&mut hash);
+        store.rules_are(hash.finish().cast_signed())
+    });
+    told.await?.context("cannot tell the database the rules")
+}
+
+/// The directory with the plugins, and whether the configuration names it.
+fn plugins_dir(config: &Config, data_dir: &DataDir) -> (PathBuf, bool) {
+    let named = !config.plugins.dir.as_os_str().is_empty();
+    let dir = if named { config.plugins.dir.clone() } else { data_dir.path().join("plugins") };
+    (dir, named)
+}
+
 async fn load_plugins(
     config: &Config,
     data_dir: &DataDir,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<PluginChain> {
     // A directory that is named must exist; the default one is only looked for.
-    let named = !config.plugins.dir.as_os_str().is_empty();
-    let dir = if named { config.plugins.dir.clone() } else { data_dir.path().join("plugins") };
+    let (dir, named) = plugins_dir(config, data_dir);
     let loaded = tasks::blocking(move || PluginChain::load(&dir, named, metrics)).await;
     Ok(loaded.context("cannot load the plugins")??)
 }

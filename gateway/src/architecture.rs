@@ -18,6 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // The one edge between siblings: a session is the only user of the live subscriptions.
     ("relay", &["pipeline", "protocol", "metrics", "tasks", "clock", "subscriptions"]),
     ("gossip", &["pipeline", "protocol", "metrics", "tasks", "clock"]),
+    ("secrets", &["pipeline", "protocol", "tasks"]),
     ("upstream", &["pipeline", "protocol", "metrics", "tasks", "clock"]),
     ("plugins", &["pipeline", "protocol", "metrics", "tasks", "clock"]),
     ("admin", &["pipeline", "protocol", "metrics", "tasks", "clock"]),

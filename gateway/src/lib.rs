@@ -20,6 +20,7 @@ pub mod pipeline;
 pub mod plugins;
 pub mod protocol;
 pub mod relay;
+pub mod secrets;
 pub mod store;
 pub mod subscriptions;
 pub mod tasks;

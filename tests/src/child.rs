@@ -126,6 +126,13 @@ impl Child {
         stdin.flush().await.expect("the child reads its input");
     }
 
+    /// Writes the last of its standard input, as it is, and closes it.
+    pub async fn end_input(&mut self, text: &str) {
+        let mut stdin = self.stdin.take().expect("standard input is open");
+        stdin.write_all(text.as_bytes()).await.expect("the child reads its input");
+        stdin.shutdown().await.expect("the child reads its input");
+    }
+
     /// Sends a signal by its name: `INT`, `TERM`, `KILL`, `STOP`, `CONT`.
     pub fn signal(&self, signal: &str) {
         let Some(id) = self.process.id() else { return };

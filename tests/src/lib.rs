@@ -9,6 +9,7 @@ mod dht;
 pub mod events;
 mod gateway;
 pub mod http;
+mod keyring;
 mod netns;
 mod relay;
 
@@ -16,6 +17,7 @@ pub use child::Child;
 pub use client::{Difference, PATIENCE, RawClient, publish_until_the_end, sdk_client};
 pub use dht::Testnet;
 pub use gateway::{Finished, Gateway, GatewayBuilder};
+pub use keyring::{Keyring, SessionBus};
 pub use netns::{Namespace, Network};
 pub use relay::{IndependentRelay, free_port};
 

@@ -95,6 +95,21 @@ impl Network {
         namespace
     }
 
+    /// Takes a host's cable out, or puts it in again.
+    pub fn cut(&self, host: &Namespace, out: bool) {
+        let port = format!("{}p{}", self.prefix, host.address.octets()[3]);
+        let state = if out { "down" } else { "up" };
+        ip(&["-n", &self.switch, "link", "set", &port, state]);
+    }
+
+    /// Lets two hosts reach all others and not one another.
+    pub fn part(&self, one: &Namespace, other: &Namespace) {
+        for (here, there) in [(one, other), (other, one)] {
+            let address = format!("{}/32", there.address);
+            ip(&["-n", &here.name, "route", "add", "blackhole", &address]);
+        }
+    }
+
     /// Adds a host without a network: loopback alone.
     pub fn add_isolated(&self, label: &str) -> Namespace {
         self.bare(label, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)

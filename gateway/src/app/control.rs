@@ -40,6 +40,8 @@ pub(super) struct Commands {
     pub plugins: Arc<PluginChain>,
     /// What keeps the gateway from its work at the moment.
     pub trouble: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,
+    /// Where secrets rest.
+    pub secrets: &'static str,
     pub counted: tokio::sync::Mutex<Option<Counted>>,
 }
 
@@ -139,6 +141,7 @@ impl Commands {
             "topics": self.gossip.status(),
             "upstreams": self.streams.iter().map(|stream| stream.status()).collect::<Vec<_>>(),
             "plugins": self.plugins.summary(),
+            "secrets": self.secrets,
         }))
     }
 
@@ -219,6 +222,7 @@ fn refusal(error: TopicError) -> Refusal {
         | TopicError::Private(_)
         | TopicError::TooMany
         | TopicError::TooManyVisits
+        | TopicError::TooManyWatch
         | TopicError::Stopping => Cause::Refused,
     };
     Refusal::new(cause, error)

@@ -13,7 +13,7 @@ const DEFAULT: &str = "info,iroh=warn,iroh::socket::transports::relay=off,iroh_g
     netwatch=error,portmapper=error,swarm_discovery=error,noq=warn,noq_proto=warn,noq_udp=error,\
     mainline=warn,n0_mainline=warn,pkarr=error,hickory_proto=error,hickory_resolver=error,\
     nostr_relay_pool=off,nostr_sdk=warn,distributed_topic_tracker=warn,sqlx=warn,hyper=warn,\
-    rustls=warn,tungstenite=warn,wasmtime=warn,cranelift_codegen=warn";
+    rustls=warn,tungstenite=warn,wasmtime=warn,cranelift_codegen=warn,zbus=warn,i18n_embed=off";
 
 /// Why nothing can be logged.
 #[derive(Debug, thiserror::Error)]

@@ -132,6 +132,14 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "sync",
+        list: false,
+        keys: &[
+            key("interval_s", Form::Number(1, 86_400)),
+            key("max_bytes_per_minute", Form::Number(1_048_576, MAX_BYTES)),
+        ],
+    },
+    Section {
         name: "limits",
         list: false,
         keys: &[
@@ -153,6 +161,15 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     Section { name: "plugins", list: false, keys: &[key("dir", Form::Text(values::any))] },
+    Section {
+        name: "secrets",
+        list: false,
+        keys: &[
+            key("store", Form::Text(values::secret_store)),
+            key("key_file", Form::Text(values::key_file)),
+            key("timeout_ms", Form::Number(100, 600_000)),
+        ],
+    },
     Section {
         name: "storage",
         list: false,

@@ -25,10 +25,11 @@ pub use self::{
 };
 use crate::{
     admin::config::AdminConfig,
-    gossip::config::{DiscoveryConfig, EndpointConfig},
+    gossip::config::{DiscoveryConfig, EndpointConfig, SyncConfig},
     pipeline::config::{LimitsConfig, PrivateTopicConfig, RouteConfig, TopicsConfig},
     plugins::config::PluginsConfig,
     relay::config::{AccessConfig, RatesConfig, RelayConfig},
+    secrets::config::SecretsConfig,
     store::config::{RetentionConfig, StorageConfig},
     upstream::config::UpstreamConfig,
 };
@@ -50,9 +51,11 @@ pub struct Config {
     pub admin: AdminConfig,
     pub endpoint: EndpointConfig,
     pub discovery: DiscoveryConfig,
+    pub sync: SyncConfig,
     pub limits: LimitsConfig,
     pub topics: TopicsConfig,
     pub plugins: PluginsConfig,
+    pub secrets: SecretsConfig,
     pub storage: StorageConfig,
     /// `[[retention]]`, in the order of the file.
     pub retention: Vec<RetentionConfig>,

@@ -250,7 +250,7 @@ fn unknown_names_are_refused_with_the_allowed_ones() {
     refused(
         "[database]\nx = 1\n",
         "config.toml:1: database: unknown section; allowed: relay, access, rates, admin, endpoint, \
-         discovery, limits, topics, plugins, storage, retention, route, private_topic, \
+         discovery, sync, limits, topics, plugins, secrets, storage, retention, route, private_topic, \
           upstream",
     );
     refused("max_filters = 3\n", "config.toml:1: max_filters: this key belongs under [relay]");

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::{Config, check, errors::Problem};
-use crate::{pipeline::joined::MAX_TOPICS, protocol::TopicName, relay::config::AccessRule};
+use crate::{
+    pipeline::joined::MAX_TOPICS, protocol::TopicName, relay::config::AccessRule,
+    secrets::config::StoreChoice,
+};
 
 impl Config {
     /// Everything that is wrong with the values, whoever set them; [`load`](super::load) has
@@ -38,6 +41,16 @@ impl Config {
             warnings.push(
                 "relay.url is empty: only clients on this machine can authenticate, because they \
                  have to name the relay's URL (NIP-42)"
+                    .to_owned(),
+            );
+        }
+        let secrets = &self.secrets;
+        if !secrets.key_file.as_os_str().is_empty()
+            && matches!(secrets.store, StoreChoice::Keyring | StoreChoice::Memory)
+        {
+            warnings.push(
+                "secrets.key_file counts for nothing: it opens the encrypted file, and secrets.store \
+                 names another place"
                     .to_owned(),
             );
         }

@@ -161,6 +161,18 @@ pub(super) fn durability(text: &str) -> Result<(), String> {
     word::<crate::store::config::Durability>(text)
 }
 
+pub(super) fn secret_store(text: &str) -> Result<(), String> {
+    word::<crate::secrets::config::StoreChoice>(text)
+}
+
+/// The path of a file with a key. The key itself must not stand there, and is not repeated.
+pub(super) fn key_file(text: &str) -> Result<(), String> {
+    require(!text.contains("AGE-SECRET-KEY-"), || {
+        "this is a key; write it into a file that you alone can read, and the path of that file here"
+            .to_owned()
+    })
+}
+
 fn word<'de, T: serde::Deserialize<'de>>(text: &str) -> Result<(), String> {
     let value = figment::value::Value::from(text);
     match value.deserialize::<T>() {

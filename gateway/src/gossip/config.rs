@@ -67,6 +67,22 @@ impl Default for EndpointConfig {
     }
 }
 
+/// `[sync]`: comparing with other gateways what each has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncConfig {
+    /// Seconds from one comparison with a neighbor to the next, when nothing calls for an earlier one.
+    pub interval_s: u64,
+    /// Bytes of events that one gateway may take from us in a minute, and we from it.
+    pub max_bytes_per_minute: u64,
+}
+
+impl Default for SyncConfig {
+    fn default() -> Self {
+        Self { interval_s: 60, max_bytes_per_minute: 268_435_456 }
+    }
+}
+
 /// `[discovery]`: how members of a topic find one another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
-use crate::pipeline::StoreError;
+use crate::pipeline::{SecretError, StoreError};
 
 /// What stops [`super::Gossip::start`]. Each text names the setting or the file to look at.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +15,16 @@ pub enum GossipError {
         path.display()
     )]
     KeyFormat { path: PathBuf },
+    #[error("the secret \"endpoint\" is not an endpoint's key; restore the secrets from a backup")]
+    KeySecret,
+    #[error(
+        "{}: the key of endpoint {filed}, while the {place} of secrets has that of endpoint {kept}. \
+         Move the file away to go on as the latter",
+        path.display()
+    )]
+    TwoIdentities { path: PathBuf, kept: String, filed: String, place: &'static str },
+    #[error(transparent)]
+    Secrets(#[from] SecretError),
     #[error("endpoint.bind: cannot use UDP address {address}: {reason}")]
     Bind { address: SocketAddr, reason: String },
     #[error("{setting}: {reason}")]

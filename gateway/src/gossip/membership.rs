@@ -11,6 +11,7 @@ use super::{
     publisher::Lanes,
     state::TopicPhase,
     swarms::{Swarm, Swarms},
+    sync::SyncProgress,
 };
 use crate::{
     clock::unix_now,
@@ -51,6 +52,8 @@ pub enum TopicError {
     TooMany,
     #[error("{0} is not built into this version yet")]
     NotBuilt(&'static str),
+    #[error("many already watch this topic being reconciled; wait for one of them to end")]
+    TooManyWatch,
     #[error("the gateway is stopping")]
     Stopping,
     #[error("the change could not be stored: {0}")]
@@ -63,12 +66,6 @@ pub enum Joining {
     Joined,
     /// It was joined before. If that was because of a visit, it stays joined from now on.
     Already,
-}
-
-/// How a reconciliation goes that somebody asked for.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-pub struct SyncProgress {
-    pub finished: bool,
 }
 
 /// Joins on visit.
@@ -233,9 +230,12 @@ impl Membership {
     /// Reconciles a topic with all neighbors now. The answer tells how it goes, and ends with it.
     ///
     /// # Errors
-    /// This version does not reconcile.
-    pub fn sync(&self, _name: &TopicName) -> Result<watch::Receiver<SyncProgress>, TopicError> {
-        Err(TopicError::NotBuilt("reconciling a topic"))
+    /// When the topic is not joined, or too many watch a reconciliation of it.
+    pub fn sync(&self, name: &TopicName) -> Result<watch::Receiver<SyncProgress>, TopicError> {
+        if self.swarms.get(name).is_none() {
+            return Err(TopicError::NotJoined(name.clone()));
+        }
+        self.shared.library.sync_now(name).ok_or(TopicError::TooManyWatch)
     }
 
     /// Leaves it if this still holds. Whoever calls has the lock.

@@ -1,8 +1,9 @@
 //! The gateway's place in the swarms: endpoint, discovery, topics, and fetches between gateways.
 //!
-//! Public topics only so far. For each topic there are three tasks — the topic itself, discovery, and
-//! the fetching of announced events — in a group of their own, and one publisher carries the store's
-//! log into all of them. Topics are joined and left while the gateway runs (`membership.rs`).
+//! Public topics only so far. For each topic there are four tasks — the topic itself, discovery, the
+//! fetching of announced events, and the comparing with neighbors — in a group of their own, and one
+//! publisher carries the store's log into all of them. Topics are joined and left while the gateway
+//! runs (`membership.rs`).
 
 mod addresses;
 pub mod check;
@@ -27,6 +28,7 @@ mod record;
 mod sim;
 mod state;
 mod swarms;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod topic;
@@ -43,15 +45,16 @@ use tracing::Instrument;
 
 pub use error::GossipError;
 pub use links::Path as PeerPath;
-pub use membership::{Joining, Membership, SyncProgress, TopicError, VisitRules};
+pub use membership::{Joining, Membership, TopicError, VisitRules};
 pub use state::{FoundBy, NeighborStatus, Step, StepResult, TopicPhase, TopicStatus};
+pub use sync::SyncProgress;
 
 use self::{
-    config::{DiscoveryConfig, EndpointConfig},
+    config::{DiscoveryConfig, EndpointConfig, SyncConfig},
     dht::SharedDht,
     discovery::Discovery,
     door::GossipDoor,
-    fetch::{Connections, FetchServer, Puller},
+    fetch::{Connections, Puller, SyncServer, trust::Trust},
     joiner::{Knocker, Unanswered},
     links::Links,
     local::LocalPeers,
@@ -60,12 +63,16 @@ use self::{
     record::RecordKeys,
     state::TopicState,
     swarms::{Swarm, Swarms},
+    sync::{Library, StartLibrary, TopicSync},
     topic::Topic,
     watch::Health,
 };
 use crate::{
     metrics::{Metrics, PhaseLabels},
-    pipeline::{EventReader, HowJoined, Ingest, JoinedTopics, PeerId, PrivateTopics, TopicStore},
+    pipeline::{
+        EventReader, EventWriter, HowJoined, Ingest, JoinedTopics, PeerId, PrivateTopics,
+        SecretStore, TopicStore,
+    },
     protocol::{TopicName, frame::SYNC_ALPN, limits::Limits},
     tasks::Tasks,
 };
@@ -92,7 +99,10 @@ const CLOSE: Duration = Duration::from_secs(3);
 pub struct StartGossip<'a> {
     pub endpoint: &'a EndpointConfig,
     pub discovery: &'a DiscoveryConfig,
-    /// Where `endpoint.key` is.
+    pub sync: &'a SyncConfig,
+    /// Where the endpoint's key is.
+    pub secrets: Arc<dyn SecretStore>,
+    /// Where an earlier version may have left `endpoint.key`.
     pub data_dir: &'a Path,
     /// The topics of the configuration. It is kept up to date as topics are joined and left.
     pub joined: JoinedTopics,
@@ -103,6 +113,7 @@ pub struct StartGossip<'a> {
     pub limits: &'a Limits,
     pub ingest: Ingest,
     pub reader: Arc<dyn EventReader>,
+    pub writer: Arc<dyn EventWriter>,
     pub metrics: Arc<Metrics>,
     /// The group that this part's own group of tasks is a child of.
     pub tasks: &'a Tasks,
@@ -139,10 +150,10 @@ impl Gossip {
     /// for.
     ///
     /// # Errors
-    /// When the key file is damaged, the UDP address cannot be bound, a setting is malformed, or the
-    /// topics of the last run cannot be read.
+    /// When the endpoint's key is not to be had, the UDP address cannot be bound, a setting is
+    /// malformed, or the topics of the last run cannot be read.
     pub async fn start(start: StartGossip<'_>) -> Result<Self, GossipError> {
-        let key = identity::load_or_create(start.data_dir)?;
+        let key = identity::load_or_create(&*start.secrets, start.data_dir).await?;
         let (configured, addresses) = peers::parse_all(&start.discovery.peers)?;
         let links = Links::default();
         let endpoint =
@@ -152,8 +163,29 @@ impl Gossip {
         let gossip = iroh_gossip::net::Gossip::builder()
             .max_message_size(GOSSIP_MESSAGE)
             .spawn(endpoint.clone());
-        let server =
-            FetchServer::new(start.joined.clone(), start.reader.clone(), start.metrics.clone());
+        let trust = Arc::new(Trust::new(start.sync.max_bytes_per_minute, start.metrics.clone()));
+        let connections = Arc::new(Connections::new(endpoint.clone()));
+        let max_event_bytes = start.limits.max_event_bytes + SLACK;
+        let library = Library::new(StartLibrary {
+            me: endpoint.id(),
+            reader: start.reader.clone(),
+            writer: start.writer,
+            ingest: start.ingest.clone(),
+            connections: connections.clone(),
+            trust: trust.clone(),
+            max_event_bytes,
+            max_future_s: start.limits.max_future_s,
+            max_past_s: start.limits.max_past_s,
+            interval: Duration::from_secs(start.sync.interval_s),
+            metrics: start.metrics.clone(),
+        });
+        let server = SyncServer::new(
+            start.joined.clone(),
+            start.reader.clone(),
+            library.clone(),
+            trust.clone(),
+            start.metrics.clone(),
+        );
         let swarms: Arc<Swarms> = Arc::default();
         let router = Router::builder(endpoint.clone())
             .accept(iroh_gossip::ALPN, GossipDoor::new(gossip.clone(), swarms.clone()))
@@ -170,14 +202,16 @@ impl Gossip {
         let (knock, knocks) = mpsc::channel(joiner::QUEUE);
         let shared = Shared {
             gossip: gossip.clone(),
-            connections: Arc::new(Connections::new(endpoint.clone())),
+            connections,
+            trust,
+            library: library.clone(),
             me: signing_key(&key),
             id: endpoint.id(),
             config: Arc::new(start.discovery.clone()),
             configured: configured.into(),
             dht: dht.clone(),
             local,
-            max_event_bytes: start.limits.max_event_bytes + SLACK,
+            max_event_bytes,
             ingest: start.ingest.clone(),
             reader: start.reader.clone(),
             metrics: start.metrics.clone(),
@@ -302,6 +336,8 @@ impl Gossip {
 struct Shared {
     gossip: iroh_gossip::net::Gossip,
     connections: Arc<Connections>,
+    trust: Arc<Trust>,
+    library: Arc<Library>,
     me: SigningKey,
     id: EndpointId,
     config: Arc<DiscoveryConfig>,
@@ -348,6 +384,7 @@ impl Shared {
             reader: self.reader.clone(),
             ingest: self.ingest.clone(),
             connections: self.connections.clone(),
+            trust: self.trust.clone(),
             max_event_bytes: self.max_event_bytes,
             metrics: self.metrics.clone(),
         };
@@ -363,11 +400,14 @@ impl Shared {
             join: join.clone(),
             metrics: self.metrics.clone(),
         };
+        let (desk, calls) = self.library.open(state.clone());
+        let sync = TopicSync { library: self.library.clone(), desk };
         let tasks = self.tasks.child();
         let token = || tasks.token().clone();
         let span = tracing::info_span!("topic", %name);
         tasks.spawn("topic", topic.run(token()).instrument(span.clone()));
         tasks.spawn("fetch", puller.run(announcements, token()).instrument(span.clone()));
+        tasks.spawn("sync", sync.run(calls, token()).instrument(span.clone()));
         tasks.spawn("discovery", discovery.run(token()).instrument(span));
         (Swarm { state, join, how, joined_at, tasks }, queue)
     }

@@ -8,7 +8,7 @@ use std::{
 
 use iroh::EndpointId;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     clock::unix_now,
@@ -19,6 +19,8 @@ use crate::{
 
 /// How many endpoints are remembered with the step that found them.
 const MAX_SOURCES: usize = 1_024;
+/// Neighbors that arrived and were not looked at; there are never that many.
+const MAX_ARRIVED: usize = 64;
 
 /// How we came to know a neighbor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -109,9 +111,9 @@ impl TopicPhase {
 
 /// What a topic is busy with for a while, beside its everyday life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "reconciliation and rotation take it up")]
 pub enum Work {
     Sync,
+    #[allow(dead_code, reason = "rotation takes it up")]
     Rotation,
 }
 
@@ -158,6 +160,8 @@ pub struct TopicState {
     known: Mutex<Known>,
     /// How many neighbors there are; wakes whoever waits for the first or the loss of the last.
     count: watch::Sender<usize>,
+    /// Something happened that calls for a comparison with neighbors.
+    stirred: Notify,
     metrics: Arc<Metrics>,
 }
 
@@ -174,6 +178,12 @@ struct Known {
     /// When the last neighbor went.
     left_alone: Option<Instant>,
     steps: BTreeMap<Step, StepResult>,
+    /// Neighbors that came since [`TopicState::stirred`] was last asked.
+    arrived: Vec<EndpointId>,
+    /// Messages of gossip were missed since then.
+    lagged: bool,
+    /// Who has our own protocol beside gossip, as far as it was tried.
+    speaks: HashMap<EndpointId, bool>,
 }
 
 impl TopicState {
@@ -183,6 +193,7 @@ impl TopicState {
             joining_since: Instant::now(),
             known: Mutex::default(),
             count: watch::Sender::new(0),
+            stirred: Notify::new(),
             metrics,
         }
     }
@@ -228,6 +239,7 @@ impl TopicState {
         if !known.neighbors.insert(peer) {
             return;
         }
+        known.arrive(peer);
         let found_by = known.source(&peer);
         if known.first_neighbor.is_none() {
             let took = self.joining_since.elapsed();
@@ -258,8 +270,48 @@ impl TopicState {
     /// Replaces all neighbors, after a subscription was made anew.
     pub fn reset(&self, neighbors: impl IntoIterator<Item = EndpointId>) {
         let mut known = self.known();
-        known.neighbors = neighbors.into_iter().collect();
+        let before = std::mem::replace(&mut known.neighbors, neighbors.into_iter().collect());
+        let new: Vec<_> = known.neighbors.difference(&before).copied().collect();
+        new.into_iter().for_each(|peer| known.arrive(peer));
         self.publish(known);
+    }
+
+    /// Messages of gossip were missed.
+    pub fn lagged(&self) {
+        self.known().lagged = true;
+        self.stirred.notify_one();
+    }
+
+    /// Waits until neighbors arrived or messages were missed. Returns the neighbors, and whether
+    /// messages were missed. For one caller; cancel safe.
+    pub async fn stirred(&self) -> (Vec<EndpointId>, bool) {
+        loop {
+            let told = self.stirred.notified();
+            {
+                let mut known = self.known();
+                let arrived = std::mem::take(&mut known.arrived);
+                let lagged = std::mem::take(&mut known.lagged);
+                if lagged || !arrived.is_empty() {
+                    return (arrived, lagged);
+                }
+            }
+            told.await;
+        }
+    }
+
+    /// Takes note of whether a peer has our own protocol beside gossip.
+    pub fn speaks(&self, peer: EndpointId, yes: bool) {
+        let mut known = self.known();
+        if known.speaks.len() >= MAX_SOURCES && !known.speaks.contains_key(&peer) {
+            known.speaks.clear();
+        }
+        known.speaks.insert(peer, yes);
+    }
+
+    /// Whether a peer has our own protocol beside gossip; `None` while it was not tried. One that has
+    /// not can fetch nothing.
+    pub fn speaks_sync(&self, peer: &EndpointId) -> Option<bool> {
+        self.known().speaks.get(peer).copied()
     }
 
     pub fn subscribed(&self, yes: bool) {
@@ -276,7 +328,6 @@ impl TopicState {
     }
 
     /// The topic counts as busy until the answer is dropped.
-    #[allow(dead_code, reason = "reconciliation and rotation take it up")]
     pub fn busy(self: &Arc<Self>, work: Work) -> Busy {
         self.known().busy(work, |count| count + 1);
         Busy { state: self.clone(), work }
@@ -322,6 +373,9 @@ impl TopicState {
         if known.neighbors.is_empty() && *self.count.borrow() > 0 {
             known.left_alone = Some(Instant::now());
         }
+        if !known.arrived.is_empty() {
+            self.stirred.notify_one();
+        }
         let count = known.neighbors.len();
         self.count.send_if_modified(|old| std::mem::replace(old, count) != count);
         let labels = TopicLabels { topic: self.name.to_string() };
@@ -354,6 +408,12 @@ impl Known {
             Work::Rotation => &mut self.rotations,
         };
         *count = change(*count);
+    }
+
+    fn arrive(&mut self, peer: EndpointId) {
+        if self.arrived.len() < MAX_ARRIVED && !self.arrived.contains(&peer) {
+            self.arrived.push(peer);
+        }
     }
 
     fn source(&self, peer: &EndpointId) -> FoundBy {

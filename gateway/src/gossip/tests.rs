@@ -2,6 +2,7 @@
 //! list in memory.
 
 mod absent;
+mod reconciling;
 mod strangers;
 
 use std::sync::{Mutex, MutexGuard};
@@ -14,24 +15,28 @@ use tokio::sync::watch;
 use super::{config::IrohRelays, *};
 use crate::{
     pipeline::{
-        Affected, Audience, Candidate, Committed, Context, Count, Decision, EventWriter, IdSet,
-        KeptTopic, LogEntry, Origin, Outcome, Policy, PolicyWorker, Presence, Removal, Routing,
-        Scan, Scope, Seq, StartIngest, StoreError, Target, TopicDoor, Viewer, Write,
+        Affected, Audience, Candidate, Committed, Context, Count, Decision, EventWriter, Gone,
+        IdSet, KeptTopic, LogEntry, MemorySecrets, Origin, Outcome, Policy, PolicyWorker, Presence,
+        Removal, Routing, Scan, Scope, Seq, Span, StartIngest, StoreError, Target, TopicDoor,
+        TopicIds, Viewer, Write,
     },
     protocol::{
         Event, EventId, Filter, VerifiedEvent, event::compute_id, frame::MAX_GOSSIP_BYTES, hex,
+        kinds::Part,
     },
 };
 
 /// A log in memory: enough of a store for the topics.
 struct MemoryLog {
     entries: Mutex<Vec<LogEntry>>,
+    gone: Mutex<Vec<(TopicName, Part, u64, EventId)>>,
     head: watch::Sender<Seq>,
 }
 
 impl MemoryLog {
     fn new() -> Arc<Self> {
-        Arc::new(Self { entries: Mutex::default(), head: watch::Sender::new(0) })
+        let (entries, gone) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { entries, gone, head: watch::Sender::new(0) })
     }
 
     fn entries(&self) -> MutexGuard<'_, Vec<LogEntry>> {
@@ -96,6 +101,12 @@ impl EventWriter for MemoryLog {
     fn remove(&self, _removal: Removal) -> Result<u64, StoreError> {
         unreachable!("topics do not remove")
     }
+
+    fn refused(&self, event: &VerifiedEvent, topics: &[TopicName], _why: Gone) {
+        let gone =
+            |topic: &TopicName| (topic.clone(), Part::of(event.kind), event.created_at, event.id);
+        self.gone.lock().unwrap().extend(topics.iter().map(gone));
+    }
 }
 
 impl EventReader for MemoryLog {
@@ -157,6 +168,45 @@ impl EventReader for MemoryLog {
         let missing = ids.into_iter().filter(|id| !self.has(id, &topic)).collect();
         async { Ok(missing) }.boxed()
     }
+
+    fn topic_ids(
+        &self,
+        topic: TopicName,
+        part: Part,
+        span: Span,
+        _max: usize,
+    ) -> BoxFuture<'_, Result<TopicIds, StoreError>> {
+        let held = self.entries().clone().into_iter().filter(|e| e.topic.as_ref() == Some(&topic));
+        let mut ids: Vec<_> = held
+            .filter(|entry| Part::of(entry.event.kind) == part)
+            .map(|entry| (entry.event.created_at, entry.event.id))
+            .collect();
+        let gone = self.gone.lock().unwrap().clone().into_iter();
+        ids.extend(gone.filter(|g| g.0 == topic && g.1 == part).map(|(_, _, at, id)| (at, id)));
+        ids.retain(|(at, _)| (span.from..=span.until).contains(at));
+        ids.sort_unstable();
+        ids.dedup();
+        async move { Ok(TopicIds { ids, from: span.from }) }.boxed()
+    }
+
+    fn gone(
+        &self,
+        topic: TopicName,
+        ids: Vec<EventId>,
+    ) -> BoxFuture<'_, Result<Vec<(u64, EventId)>, StoreError>> {
+        let gone = self.gone.lock().unwrap().clone().into_iter();
+        let found = gone.filter(|g| g.0 == topic && ids.contains(&g.3)).map(|g| (g.2, g.3));
+        let found = found.collect();
+        async { Ok(found) }.boxed()
+    }
+
+    fn kept_since(&self, _topic: &TopicName) -> u64 {
+        0
+    }
+
+    fn version(&self) -> u64 {
+        *self.head.borrow() + self.gone.lock().unwrap().len() as u64
+    }
 }
 
 /// The topics that were joined, in memory.
@@ -208,8 +258,17 @@ struct Gateway {
 }
 
 impl Gateway {
+    /// Compares only with neighbors that arrive.
     async fn start(discovery: DiscoveryConfig, topics: &[TopicName]) -> Self {
         Self::with(discovery, topics, Arc::default(), 0).await
+    }
+
+    async fn start_with(
+        discovery: DiscoveryConfig,
+        topics: &[TopicName],
+        sync: SyncConfig,
+    ) -> Self {
+        Self::start_all(discovery, topics, Arc::default(), 0, sync).await
     }
 
     async fn with(
@@ -217,6 +276,17 @@ impl Gateway {
         topics: &[TopicName],
         kept: Arc<MemoryTopics>,
         visits: usize,
+    ) -> Self {
+        let rarely = SyncConfig { interval_s: 3_600, ..SyncConfig::default() };
+        Self::start_all(discovery, topics, kept, visits, rarely).await
+    }
+
+    async fn start_all(
+        discovery: DiscoveryConfig,
+        topics: &[TopicName],
+        kept: Arc<MemoryTopics>,
+        visits: usize,
+        sync: SyncConfig,
     ) -> Self {
         let data = tempfile::tempdir().unwrap();
         let log = MemoryLog::new();
@@ -247,6 +317,8 @@ impl Gateway {
         let gossip = Gossip::start(StartGossip {
             endpoint: &endpoint,
             discovery: &discovery,
+            sync: &sync,
+            secrets: Arc::new(MemorySecrets::default()),
             data_dir: data.path(),
             joined: joined.clone(),
             private: PrivateTopics::new([(name("hidden"), [])]),
@@ -255,6 +327,7 @@ impl Gateway {
             limits: &limits,
             ingest: ingest.clone(),
             reader: log.clone(),
+            writer: log.clone(),
             metrics: metrics.clone(),
             tasks: &Tasks::new(),
         })

@@ -150,6 +150,7 @@ impl Reader<'_> {
                         }
                         Step::Lagged => {
                             self.dropped("lagged");
+                            self.state.lagged();
                             // Changes of neighbors may be among what was missed. A second
                             // subscription names them all; the first has more to read. One that is
                             // still listening hears the changes of now as well.

@@ -13,6 +13,7 @@ pub mod origin;
 pub mod ports;
 pub mod routing;
 pub mod scan;
+pub mod secrets;
 pub mod viewer;
 mod worker;
 
@@ -22,9 +23,10 @@ pub use joined::{HowJoined, JoinedTopics, KeptTopic, TopicDoor, TopicStore, Visi
 pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
 pub use ports::{
-    Affected, Committed, Context, Count, EventReader, EventWriter, IdSet, LogEntry, Passing,
-    Policy, PolicyWorker, Presence, Removal, Scope, Seq, StoreError, Write,
+    Affected, Committed, Context, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Passing,
+    Policy, PolicyWorker, Presence, Removal, Scope, Seq, Span, StoreError, TopicIds, Write,
 };
 pub use routing::Routing;
 pub use scan::{Scan, ScanItem, ScanSender};
+pub use secrets::{MemorySecrets, RestingPlace, Secret, SecretError, SecretStore};
 pub use viewer::{Audience, PrivateTopics, SharedViewer, Viewer};

@@ -30,6 +30,8 @@ pub enum Origin {
     Gossip { topic: TopicName, peer: PeerId },
     /// Fetched from a peer over our own ALPN, after it was announced in the topic.
     Fetch { topic: TopicName, peer: PeerId },
+    /// Fetched from a peer that had it when the two of us compared what we have.
+    Sync { topic: TopicName, peer: PeerId },
     /// Another relay. `stream` is the name in `[[upstream]]`.
     Upstream { stream: Arc<str>, url: Arc<str> },
 }
@@ -41,6 +43,7 @@ impl Origin {
             Self::Client { .. } => "client",
             Self::Gossip { .. } => "gossip",
             Self::Fetch { .. } => "fetch",
+            Self::Sync { .. } => "sync",
             Self::Upstream { .. } => "upstream",
         }
     }
@@ -48,7 +51,9 @@ impl Origin {
     /// The topic whose swarm has this event already, because it came from there.
     pub fn topic(&self) -> Option<&TopicName> {
         match self {
-            Self::Gossip { topic, .. } | Self::Fetch { topic, .. } => Some(topic),
+            Self::Gossip { topic, .. } | Self::Fetch { topic, .. } | Self::Sync { topic, .. } => {
+                Some(topic)
+            }
             Self::Client { .. } | Self::Upstream { .. } => None,
         }
     }
@@ -57,7 +62,9 @@ impl Origin {
     pub fn log_name(&self) -> String {
         match self {
             Self::Client { .. } => "client".to_owned(),
-            Self::Gossip { topic, .. } | Self::Fetch { topic, .. } => swarm_name(topic),
+            Self::Gossip { topic, .. } | Self::Fetch { topic, .. } | Self::Sync { topic, .. } => {
+                swarm_name(topic)
+            }
             Self::Upstream { stream, .. } => format!("upstream/{stream}"),
         }
     }

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::{Audience, Decision, Origin, Viewer, scan::Scan};
-use crate::protocol::{Event, EventId, Filter, PublicKey, TopicName, VerifiedEvent};
+use crate::protocol::{Event, EventId, Filter, PublicKey, TopicName, VerifiedEvent, kinds::Part};
 
 /// A position in the store's log: given at commit, rising, never reused. 0 is before everything.
 pub type Seq = u64;
@@ -63,6 +63,21 @@ pub enum Committed {
     Vanished,
 }
 
+/// Why an event that was verified is not held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// By a plugin or a limit.
+    Refused,
+    /// By a rule of the operator (NIP-86).
+    Banned,
+    /// A newer version is, or was, held.
+    Replaced,
+    Deleted,
+    Vanished,
+    /// By retention, or because it expired.
+    Evicted,
+}
+
 /// What an operator takes out of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Removal {
@@ -98,6 +113,10 @@ pub trait EventWriter: Send + Sync + 'static {
 
     /// Removes events; returns after the commit with how many there were.
     fn remove(&self, removal: Removal) -> Result<u64, StoreError>;
+
+    /// Remembers that this event is not wanted in these topics, so that it need not be fetched again.
+    /// Never waits; when too many are to be written, it is forgotten.
+    fn refused(&self, event: &VerifiedEvent, topics: &[TopicName], why: Gone);
 }
 
 /// One step of the log: an event was stored, or a stored one became part of a topic or public.
@@ -199,6 +218,29 @@ pub trait EventReader: Send + Sync + 'static {
         topic: TopicName,
         ids: Vec<EventId>,
     ) -> BoxFuture<'_, Result<Vec<EventId>, StoreError>>;
+
+    /// `created_at` and id of everything in this part of the topic that is held or gone, within the
+    /// span. When there are more than `max`, only the newest, in whole seconds.
+    fn topic_ids(
+        &self,
+        topic: TopicName,
+        part: Part,
+        span: Span,
+        max: usize,
+    ) -> BoxFuture<'_, Result<TopicIds, StoreError>>;
+
+    /// Those of these ids that are gone from the topic, with their `created_at`.
+    fn gone(
+        &self,
+        topic: TopicName,
+        ids: Vec<EventId>,
+    ) -> BoxFuture<'_, Result<Vec<(u64, EventId)>, StoreError>>;
+
+    /// Retention removes events of the topic's [`Part::Rest`] that are older than this. Unix seconds.
+    fn kept_since(&self, topic: &TopicName) -> u64;
+
+    /// Rises with every change of what is held or gone, and says nothing else.
+    fn version(&self) -> u64;
 }
 
 /// The answer to a count (NIP-45).
@@ -214,6 +256,22 @@ pub struct Count {
 pub enum IdSet {
     All(Vec<(u64, EventId)>),
     TooMany,
+}
+
+/// A span of `created_at`, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    pub from: u64,
+    pub until: u64,
+}
+
+/// The ids of a span.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicIds {
+    /// Sorted, each once.
+    pub ids: Vec<(u64, EventId)>,
+    /// From where on all of them are there.
+    pub from: u64,
 }
 
 /// What the policy learns beside the event.

@@ -9,8 +9,8 @@ use std::{
 use tokio::sync::{Semaphore, broadcast};
 
 use super::{
-    Audience, Committed, Context, Decision, EventWriter, Outcome, Passing, Policy, PolicyWorker,
-    Presence, Routing, Write,
+    Audience, Committed, Context, Decision, EventWriter, Gone, Origin, Outcome, Passing, Policy,
+    PolicyWorker, Presence, Routing, Write,
     ingest::{Evaluation, Job, MAX_UNDER_WAY},
 };
 use crate::{
@@ -93,8 +93,16 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
     let context = Context { origin: &origin, topics: &topics, received_at };
     match policy.evaluate(&event, &context) {
         Decision::Accept => {}
-        Decision::Reject(reason) => return answer(reply, Outcome::Refused(reason)),
-        Decision::ShadowReject => return answer(reply, Outcome::Shadowed),
+        Decision::Reject(reason) => {
+            if is_lasting(reason.prefix) {
+                remember(&event, &origin, shared);
+            }
+            return answer(reply, Outcome::Refused(reason));
+        }
+        Decision::ShadowReject => {
+            remember(&event, &origin, shared);
+            return answer(reply, Outcome::Shadowed);
+        }
         Decision::Route(chosen) => {
             topics = shared.routing.ours(&chosen);
             for_all = false;
@@ -143,6 +151,20 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         // The write took the reply with it: the submitter learns of it by the closed channel.
         tracing::error!(%error, "the store takes no more events");
         shared.metrics.store_failures.inc();
+    }
+}
+
+/// Whether a plugin that refuses an event for this reason will do so again.
+const fn is_lasting(prefix: Prefix) -> bool {
+    !matches!(prefix, Prefix::Error | Prefix::RateLimited)
+}
+
+/// What a topic brought and the policy refused need not be fetched from its other members.
+fn remember(event: &VerifiedEvent, origin: &Origin, shared: &Shared) {
+    if let Some(topic) = origin.topic()
+        && event.class() != kinds::Class::Ephemeral
+    {
+        shared.writer.refused(event, std::slice::from_ref(topic), Gone::Refused);
     }
 }
 

@@ -60,7 +60,10 @@ pub fn context<'a>(context: &'a Context<'_>, topics: &'a [&'a str]) -> types::Co
     let (kind, detail) = match context.origin {
         Origin::Client { .. } => (types::OriginKind::Client, ""),
         Origin::Gossip { topic, .. } => (types::OriginKind::Gossip, topic.as_str()),
-        Origin::Fetch { topic, .. } => (types::OriginKind::Fetch, topic.as_str()),
+        // To a plugin it makes no difference how we learned of what we fetched.
+        Origin::Fetch { topic, .. } | Origin::Sync { topic, .. } => {
+            (types::OriginKind::Fetch, topic.as_str())
+        }
         Origin::Upstream { stream, .. } => (types::OriginKind::Upstream, stream.as_ref()),
     };
     types::Context {

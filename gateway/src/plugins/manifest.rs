@@ -112,7 +112,7 @@ impl From<&Origin> for OriginKind {
         match origin {
             Origin::Client { .. } => Self::Client,
             Origin::Gossip { .. } => Self::Gossip,
-            Origin::Fetch { .. } => Self::Fetch,
+            Origin::Fetch { .. } | Origin::Sync { .. } => Self::Fetch,
             Origin::Upstream { .. } => Self::Upstream,
         }
     }

@@ -11,6 +11,7 @@ pub mod chain;
 pub mod config;
 mod deadline;
 mod engine;
+mod fingerprint;
 mod grants;
 mod instance;
 mod lower;
@@ -24,3 +25,4 @@ mod worker;
 mod tests;
 
 pub use chain::{PluginChain, PluginState, PluginSummary, PluginsError};
+pub use fingerprint::fingerprint;

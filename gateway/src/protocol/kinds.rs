@@ -38,6 +38,51 @@ pub const AUTH: u16 = 22_242;
 /// HTTP authentication (NIP-98): for one HTTP request alone.
 pub const HTTP_AUTH: u16 = 27_235;
 
+/// A part of a topic: gateways compare one after the other, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// Requests to delete and to vanish. First, so that what they name is not sent in vain.
+    Requests,
+    /// Profiles, contact lists and relay lists: one for each author, kept when others are too old.
+    Profiles,
+    Rest,
+}
+
+impl Part {
+    pub const ALL: [Self; 3] = [Self::Requests, Self::Profiles, Self::Rest];
+
+    /// The part that events of this kind belong to.
+    pub const fn of(kind: u16) -> Self {
+        match kind {
+            DELETION | VANISH => Self::Requests,
+            0 | 3 | 10_002 => Self::Profiles,
+            _ => Self::Rest,
+        }
+    }
+
+    /// Its kinds; none for the rest.
+    pub const fn kinds(self) -> &'static [u16] {
+        match self {
+            Self::Requests => &[DELETION, VANISH],
+            Self::Profiles => &[0, 3, 10_002],
+            Self::Rest => &[],
+        }
+    }
+
+    /// As it stands in messages and in the database.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Requests => 0,
+            Self::Profiles => 1,
+            Self::Rest => 2,
+        }
+    }
+
+    pub fn numbered(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|part| part.number() == number)
+    }
+}
+
 /// Whether events of this kind prove an identity to one server and must never be stored or passed on.
 pub const fn is_authentication(kind: u16) -> bool {
     matches!(kind, AUTH | HTTP_AUTH)

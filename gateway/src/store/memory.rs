@@ -1,6 +1,6 @@
 //! What the store keeps in memory about the file, shared by the writer and all readers.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock, atomic::AtomicU64};
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -19,6 +19,8 @@ pub(super) struct Memory {
     pub vanished: Known,
     pub newest: Newest,
     pub authors: AuthorNumbers,
+    /// Rises with every change of what is gone that is not the removal of what was held.
+    pub gone_changes: Arc<AtomicU64>,
     /// The search index; never set when search is off.
     pub search: OnceLock<Search>,
 }
@@ -32,6 +34,7 @@ impl Memory {
             vanished: Known::new(0),
             newest: Newest::default(),
             authors: AuthorNumbers::default(),
+            gone_changes: Arc::default(),
             search: OnceLock::new(),
         }
     }

@@ -6,6 +6,7 @@
 mod bell;
 mod breather;
 pub mod config;
+mod gone;
 mod joined;
 mod known;
 mod memory;
@@ -53,10 +54,10 @@ use crate::{
     clock::unix_now,
     metrics::Metrics,
     pipeline::{
-        Affected, Count, EventReader, EventWriter, IdSet, LogEntry, Presence, Removal, Scan, Scope,
-        Seq, StoreError, Viewer, Write,
+        Affected, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Presence, Removal, Scan,
+        Scope, Seq, Span, StoreError, TopicIds, Viewer, Write,
     },
-    protocol::{Event, EventId, Filter, TopicName},
+    protocol::{Event, EventId, Filter, TopicName, VerifiedEvent, kinds::Part},
     tasks,
 };
 use breather::Breather;
@@ -80,6 +81,7 @@ pub struct Store {
     failing: Arc<AtomicBool>,
     stored_at_start: u64,
     door: Door,
+    refusals: gone::Refusals,
     background: Mutex<Background>,
     data_dir: PathBuf,
     config: StorageConfig,
@@ -182,6 +184,7 @@ impl Store {
             failing,
             stored_at_start,
             door: Door::default(),
+            refusals: gone::Refusals::default(),
             background: Mutex::new(background),
             data_dir: data_dir.to_owned(),
             config: config.clone(),
@@ -196,13 +199,42 @@ impl Store {
     pub fn start_upkeep(&self, retention: &[RetentionConfig]) -> Result<(), OpenError> {
         let path = self.data_dir.join("gateway.db");
         let (writes, metrics) = (self.writes.clone(), self.metrics.clone());
-        let upkeep =
-            Upkeep::new(&self.data_dir, &self.config, retention, writes, metrics, &self.door);
+        let gone_changes = self.memory.gone_changes.clone();
+        let upkeep = Upkeep::new(
+            &self.data_dir,
+            &self.config,
+            retention,
+            writes,
+            metrics,
+            &self.door,
+            gone_changes,
+        );
         let (upkeep, stop) = upkeep.map_err(|e| OpenError::sqlite(&path, &e))?;
         let keeping = upkeep.start(stop).map_err(|e| OpenError::thread(&path, &e))?;
         let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
         background.keeping = Some(keeping);
         Ok(())
+    }
+
+    /// Says which limits, plugins and retention are in force, as one number. When they are not those
+    /// of the last start, what they refused then is no longer remembered.
+    ///
+    /// # Errors
+    /// When the database cannot be written. Not from an async worker.
+    pub fn rules_are(&self, rules: i64) -> Result<(), StoreError> {
+        let forgotten = gone::rules_are(&self.writes, rules)?;
+        if forgotten > 0 {
+            tracing::info!(
+                events = forgotten,
+                "the rules changed; what was refused may come again"
+            );
+        }
+        Ok(())
+    }
+
+    /// The operator's rules, on disk.
+    pub fn moderation(&self) -> ModerationTable {
+        ModerationTable::new(&self.data_dir, self.memory.gone_changes.clone())
     }
 
     /// How many events were stored when it was opened.
@@ -286,6 +318,10 @@ impl EventWriter for Store {
         self.writes.send(Order::Remove(removal, answer))?;
         removed.recv().map_err(|_| StoreError("the store is closed".to_owned()))?
     }
+
+    fn refused(&self, event: &VerifiedEvent, topics: &[TopicName], why: Gone) {
+        self.refusals.add(&self.writes, &self.memory.gone_changes, event, topics, why);
+    }
 }
 
 impl EventReader for Store {
@@ -359,6 +395,35 @@ impl EventReader for Store {
         ids: Vec<EventId>,
     ) -> BoxFuture<'_, Result<Vec<EventId>, StoreError>> {
         self.ask(move |connection| query::missing(connection, &topic, ids))
+    }
+
+    fn topic_ids(
+        &self,
+        topic: TopicName,
+        part: Part,
+        span: Span,
+        max: usize,
+    ) -> BoxFuture<'_, Result<TopicIds, StoreError>> {
+        self.ask_long(move |connection, _| query::topic_ids(connection, &topic, part, span, max))
+    }
+
+    fn gone(
+        &self,
+        topic: TopicName,
+        ids: Vec<EventId>,
+    ) -> BoxFuture<'_, Result<Vec<(u64, EventId)>, StoreError>> {
+        self.ask(move |connection| match query::topic_number(connection, &topic)? {
+            Some(topic) => Ok(gone::find(connection, topic, &ids)?),
+            None => Ok(Vec::new()),
+        })
+    }
+
+    fn kept_since(&self, topic: &TopicName) -> u64 {
+        self.door.open_since(topic, unix_now())
+    }
+
+    fn version(&self) -> u64 {
+        self.tail.newest() + self.memory.gone_changes.load(Ordering::Relaxed)
     }
 }
 

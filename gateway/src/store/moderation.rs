@@ -2,15 +2,23 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use futures_util::future::BoxFuture;
 use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 
-use crate::pipeline::{
-    StoreError,
-    moderation::{Change, ModerationStore, Stored},
+use super::gone::BANNED;
+use crate::{
+    pipeline::{
+        StoreError,
+        moderation::{Change, List, ModerationStore, Stored},
+    },
+    protocol::EventId,
 };
 
 /// How long a change may wait for the writer's commits.
@@ -19,12 +27,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The table `moderation` of `gateway.db`.
 pub struct ModerationTable {
     path: PathBuf,
+    /// See [`super::memory::Memory::gone_changes`].
+    gone_changes: Arc<AtomicU64>,
 }
 
 impl ModerationTable {
     /// In the data directory of a store that is open: opening it made the table.
-    pub fn new(data_dir: &Path) -> Self {
-        Self { path: data_dir.join("gateway.db") }
+    pub(super) fn new(data_dir: &Path, gone_changes: Arc<AtomicU64>) -> Self {
+        Self { path: data_dir.join("gateway.db"), gone_changes }
     }
 
     async fn connect(&self) -> sqlx::Result<SqliteConnection> {
@@ -48,6 +58,23 @@ impl ModerationTable {
     async fn write(&self, change: Change) -> sqlx::Result<()> {
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        for statement in brings_back(&change) {
+            match statement {
+                Again::Banned => {
+                    sqlx::query("DELETE FROM gone WHERE cause = ?1")
+                        .bind(BANNED)
+                        .execute(&mut *transaction)
+                        .await?;
+                }
+                Again::Event(id) => {
+                    sqlx::query("DELETE FROM gone WHERE substr(id, 1, 8) = ?1 AND id = ?2")
+                        .bind(&id.0[..8])
+                        .bind(&id.0[..])
+                        .execute(&mut *transaction)
+                        .await?;
+                }
+            }
+        }
         for (list, item) in change.take {
             sqlx::query("DELETE FROM moderation WHERE list = ?1 AND item = ?2")
                 .bind(list.name())
@@ -64,8 +91,28 @@ impl ModerationTable {
                 .await?;
         }
         transaction.commit().await?;
+        self.gone_changes.fetch_add(1, Ordering::Relaxed);
         connection.close().await
     }
+}
+
+/// What is not remembered as gone any more.
+enum Again {
+    /// Everything that a rule kept out: which rule it was, nobody knows.
+    Banned,
+    Event(EventId),
+}
+
+/// What a change may let in that was kept out before.
+fn brings_back(change: &Change) -> Vec<Again> {
+    use List::{AllowedEvents, AllowedKinds, BannedEvents, BannedPubkeys, DisallowedKinds};
+    let lifts =
+        |list| matches!(list, BannedPubkeys | BannedEvents | DisallowedKinds | AllowedKinds);
+    let lifted = change.take.iter().any(|(list, _)| lifts(*list))
+        || change.put.iter().any(|(list, ..)| matches!(list, AllowedKinds | AllowedEvents));
+    let events = change.put.iter().filter(|(list, ..)| *list == AllowedEvents);
+    let events = events.filter_map(|(_, item, _)| EventId::parse(item).map(Again::Event));
+    lifted.then_some(Again::Banned).into_iter().chain(events).collect()
 }
 
 impl ModerationStore for ModerationTable {

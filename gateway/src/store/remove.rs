@@ -3,18 +3,20 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
+    gone,
     memory::Memory,
     open,
     tag_keys::{tag_key, tag_keys},
 };
 use crate::{
-    pipeline::Removal,
+    pipeline::{Gone, Removal},
     protocol::{Event, EventId, PublicKey, kinds},
 };
 
-/// Removes an event and all that finds it. Its later log entries stay and are skipped by readers.
+/// Removes an event and all that finds it; its id is remembered as gone. Its later log entries stay
+/// and are skipped by readers.
 /// Returns whether there was one.
-pub(super) fn row(connection: &Connection, row: i64) -> rusqlite::Result<bool> {
+pub(super) fn row(connection: &Connection, row: i64, why: Gone) -> rusqlite::Result<bool> {
     let Some(json) = connection
         .prepare_cached("SELECT json FROM events WHERE row = ?1")?
         .query_row([row], |found| found.get::<_, Box<str>>(0))
@@ -29,6 +31,7 @@ pub(super) fn row(connection: &Connection, row: i64) -> rusqlite::Result<bool> {
     for key in tag_keys(&event) {
         statement.execute(params![key, created_at, row])?;
     }
+    gone::add_row(connection, row, &event, why)?;
     connection
         .prepare_cached(
             "DELETE FROM memberships WHERE topic IN (SELECT topic FROM topics) \
@@ -60,11 +63,11 @@ pub(super) fn asked(
 ) -> rusqlite::Result<u64> {
     match removal {
         Removal::Event(id) => match open::row_of(connection, id)? {
-            Some(found) => row(connection, found).map(u64::from),
+            Some(found) => row(connection, found, Gone::Banned).map(u64::from),
             None => Ok(0),
         },
         Removal::Author { key, keep } => match memory.author(connection, key)? {
-            Some(author) => of_author(connection, author, i64::MAX, keep),
+            Some(author) => of_author(connection, author, i64::MAX, keep, Gone::Banned),
             None => Ok(0),
         },
     }
@@ -80,7 +83,7 @@ pub(super) fn vanished(
     keep: &[EventId],
 ) -> rusqlite::Result<()> {
     let until = until.cast_signed();
-    of_author(connection, author, until, keep)?;
+    of_author(connection, author, until, keep, Gone::Vanished)?;
     let mut statement =
         connection.prepare_cached("SELECT event FROM tags WHERE key = ?1 AND created_at <= ?2")?;
     let key_text = key.to_string();
@@ -95,7 +98,7 @@ pub(super) fn vanished(
         if kind == Some(kinds::GIFT_WRAP)
             && event(connection, found)?.tag_values("p").any(|p| p == key_text)
         {
-            row(connection, found)?;
+            row(connection, found, Gone::Vanished)?;
         }
     }
     Ok(())
@@ -106,6 +109,7 @@ fn of_author(
     author: u32,
     until: i64,
     keep: &[EventId],
+    why: Gone,
 ) -> rusqlite::Result<u64> {
     let mut statement = connection.prepare_cached(
         "SELECT row, id FROM events INDEXED BY events_by_author \
@@ -117,7 +121,7 @@ fn of_author(
     let mut removed = 0;
     for (found, id) in &rows {
         if keep.binary_search(id).is_err() {
-            removed += u64::from(row(connection, *found)?);
+            removed += u64::from(row(connection, *found, why)?);
         }
     }
     Ok(removed)
@@ -139,7 +143,7 @@ pub(super) fn address(
         .query_row(params![key.0, kind, identifier, until.cast_signed()], |found| found.get(0))
         .optional()?;
     if let Some(held) = held {
-        row(connection, held)?;
+        row(connection, held, Gone::Deleted)?;
     }
     Ok(())
 }

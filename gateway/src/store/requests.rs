@@ -7,7 +7,10 @@ use super::{
     tombstones::{self, Deleted},
     writer::identifier,
 };
-use crate::protocol::{Event, EventId, kinds};
+use crate::{
+    pipeline::Gone,
+    protocol::{Event, EventId, kinds},
+};
 
 /// Carries a deletion request out, also for what is still to come. `gone` is told the ids.
 pub(super) fn delete(
@@ -31,7 +34,7 @@ pub(super) fn delete(
                         let (by, at) = (&event.pubkey, event.created_at);
                         tombstones::delete_address(connection, by, event.kind, identifier, at)?;
                     }
-                    remove::row(connection, row)?;
+                    remove::row(connection, row, Gone::Deleted)?;
                 }
                 tombstones::delete_id(connection, &id, by)?;
                 gone(&id);

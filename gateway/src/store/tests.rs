@@ -1,6 +1,8 @@
 //! The store through its own interface, on real files.
 
-use std::sync::Arc;
+mod gone;
+
+use std::sync::{Arc, atomic::AtomicU64};
 
 use tokio::sync::oneshot;
 

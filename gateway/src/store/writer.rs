@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    gone,
     known::prefix,
     memory::Memory,
     names::Names,
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
-    pipeline::{Audience, Committed, LogEntry, Seq, StoreError, Write},
+    pipeline::{Audience, Committed, Gone, LogEntry, Seq, StoreError, Write},
     protocol::{Event, EventId, TopicName, kinds, kinds::Class},
 };
 use crossbeam_channel::Receiver;
@@ -165,7 +166,7 @@ impl Writer<'_> {
                 Order::Evict(rows, _) => {
                     let mut removed = 0;
                     for row in rows {
-                        removed += u64::from(remove::row(&transaction, *row)?);
+                        removed += u64::from(remove::row(&transaction, *row, Gone::Evicted)?);
                     }
                     Done::Removed(removed)
                 }
@@ -202,17 +203,26 @@ impl Writer<'_> {
         let (known, vanished) = (&self.memory.ids, &self.memory.vanished);
         match tombstones::find(connection, event, known, vanished)? {
             None => {}
-            Some(Tombstone::Deleted) => return Ok(Committed::Deleted),
-            Some(Tombstone::Vanished) => return Ok(Committed::Vanished),
+            Some(Tombstone::Deleted) => {
+                self.not_kept(connection, write, Gone::Deleted)?;
+                return Ok(Committed::Deleted);
+            }
+            Some(Tombstone::Vanished) => {
+                self.not_kept(connection, write, Gone::Vanished)?;
+                return Ok(Committed::Vanished);
+            }
         }
         let author = self.author(connection, event)?;
         let identifier = identifier(event);
         if let Some(identifier) = identifier {
             match older_version(connection, event, author, identifier)? {
                 Older::None => {}
-                Older::Newer => return Ok(Committed::Superseded),
+                Older::Newer => {
+                    self.not_kept(connection, write, Gone::Replaced)?;
+                    return Ok(Committed::Superseded);
+                }
                 Older::Replaceable(row) => {
-                    remove::row(connection, row)?;
+                    remove::row(connection, row, Gone::Replaced)?;
                 }
             }
         }
@@ -261,6 +271,21 @@ impl Writer<'_> {
             self.join(connection, row, write, Some(topic), audience, entries)?;
         }
         Ok(Committed::New(row.cast_unsigned()))
+    }
+
+    /// Remembers that the topics' other members need not send it again.
+    fn not_kept(
+        &mut self,
+        connection: &Connection,
+        write: &Write,
+        why: Gone,
+    ) -> rusqlite::Result<()> {
+        for topic in &write.topics {
+            let topic = self.topics.number(connection, topic.as_str())?;
+            gone::add(connection, topic, &write.event, why)?;
+            self.memory.gone_changes.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn author(&self, connection: &Connection, event: &Event) -> rusqlite::Result<u32> {

@@ -43,6 +43,12 @@ impl Writes {
         queue.ok_or_else(closed)?.send(order).map_err(|_| closed())
     }
 
+    /// Queues an order unless the queue is full.
+    pub fn try_send(&self, order: Order) -> bool {
+        let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
+        queue.as_ref().is_some_and(|queue| queue.try_send(order).is_ok())
+    }
+
     /// Queues an order with an answer and waits for it. Not from an async worker.
     pub fn ask(&self, order: impl FnOnce(Answer) -> Order) -> Result<u64, StoreError> {
         let (answer, result) = crossbeam_channel::bounded(1);

@@ -12,7 +12,7 @@ fn builder() -> GatewayBuilder {
 }
 
 /// Expects that it ends, with this exit code, and that exactly one line says all of these words.
-async fn refuses_to_start(builder: &GatewayBuilder, code: i32, words: &[&str]) {
+pub(crate) async fn refuses_to_start(builder: &GatewayBuilder, code: i32, words: &[&str]) {
     let mut child = builder.spawn();
     let status = child.exit(Duration::from_secs(30)).await;
     let stderr = child.stderr();

@@ -25,6 +25,8 @@ mod relay;
 mod relay_http;
 mod retention;
 mod search;
+mod secrets;
+mod sync;
 
 /// The gateway's binary, built from this tree together with these scenarios.
 const GATEWAY: &str = env!("CARGO_BIN_EXE_nostr-gateway-under-test");

@@ -59,7 +59,7 @@ async fn answered(gateway: &Gateway, admin: &Keys, method: &str, params: Value) 
 }
 
 /// Calls a method that must succeed.
-async fn call(gateway: &Gateway, admin: &Keys, method: &str, params: Value) -> Value {
+pub async fn call(gateway: &Gateway, admin: &Keys, method: &str, params: Value) -> Value {
     let mut answer = answered(gateway, admin, method, params).await;
     assert!(answer.get("error").is_none(), "{method}: {answer}");
     answer["result"].take()

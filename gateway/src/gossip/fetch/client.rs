@@ -1,33 +1,30 @@
 //! Gets announced events: each once, from whoever has it.
 
-use std::{collections::HashSet, io, pin::pin, sync::Arc, time::Duration};
+use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 
-use futures_util::{
-    Stream, StreamExt,
-    stream::{self, FuturesUnordered},
-};
-use iroh::{EndpointId, endpoint::RecvStream};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use iroh::EndpointId;
 use tokio::{
-    io::AsyncRead,
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    answers::{self, Piece},
     connections::Connections,
     schedule::{Job, Schedule},
-    wire::{self, Request, WireError},
+    trust::Trust,
+    wire::{self, Request},
 };
 use crate::{
     gossip::{peer_id, state::TopicState},
     metrics::{CauseLabels, Metrics},
     pipeline::{Candidate, EventReader, Ingest, Origin, Outcome, Target},
-    protocol::{Event, EventId, TopicName, event::compute_id},
+    protocol::{Event, EventId},
 };
 
-/// How long one fetch may go without progress, and how long it may take in all.
-const STALLED: Duration = Duration::from_secs(10);
+/// How long one fetch may take in all.
 const FETCH: Duration = Duration::from_secs(30);
 /// Fetched events of one fetch in the pipeline at once.
 const SUBMISSIONS: usize = 16;
@@ -46,6 +43,7 @@ pub struct Puller {
     pub reader: Arc<dyn EventReader>,
     pub ingest: Ingest,
     pub connections: Arc<Connections>,
+    pub trust: Arc<Trust>,
     /// The longest event taken, in bytes.
     pub max_event_bytes: usize,
     pub metrics: Arc<Metrics>,
@@ -90,6 +88,10 @@ impl Puller {
             }
         };
         job.keep(&missing);
+        if self.trust.is_banned(&job.peer()) {
+            job.distrust();
+            return job;
+        }
         let wanted = job.wanted();
         if wanted.is_empty() {
             return job;
@@ -109,8 +111,11 @@ impl Puller {
     /// Returns how many events came.
     async fn fetch(&self, job: &mut Job, wanted: Vec<EventId>) -> Result<usize, String> {
         let peer = job.peer();
-        let answer = self.ask(peer, &wanted).await?;
-        let mut events = pin!(events(answer, wanted.into_iter().collect(), self.max_event_bytes));
+        let connection = self.connections.to(peer).await?;
+        let request = Request { topic: self.state.name().clone(), ids: wanted };
+        let answer = answers::ask(&connection, &wire::encode_request(&request, None)).await?;
+        let wanted = request.ids.into_iter().collect();
+        let mut pieces = pin!(answers::pieces(answer, wanted, self.max_event_bytes));
         let mut submissions = FuturesUnordered::new();
         let mut came = 0;
         let result = loop {
@@ -118,14 +123,20 @@ impl Puller {
                 Some((id, outcome)) = submissions.next(), if !submissions.is_empty() => {
                     job.note(id, &outcome);
                 }
-                event = events.next(), if submissions.len() < SUBMISSIONS => match event {
-                    Some(Ok(event)) => {
+                piece = pieces.next(), if submissions.len() < SUBMISSIONS => match piece {
+                    Some(Ok(Piece::Event(event))) => {
                         came += 1;
                         submissions.push(self.submit(event, peer));
+                    }
+                    Some(Ok(Piece::End(rest))) => {
+                        // It has them no more; others may.
+                        rest.gone.iter().for_each(|(_, id)| job.doubt(*id));
+                        break Ok(came);
                     }
                     Some(Err(error)) => {
                         if error.is_lie() {
                             job.distrust();
+                            self.trust.lied(peer, "answer");
                         }
                         break Err(error.to_string());
                     }
@@ -139,19 +150,6 @@ impl Puller {
         result
     }
 
-    async fn ask(&self, peer: EndpointId, wanted: &[EventId]) -> Result<RecvStream, String> {
-        let connection = self.connections.to(peer).await?;
-        let topic: TopicName = self.state.name().clone();
-        let request = wire::encode_request(&Request { topic, ids: wanted.to_vec() });
-        let sending = async {
-            let (mut send, receive) = connection.open_bi().await.map_err(|e| e.to_string())?;
-            send.write_all(&request).await.map_err(|e| e.to_string())?;
-            send.finish().map_err(|e| e.to_string())?;
-            Ok(receive)
-        };
-        timeout(STALLED, sending).await.unwrap_or_else(|_| Err("stalled".to_owned()))
-    }
-
     async fn submit(&self, event: Event, peer: EndpointId) -> (EventId, Outcome) {
         let id = event.id;
         let topic = self.state.name().clone();
@@ -162,73 +160,5 @@ impl Puller {
 
     fn count(&self, cause: &'static str) {
         self.metrics.fetches.get_or_create(&CauseLabels { cause }).inc();
-    }
-}
-
-/// The events of an answer, until its end or its first fault.
-fn events(
-    answer: RecvStream,
-    wanted: HashSet<EventId>,
-    max: usize,
-) -> impl Stream<Item = Result<Event, WireError>> {
-    stream::unfold(Some((answer, wanted)), move |state| async move {
-        let (mut answer, mut wanted) = state?;
-        let event = match timeout(STALLED, next(&mut answer, &mut wanted, max)).await {
-            Ok(event) => event.transpose()?,
-            Err(_) => Err(WireError::Io(io::ErrorKind::TimedOut.into())),
-        };
-        let state = event.is_ok().then_some((answer, wanted));
-        Some((event, state))
-    })
-}
-
-/// The next event of an answer: one that was asked for, and only once.
-async fn next(
-    answer: &mut (impl AsyncRead + Unpin),
-    wanted: &mut HashSet<EventId>,
-    max: usize,
-) -> Result<Option<Event>, WireError> {
-    let Some(json) = wire::read_event(answer, max).await? else { return Ok(None) };
-    if wanted.is_empty() {
-        return Err(WireError::TooMany);
-    }
-    let event = Event::parse(&json).map_err(|error| WireError::Event(error.to_string()))?;
-    if !wanted.remove(&event.id) {
-        return Err(WireError::NotAsked);
-    }
-    // What the pipeline refuses unverified, like a protected event, is refused for good: it must be
-    // the event of this id. A forged signature is left to the pipeline.
-    if compute_id(&event) == event.id { Ok(Some(event)) } else { Err(WireError::Forged) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn event(tags: &str, id: Option<EventId>) -> Event {
-        let json = |id: &str| {
-            format!(
-                r#"{{"id":"{id}","pubkey":"{0:064x}","created_at":1,"kind":1,"tags":[{tags}],"content":"","sig":"{0:0128x}"}}"#,
-                1
-            )
-        };
-        let draft = Event::parse(&json(&"0".repeat(64))).unwrap();
-        let id = id.unwrap_or_else(|| compute_id(&draft));
-        Event::parse(&json(&id.to_string())).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_copy_with_a_claimed_id_says_nothing_of_the_event() {
-        let real = event("", None);
-        let forged = event(r#"["-"]"#, Some(real.id));
-        let answer = async |event: &Event| {
-            let mut bytes = Vec::new();
-            wire::write_event(&mut bytes, event.json()).await.unwrap();
-            next(&mut &bytes[..], &mut HashSet::from([real.id]), 10_000).await
-        };
-        assert!(matches!(answer(&forged).await, Err(error @ WireError::Forged) if error.is_lie()));
-        assert_eq!(answer(&real).await.unwrap().unwrap().id, real.id);
-        let other = event(r#"["-"]"#, None);
-        assert!(matches!(answer(&other).await, Err(WireError::NotAsked)));
     }
 }

@@ -1,13 +1,16 @@
-//! Events that were announced by id: asked for and answered on our own ALPN.
+//! Events that were announced by id: asked for and answered on our own ALPN, which serves the
+//! comparisons of `sync` as well.
 //!
 //! `docs/protocol.md` describes the same bytes.
 
+pub mod answers;
 mod client;
 mod connections;
 pub mod schedule;
 mod server;
-mod wire;
+pub mod trust;
+pub mod wire;
 
 pub use client::{Announcement, Puller};
 pub use connections::Connections;
-pub use server::FetchServer;
+pub use server::SyncServer;

@@ -135,6 +135,11 @@ impl Job {
         self.pull.distrusted.insert(self.peer);
     }
 
+    /// Asks this peer no more for this id.
+    pub fn doubt(&mut self, id: EventId) {
+        self.pull.doubted.insert((self.peer, id));
+    }
+
     /// Takes note of what the pipeline said. A copy that is invalid says nothing about the real
     /// event, which others may have; a failure of ours says nothing at all.
     pub fn note(&mut self, id: EventId, outcome: &Outcome) {

@@ -1,22 +1,30 @@
-//! Answers fetches: everything is bounded, and only what a topic's members may see goes out.
+//! Answers requests of other gateways: everything is bounded, and only what a topic's members may
+//! see goes out.
 
 use std::{collections::HashSet, fmt, io, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use iroh::{
+    EndpointId,
     endpoint::{Connection, RecvStream, SendStream, VarInt},
     protocol::{AcceptError, ProtocolHandler},
 };
 use tokio::{
-    io::AsyncWrite,
+    io::{AsyncReadExt, AsyncWrite},
     sync::{Semaphore, watch},
     time::{Instant, timeout, timeout_at},
 };
 
-use super::wire::{self, Request, WireError};
+use super::{
+    trust::{Trust, Way},
+    wire::{self, Rest, WireError},
+};
 use crate::{
     clock::unix_now,
-    gossip::door::{BUSY, Places},
+    gossip::{
+        door::{BUSY, Places},
+        sync::Library,
+    },
     metrics::{CauseLabels, Metrics},
     pipeline::{EventReader, JoinedTopics, Seq},
     protocol::{Event, EventId, TopicName, kinds},
@@ -25,7 +33,7 @@ use crate::{
 const CONNECTIONS: usize = 256;
 /// One to use, and one that a peer left behind when it crashed.
 const CONNECTIONS_PER_PEER: usize = 2;
-const STREAMS_PER_CONNECTION: usize = 8;
+const STREAMS_PER_CONNECTION: usize = 16;
 /// Requests answered at once, over all peers. Each holds a few events in memory.
 const REQUESTS: usize = 64;
 /// A connection that asks for nothing this long is closed.
@@ -39,6 +47,11 @@ const STALLED: Duration = Duration::from_secs(5);
 const ANSWER_BYTES: usize = 8 << 20;
 /// How many events are read from the store at a time.
 const CHUNK: usize = 8;
+const CHUNK_TAKEN: usize = 64;
+/// After this time an answer is cut short, so that what came over a slow line counts.
+const LONG_ENOUGH: Duration = Duration::from_secs(20);
+/// How long a peer that has used up its minute waits before it is answered that there is more.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long an answer waits for events that are on their way to us too: whoever announced them to
 /// the asker may be fetching them itself.
 const WAIT: Duration = Duration::from_secs(1);
@@ -53,21 +66,31 @@ const MALFORMED: VarInt = VarInt::from_u32(2);
 
 /// The handler of our ALPN. Cheap to clone.
 #[derive(Clone)]
-pub struct FetchServer(Arc<Shared>);
+pub struct SyncServer(Arc<Shared>);
 
 struct Shared {
     joined: JoinedTopics,
     reader: Arc<dyn EventReader>,
+    library: Arc<Library>,
+    trust: Arc<Trust>,
     metrics: Arc<Metrics>,
     places: Places,
     requests: Semaphore,
 }
 
-impl FetchServer {
-    pub fn new(joined: JoinedTopics, reader: Arc<dyn EventReader>, metrics: Arc<Metrics>) -> Self {
+impl SyncServer {
+    pub fn new(
+        joined: JoinedTopics,
+        reader: Arc<dyn EventReader>,
+        library: Arc<Library>,
+        trust: Arc<Trust>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self(Arc::new(Shared {
             joined,
             reader,
+            library,
+            trust,
             metrics,
             places: Places::new(CONNECTIONS, CONNECTIONS_PER_PEER),
             requests: Semaphore::new(REQUESTS),
@@ -75,16 +98,18 @@ impl FetchServer {
     }
 }
 
-impl fmt::Debug for FetchServer {
+impl fmt::Debug for SyncServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FetchServer")
+        f.write_str("SyncServer")
     }
 }
 
-impl ProtocolHandler for FetchServer {
+impl ProtocolHandler for SyncServer {
     async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
         let shared = &*self.0;
-        let Some(_place) = shared.places.take(connection.remote_id()) else {
+        let peer = connection.remote_id();
+        let place = if shared.trust.is_banned(&peer) { None } else { shared.places.take(peer) };
+        let Some(_place) = place else {
             shared.count("refused");
             connection.close(BUSY, b"busy");
             return Ok(());
@@ -99,6 +124,7 @@ impl ProtocolHandler for FetchServer {
 
 impl Shared {
     async fn serve(&self, connection: &Connection) {
+        let peer = connection.remote_id();
         let mut answers = FuturesUnordered::new();
         loop {
             tokio::select! {
@@ -107,7 +133,8 @@ impl Shared {
                     if answers.len() < STREAMS_PER_CONNECTION =>
                 {
                     match stream {
-                        Ok(Ok((send, receive))) => answers.push(self.stream(send, receive)),
+                        Ok(Ok(_)) if self.trust.is_banned(&peer) => return,
+                        Ok(Ok((send, receive))) => answers.push(self.stream(peer, send, receive)),
                         Ok(Err(_)) => return,
                         Err(_) if answers.is_empty() => return,
                         Err(_) => {}
@@ -117,41 +144,104 @@ impl Shared {
         }
     }
 
-    async fn stream(&self, mut send: SendStream, mut receive: RecvStream) {
-        match timeout(REQUEST, self.answer(&mut send, &mut receive)).await {
-            Ok(Ok(())) => {
+    async fn stream(&self, peer: EndpointId, mut send: SendStream, mut receive: RecvStream) {
+        let result = match timeout(REQUEST, opening(&mut receive)).await {
+            Ok(Ok((kind, topic))) => {
+                self.request(peer, kind, &topic, &mut send, &mut receive).await
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(slow()),
+        };
+        match result {
+            Ok(()) => {
                 let _ = send.finish();
             }
-            Ok(Err(WireError::Io(_))) => self.count("broken off"),
-            Ok(Err(error)) => {
-                self.count("malformed");
-                tracing::debug!(%error, "a fetch was malformed");
-                let _ = send.reset(MALFORMED);
-                let _ = receive.stop(MALFORMED);
-            }
-            Err(_) => {
+            Err(WireError::Io(error)) if error.kind() == io::ErrorKind::TimedOut => {
                 self.count("served too slowly");
                 let _ = send.reset(DONE);
+            }
+            Err(WireError::Io(_)) => self.count("broken off"),
+            Err(error) => {
+                self.count("malformed");
+                self.trust.lied(peer, "request");
+                tracing::debug!(%error, "a request was malformed");
+                let _ = send.reset(MALFORMED);
+                let _ = receive.stop(MALFORMED);
             }
         }
     }
 
-    async fn answer(
+    /// Answers a request whose type and topic are known.
+    async fn request(
         &self,
+        peer: EndpointId,
+        kind: u8,
+        topic: &TopicName,
         send: &mut SendStream,
         receive: &mut RecvStream,
     ) -> Result<(), WireError> {
-        let Request { topic, ids } = wire::read_request(receive).await?;
-        if self.joined.contains(topic.as_str()) {
-            let mut answer = Answer { send, sent: HashSet::new(), room: ANSWER_BYTES };
+        let is_ours = self.joined.contains(topic.as_str());
+        match kind {
+            // It has time limits of its own.
+            wire::RECONCILE => self.library.follow(peer, topic, is_ours, send, receive).await,
+            wire::HINT => {
+                self.library.hinted(peer, topic);
+                Ok(())
+            }
+            kind => {
+                let answer = self.answer(peer, kind, topic, is_ours, send, receive);
+                timeout(REQUEST, answer).await.unwrap_or_else(|_| Err(slow()))
+            }
+        }
+    }
+
+    /// Sends the events of a [`wire::FETCH`] or [`wire::TAKE`].
+    async fn answer(
+        &self,
+        peer: EndpointId,
+        kind: u8,
+        topic: &TopicName,
+        is_ours: bool,
+        send: &mut SendStream,
+        receive: &mut RecvStream,
+    ) -> Result<(), WireError> {
+        let taken = kind == wire::TAKE;
+        let longest = if taken { receive.read_u32().await? as usize } else { usize::MAX };
+        let ids = wire::read_ids(receive, if taken { wire::MAX_TAKEN } else { wire::MAX_IDS });
+        let ids = ids.await?;
+        let mut rest = Rest::default();
+        if is_ours {
+            let pause = self.trust.pause(peer, Way::Out);
+            tokio::time::sleep(pause.min(LONGEST_PAUSE)).await;
+            let room = if pause > LONGEST_PAUSE { 0 } else { ANSWER_BYTES };
+            let trust = Some((&*self.trust, peer));
+            let mut answer = Answer { longest, trust, ..Answer::new(send, room) };
             // Before the store is read: what is committed from here on must wake us.
             let mut head = self.reader.head();
             let seen = *head.borrow_and_update();
-            self.send_known(&mut answer, &topic, &ids).await?;
-            self.send_late(&mut answer, &topic, &ids, head, seen).await?;
+            let chunk = if taken { CHUNK_TAKEN } else { CHUNK };
+            self.send_known(&mut answer, topic, &ids, chunk).await?;
+            let missing = answer.missing(&ids);
+            if answer.room > 0 && !missing.is_empty() {
+                let gone = self.reader.gone(topic.clone(), missing.clone()).await;
+                rest.gone = gone.unwrap_or_default();
+                rest.gone.append(&mut answer.too_long);
+                rest.gone.sort_unstable();
+                rest.gone.dedup();
+                if !taken && rest.gone.len() < missing.len() {
+                    let gone: HashSet<_> = rest.gone.iter().map(|(_, id)| *id).collect();
+                    let late: Vec<_> =
+                        missing.into_iter().filter(|id| !gone.contains(id)).collect();
+                    self.send_late(&mut answer, topic, &late, head, seen).await?;
+                    // It may have been replaced meanwhile.
+                    rest.gone.retain(|(_, id)| !answer.sent.contains(id));
+                }
+            }
+            self.library.bytes("events out", answer.bytes);
+            rest.cut = answer.room == 0 && answer.sent.len() < ids.len();
         }
         // The answer for a topic that we are not in is the same as for events that we do not have.
-        wire::write_end(send).await?;
+        wire::write_end(send, &rest).await?;
         self.count("served");
         Ok(())
     }
@@ -162,9 +252,10 @@ impl Shared {
         answer: &mut Answer<'_>,
         topic: &TopicName,
         ids: &[EventId],
+        chunk: usize,
     ) -> Result<(), WireError> {
         let _permit = self.requests.acquire().await;
-        for ids in ids.chunks(CHUNK) {
+        for ids in ids.chunks(chunk) {
             if answer.room == 0 {
                 break;
             }
@@ -178,7 +269,11 @@ impl Shared {
             let now = unix_now();
             for json in found {
                 let Ok(event) = Event::parse(&json) else { continue };
-                if kinds::barred_from_public_topics(&event, now).is_none() {
+                if json.len() > answer.longest
+                    || kinds::barred_from_public_topics(&event, now).is_some()
+                {
+                    answer.too_long.push((event.created_at, event.id));
+                } else {
                     answer.event(event.id, &json).await?;
                 }
             }
@@ -218,7 +313,8 @@ impl Shared {
                 }
                 looks -= 1;
                 seen = newest;
-                self.send_known(answer, topic, &missing.into_iter().collect::<Vec<_>>()).await?;
+                let missing: Vec<_> = missing.into_iter().collect();
+                self.send_known(answer, topic, &missing, CHUNK).await?;
                 continue;
             };
             seen = entries.last().map_or(newest, |entry| entry.seq.max(newest));
@@ -240,25 +336,62 @@ impl Shared {
     }
 }
 
+/// The first bytes of a request: its type and topic.
+async fn opening(receive: &mut RecvStream) -> Result<(u8, TopicName), WireError> {
+    let kind = wire::read_type(receive).await?;
+    Ok((kind, wire::read_topic(receive).await?))
+}
+
+fn slow() -> WireError {
+    WireError::Io(io::ErrorKind::TimedOut.into())
+}
+
 /// An answer being written.
 struct Answer<'a, W = SendStream> {
     send: &'a mut W,
     sent: HashSet<EventId>,
     /// Bytes that may still be sent; 0 once an event did not fit.
     room: usize,
+    /// Whose bytes are counted.
+    trust: Option<(&'a Trust, EndpointId)>,
+    /// The longest event that the other side takes; it is told of those that are longer, and of those
+    /// that have expired.
+    longest: usize,
+    until: Instant,
+    too_long: Vec<(u64, EventId)>,
+    /// Bytes of events that were sent.
+    bytes: usize,
+}
+
+impl<'a, W> Answer<'a, W> {
+    fn new(send: &'a mut W, room: usize) -> Self {
+        let (sent, too_long) = (HashSet::new(), Vec::new());
+        let until = Instant::now() + LONG_ENOUGH;
+        Self { send, sent, room, trust: None, longest: usize::MAX, until, too_long, bytes: 0 }
+    }
 }
 
 impl<W: AsyncWrite + Unpin> Answer<'_, W> {
+    fn missing(&self, ids: &[EventId]) -> Vec<EventId> {
+        ids.iter().filter(|id| !self.sent.contains(*id)).copied().collect()
+    }
+
     async fn event(&mut self, id: EventId, json: &str) -> Result<(), WireError> {
         if self.sent.contains(&id) {
             return Ok(());
         }
         // The first goes out whatever its size: a larger one could never be fetched.
-        if json.len() > self.room && !self.sent.is_empty() {
+        if self.room == 0 || (json.len() > self.room && !self.sent.is_empty()) {
             self.room = 0;
         } else {
             self.sent.insert(id);
+            self.bytes += json.len();
             self.room = self.room.saturating_sub(json.len());
+            let spent =
+                self.trust.is_some_and(|(trust, peer)| trust.spend(peer, Way::Out, json.len()));
+            if spent || Instant::now() > self.until {
+                self.room = 0;
+            }
             // A peer that does not read must not keep its place for long.
             timeout(STALLED, wire::write_event(self.send, json))
                 .await
@@ -276,14 +409,14 @@ mod tests {
     async fn an_event_beyond_the_room_goes_out_if_it_is_the_first() {
         let json = "x".repeat(10);
         let mut bytes = Vec::new();
-        let mut answer = Answer { send: &mut bytes, sent: HashSet::new(), room: 9 };
+        let mut answer = Answer::new(&mut bytes, 9);
         answer.event(EventId([1; 32]), &json).await.unwrap();
         answer.event(EventId([2; 32]), "y").await.unwrap();
         assert_eq!((answer.sent.len(), answer.room), (1, 0));
         assert_eq!(bytes.len(), 4 + 10);
 
         let mut bytes = Vec::new();
-        let mut answer = Answer { send: &mut bytes, sent: HashSet::new(), room: 12 };
+        let mut answer = Answer::new(&mut bytes, 12);
         for (n, json) in [(1, &*json), (1, &*json), (2, &*json), (3, "y")] {
             answer.event(EventId([n; 32]), json).await.unwrap();
         }

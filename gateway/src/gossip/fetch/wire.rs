@@ -1,4 +1,4 @@
-//! The bytes of a fetch: one request and its answer on one bidirectional stream.
+//! The bytes of requests on the sync ALPN: one request and its answer on one bidirectional stream.
 
 use std::io;
 
@@ -6,12 +6,21 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::protocol::{EventId, TopicName, topic::MAX_NAME_BYTES};
 
-/// The most ids in one request.
+/// The most ids in one request for announced events.
 pub const MAX_IDS: usize = 100;
+/// The most ids in one request for events that the other side said it has.
+pub const MAX_TAKEN: usize = 1_000;
 
-const FETCH: u8 = 0x01;
+/// Types of requests. For announced events: the answer waits for those that are on their way.
+pub const FETCH: u8 = 0x01;
+/// To compare what both sides have in a topic.
+pub const RECONCILE: u8 = 0x02;
+/// There is something new to be had here.
+pub const HINT: u8 = 0x03;
+/// For events that the other side has: its answer waits for nothing.
+pub const TAKE: u8 = 0x04;
 
-/// A request: which events of which topic.
+/// What a request for events names: which events of which topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub topic: TopicName,
@@ -25,8 +34,12 @@ pub enum WireError {
     Type(u8),
     #[error("malformed topic name")]
     Topic,
-    #[error("a request is for 1 to {MAX_IDS} events")]
+    #[error("too many ids, or none")]
     Count,
+    #[error("malformed: {0}")]
+    Malformed(&'static str),
+    #[error("the ids could not be compared: {0}")]
+    Compared(String),
     #[error("an event of {0} bytes is longer than we take")]
     TooLong(usize),
     #[error("more events than were asked for")]
@@ -44,44 +57,73 @@ pub enum WireError {
 impl WireError {
     /// Whether no honest gateway sends such a thing.
     pub const fn is_lie(&self) -> bool {
-        matches!(self, Self::TooMany | Self::Event(_) | Self::NotAsked | Self::Forged)
+        !matches!(self, Self::Io(_) | Self::TooLong(_))
     }
 }
 
-/// The bytes of a request. At most [`MAX_IDS`] ids.
-pub fn encode_request(request: &Request) -> Vec<u8> {
-    let name = request.topic.as_str().as_bytes();
-    // Both fit: a name has at most 128 bytes, and callers cut the ids.
-    let name_length = u16::try_from(name.len()).unwrap_or(u16::MAX);
-    let ids = &request.ids[..request.ids.len().min(MAX_IDS)];
-    let count = u16::try_from(ids.len()).unwrap_or(u16::MAX);
-    let mut bytes = Vec::with_capacity(5 + name.len() + 32 * ids.len());
-    bytes.push(FETCH);
-    bytes.extend_from_slice(&name_length.to_be_bytes());
+/// What ends an answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rest {
+    /// The answer was cut short: what is missing may be there.
+    pub cut: bool,
+    /// Those of the events that are not held any more, or never were wanted, or are longer than what is
+    /// taken, with their `created_at`.
+    pub gone: Vec<(u64, EventId)>,
+}
+
+/// The first bytes of a request of any type.
+pub fn encode_opening(kind: u8, topic: &TopicName) -> Vec<u8> {
+    let name = topic.as_str().as_bytes();
+    // It fits: a name has at most 128 bytes.
+    let length = u16::try_from(name.len()).unwrap_or(u16::MAX);
+    let mut bytes = vec![kind];
+    bytes.extend_from_slice(&length.to_be_bytes());
     bytes.extend_from_slice(name);
-    bytes.extend_from_slice(&count.to_be_bytes());
-    ids.iter().for_each(|id| bytes.extend_from_slice(&id.0));
     bytes
 }
 
-/// Reads a request. Takes no more memory than the longest valid one.
-pub async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Result<Request, WireError> {
-    match stream.read_u8().await? {
-        FETCH => {}
-        other => return Err(WireError::Type(other)),
+/// The bytes of a [`FETCH`], or, with the longest event that is taken, of a [`TAKE`]. Callers cut the
+/// ids.
+pub fn encode_request(request: &Request, longest: Option<usize>) -> Vec<u8> {
+    let kind = if longest.is_some() { TAKE } else { FETCH };
+    let mut bytes = encode_opening(kind, &request.topic);
+    if let Some(longest) = longest {
+        let longest = u32::try_from(longest).unwrap_or(u32::MAX);
+        bytes.extend_from_slice(&longest.to_be_bytes());
     }
+    let count = u16::try_from(request.ids.len()).unwrap_or(u16::MAX);
+    bytes.extend_from_slice(&count.to_be_bytes());
+    request.ids.iter().for_each(|id| bytes.extend_from_slice(&id.0));
+    bytes
+}
+
+/// Reads the type of a request.
+pub async fn read_type(stream: &mut (impl AsyncRead + Unpin)) -> Result<u8, WireError> {
+    match stream.read_u8().await? {
+        kind @ (FETCH | RECONCILE | HINT | TAKE) => Ok(kind),
+        other => Err(WireError::Type(other)),
+    }
+}
+
+/// Reads the topic of a request.
+pub async fn read_topic(stream: &mut (impl AsyncRead + Unpin)) -> Result<TopicName, WireError> {
     let length = usize::from(stream.read_u16().await?);
     if length > MAX_NAME_BYTES {
         return Err(WireError::Topic);
     }
     let mut name = vec![0; length];
     stream.read_exact(&mut name).await?;
-    let topic = str::from_utf8(&name)
-        .ok()
-        .and_then(|name| TopicName::new(name).ok())
-        .ok_or(WireError::Topic)?;
+    let name = str::from_utf8(&name).ok().and_then(|name| TopicName::new(name).ok());
+    name.ok_or(WireError::Topic)
+}
+
+/// Reads the ids of a request. Takes no more memory than the longest valid one.
+pub async fn read_ids(
+    stream: &mut (impl AsyncRead + Unpin),
+    max: usize,
+) -> Result<Vec<EventId>, WireError> {
     let count = usize::from(stream.read_u16().await?);
-    if count == 0 || count > MAX_IDS {
+    if count == 0 || count > max {
         return Err(WireError::Count);
     }
     let mut ids = Vec::with_capacity(count);
@@ -90,7 +132,7 @@ pub async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Result<Reque
         stream.read_exact(&mut id).await?;
         ids.push(EventId(id));
     }
-    Ok(Request { topic, ids })
+    Ok(ids)
 }
 
 /// Writes one event of an answer.
@@ -101,8 +143,39 @@ pub async fn write_event(stream: &mut (impl AsyncWrite + Unpin), json: &str) -> 
 }
 
 /// Writes the end of an answer.
-pub async fn write_end(stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-    stream.write_all(&[0; 4]).await
+pub async fn write_end(stream: &mut (impl AsyncWrite + Unpin), rest: &Rest) -> io::Result<()> {
+    let count = u16::try_from(rest.gone.len()).map_err(io::Error::other)?;
+    let mut bytes = vec![0, 0, 0, 0, u8::from(rest.cut)];
+    bytes.extend_from_slice(&count.to_be_bytes());
+    for (created_at, id) in &rest.gone {
+        bytes.extend_from_slice(&created_at.to_be_bytes());
+        bytes.extend_from_slice(&id.0);
+    }
+    stream.write_all(&bytes).await
+}
+
+/// Reads what stands after the four zero bytes. `max` is how many ids were asked for.
+pub async fn read_rest(
+    stream: &mut (impl AsyncRead + Unpin),
+    max: usize,
+) -> Result<Rest, WireError> {
+    let cut = match stream.read_u8().await? {
+        0 => false,
+        1 => true,
+        _ => return Err(WireError::Malformed("the end of an answer")),
+    };
+    let count = usize::from(stream.read_u16().await?);
+    if count > max {
+        return Err(WireError::TooMany);
+    }
+    let mut gone = Vec::with_capacity(count);
+    for _ in 0..count {
+        let created_at = stream.read_u64().await?;
+        let mut id = [0; 32];
+        stream.read_exact(&mut id).await?;
+        gone.push((created_at, EventId(id)));
+    }
+    Ok(Rest { cut, gone })
 }
 
 /// Reads one event of an answer; `None` at its end. Nothing longer than `max` bytes is taken into
@@ -133,24 +206,32 @@ mod tests {
         Request { topic: TopicName::new("föö").unwrap(), ids }
     }
 
+    async fn read_request(stream: &mut &[u8]) -> Result<Request, WireError> {
+        read_type(stream).await?;
+        let topic = read_topic(stream).await?;
+        Ok(Request { topic, ids: read_ids(stream, MAX_IDS).await? })
+    }
+
     #[tokio::test]
     async fn requests_round_trip() {
         for count in [1, 2, MAX_IDS] {
-            let bytes = encode_request(&request(count));
+            let bytes = encode_request(&request(count), None);
             assert_eq!(read_request(&mut &bytes[..]).await.unwrap(), request(count));
         }
-        let bytes = encode_request(&request(1));
+        let bytes = encode_request(&request(1), Some(258));
+        assert_eq!(bytes[..14], [4, 0, 5, b'f', 0xc3, 0xb6, 0xc3, 0xb6, 0, 0, 1, 2, 0, 1]);
+        let bytes = encode_request(&request(1), None);
         assert_eq!(bytes[..10], [1, 0, 5, b'f', 0xc3, 0xb6, 0xc3, 0xb6, 0, 1]);
     }
 
     #[tokio::test]
     async fn malformed_requests_are_refused() {
-        let good = encode_request(&request(2));
+        let good = encode_request(&request(2), None);
         for length in 0..good.len() {
             assert!(read_request(&mut &good[..length]).await.is_err(), "{length} bytes");
         }
         let refused = async |bytes: &[u8]| read_request(&mut &bytes[..]).await.unwrap_err();
-        assert!(matches!(refused(&[2]).await, WireError::Type(2)));
+        assert!(matches!(refused(&[9]).await, WireError::Type(9)));
         assert!(matches!(refused(&[1, 255, 255]).await, WireError::Topic));
         assert!(matches!(refused(&[1, 0, 1, 0xff]).await, WireError::Topic));
         assert!(matches!(refused(&[1, 0, 1, b'a', 0, 0]).await, WireError::Count));
@@ -162,11 +243,15 @@ mod tests {
         let mut bytes = Vec::new();
         write_event(&mut bytes, "{}").await.unwrap();
         write_event(&mut bytes, "{\"a\":1}").await.unwrap();
-        write_end(&mut bytes).await.unwrap();
+        let rest = Rest { cut: true, gone: vec![(7, EventId([3; 32]))] };
+        write_end(&mut bytes, &rest).await.unwrap();
         let mut stream = &bytes[..];
         assert_eq!(read_event(&mut stream, 7).await.unwrap().as_deref(), Some("{}"));
         assert_eq!(read_event(&mut stream, 7).await.unwrap().as_deref(), Some("{\"a\":1}"));
         assert_eq!(read_event(&mut stream, 7).await.unwrap(), None);
+        let after = stream;
+        assert_eq!(read_rest(&mut stream, 1).await.unwrap(), rest);
+        assert!(matches!(read_rest(&mut &after[..], 0).await, Err(WireError::TooMany)));
         assert!(matches!(read_event(&mut &bytes[..], 1).await, Err(WireError::TooLong(2))));
         assert!(matches!(read_event(&mut &[0xff; 4][..], 9).await, Err(WireError::TooLong(_))));
     }

@@ -19,6 +19,9 @@ async fn ask(connection: &Connection, request: &[u8]) -> Result<Vec<u8>, String>
     receive.read_to_end(100_000).await.map_err(|e| e.to_string())
 }
 
+/// The end of an answer: there is no more to it.
+const NOTHING: &[u8] = &[0; 7];
+
 fn request(topic: &str, id: &EventId) -> Vec<u8> {
     let mut bytes = vec![1, 0, topic.len() as u8];
     bytes.extend_from_slice(topic.as_bytes());
@@ -29,7 +32,7 @@ fn request(topic: &str, id: &EventId) -> Vec<u8> {
 
 fn answer_of(event: &Event) -> Vec<u8> {
     let json = event.json().as_bytes();
-    [&(json.len() as u32).to_be_bytes(), json, &[0; 4]].concat()
+    [&(json.len() as u32).to_be_bytes(), json, NOTHING].concat()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,8 +46,8 @@ async fn a_peer_that_misbehaves_on_the_sync_alpn_gets_nothing() {
     let connection = endpoint.connect(address.clone(), SYNC_ALPN).await.unwrap();
     let ask = async |request: &[u8]| ask(&connection, request).await;
     assert_eq!(ask(&request("test", &kept.id)).await.unwrap(), answer_of(&kept));
-    assert_eq!(ask(&request("other", &kept.id)).await.unwrap(), [0; 4], "an unknown topic");
-    assert_eq!(ask(&request("test", &EventId([9; 32]))).await.unwrap(), [0; 4], "an unknown id");
+    assert_eq!(ask(&request("other", &kept.id)).await.unwrap(), NOTHING, "an unknown topic");
+    assert_eq!(ask(&request("test", &EventId([9; 32]))).await.unwrap(), NOTHING, "an unknown id");
     for bad in [&[][..], &[9], &[1, 255, 255], &[1, 0, 4, b't'], b"GET / HTTP/1.1\r\n\r\n"] {
         assert!(ask(bad).await.is_err() || bad.len() < 9, "{bad:?}");
     }
@@ -155,6 +158,7 @@ async fn a_liar_does_not_keep_an_event_from_us() {
         reader: a.log.clone(),
         ingest: a.ingest.clone(),
         connections: Arc::new(Connections::new(a.gossip.endpoint.clone())),
+        trust: Arc::new(Trust::new(1 << 30, a.metrics.clone())),
         max_event_bytes: 100_000,
         metrics: a.metrics.clone(),
     };

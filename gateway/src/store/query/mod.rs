@@ -16,6 +16,7 @@ mod merge;
 mod plan;
 mod scan;
 mod stop;
+mod topic;
 mod walk;
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ pub(super) use ids::ids;
 pub(super) use log::{fetch, log_after, missing};
 pub(super) use lookup::{is_member, topic_number};
 pub(super) use scan::scan;
+pub(super) use topic::topic_ids;
 
 use crate::pipeline::StoreError;
 

@@ -33,6 +33,24 @@ impl Door {
         self.entries.store(entries.into());
     }
 
+    /// From when on ordinary events of the topic are kept, in Unix seconds. Rules for some kinds alone
+    /// do not count.
+    pub fn open_since(&self, topic: &TopicName, now: u64) -> u64 {
+        if !self.closed.load(Ordering::Acquire) {
+            return 0;
+        }
+        let entries = self.entries.load();
+        let rules = entries.iter().filter(|entry| {
+            entry.rule.kinds.is_empty() && entry.rule.concerns(std::slice::from_ref(topic))
+        });
+        let since = rules.map(|entry| {
+            let max_age = entry.rule.max_age_s;
+            let by_age = if max_age == 0 { 0 } else { now.saturating_sub(max_age) };
+            by_age.max(entry.removed_before.load(Ordering::Acquire))
+        });
+        since.max().unwrap_or(0)
+    }
+
     /// Whether an event for these topics is past what is kept. `now` is in Unix seconds.
     pub fn refuses(&self, event: &Event, topics: &[TopicName], now: impl Fn() -> u64) -> bool {
         if !self.closed.load(Ordering::Acquire) {

@@ -9,7 +9,7 @@ mod tests;
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -23,7 +23,7 @@ pub(super) use door::Door;
 
 use super::{
     config::{RetentionConfig, StorageConfig},
-    open,
+    gone, open,
     writes::{Order, Writes},
 };
 use crate::{
@@ -52,6 +52,7 @@ pub(super) struct Upkeep {
     rules: Vec<Rule>,
     joins: compaction::Joins,
     counted: Option<Instant>,
+    gone_changes: Arc<AtomicU64>,
     stop: Receiver<()>,
 }
 
@@ -81,6 +82,7 @@ impl Upkeep {
         writes: Arc<Writes>,
         metrics: Arc<Metrics>,
         door: &Door,
+        gone_changes: Arc<AtomicU64>,
     ) -> rusqlite::Result<(Self, Sender<()>)> {
         let (sender, stop) = bounded(0);
         let mut rules: Vec<Rule> = retention.iter().cloned().map(Rule::new).collect();
@@ -96,6 +98,7 @@ impl Upkeep {
             rules,
             joins: compaction::Joins::default(),
             counted: None,
+            gone_changes,
             stop,
         };
         Ok((upkeep, sender))
@@ -186,6 +189,9 @@ impl Upkeep {
                 .prepare_cached("SELECT count(*) FROM events")?
                 .query_row([], |row| row.get(0))?;
             self.metrics.events_held.set(held);
+            let most = gone::MAX_OF_TOPIC;
+            let gone = gone::trim(&self.database, &self.writes, most, &self.gone_changes)?;
+            set(&self.metrics.events_gone, gone);
             self.counted = Some(Instant::now());
         }
         Ok(())

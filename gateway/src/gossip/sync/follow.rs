@@ -1,0 +1,240 @@
+//! The side that answers.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use iroh::{
+    EndpointId,
+    endpoint::{RecvStream, SendStream},
+};
+use tokio::time::{sleep, timeout};
+
+use super::{
+    desk::{Call, Desk},
+    library::{Failure, Library, MOST_DIFFERENT},
+    pull::Pulled,
+    sets::{self, Set},
+    wire::{self, Frame},
+};
+use crate::{
+    gossip::fetch::wire::WireError,
+    pipeline::Span,
+    protocol::{EventId, TopicName, kinds::Part},
+};
+
+/// How long the leading side may take for its next frame.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often we say that we are still fetching.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How long all may take.
+const SESSION: Duration = Duration::from_secs(900);
+/// A peer may lead again after this time.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Messages about one range, new beginnings included.
+const ROUNDS: usize = 250;
+/// Ranges of one comparison.
+const RANGES: usize = 5_000;
+
+/// The range that is being compared.
+struct Range {
+    part: Part,
+    span: Span,
+    set: Arc<Set>,
+    rounds: usize,
+    offered: Vec<EventId>,
+}
+
+impl Library {
+    /// Answers a comparison that a peer leads. A topic that we are not in, or no time, looks the same.
+    ///
+    /// # Errors
+    /// When the peer breaks the protocol, or the connection breaks.
+    pub async fn follow(
+        &self,
+        peer: EndpointId,
+        topic: &TopicName,
+        is_ours: bool,
+        send: &mut SendStream,
+        receive: &mut RecvStream,
+    ) -> Result<(), WireError> {
+        let desk = self.desk(topic).filter(|_| is_ours);
+        let mut talk = Talk { library: self, send, receive };
+        let Frame::Hello { spans, .. } = talk.read().await? else {
+            return Err(WireError::Malformed("no greeting"));
+        };
+        let permit = self.following.try_acquire();
+        let turn = desk.as_ref().and_then(|desk| desk.follow(self.start.me, peer, PAUSE));
+        let (Some(desk), Some(_turn), Ok(_permit)) = (&desk, &turn, &permit) else {
+            let _ = talk.write(&Frame::NotNow).await;
+            return Ok(());
+        };
+        desk.state.speaks(peer, true);
+        let followed = timeout(SESSION, talk.session(desk, peer, spans)).await;
+        let followed = followed.unwrap_or(Err(Failure::Slow));
+        self.ended(match &followed {
+            Ok(_) => "followed",
+            Err(failure) => failure.label(),
+        });
+        match followed {
+            Ok(pulled) => {
+                if pulled.gained > 0 {
+                    tracing::info!(
+                        %topic, peer = %peer.fmt_short(), gained = pulled.gained,
+                        "another gateway offered what was missing here"
+                    );
+                }
+                let _ = desk.calls.try_send(Call::Followed(peer, pulled.gained));
+                Ok(())
+            }
+            Err(Failure::Lie(error)) => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, peer = %peer.fmt_short(), "a comparison was broken off");
+                let kind = match error {
+                    Failure::Slow => std::io::ErrorKind::TimedOut,
+                    _ => std::io::ErrorKind::Other,
+                };
+                Err(WireError::Io(kind.into()))
+            }
+        }
+    }
+}
+
+struct Talk<'a> {
+    library: &'a Library,
+    send: &'a mut SendStream,
+    receive: &'a mut RecvStream,
+}
+
+impl Talk<'_> {
+    async fn session(
+        &mut self,
+        desk: &Desk,
+        peer: EndpointId,
+        theirs: [Span; 3],
+    ) -> Result<Pulled, Failure> {
+        let spans = self.library.spans(desk.topic());
+        self.write(&Frame::Hello { state: self.library.state(), spans }).await?;
+        let mut sum = Pulled::default();
+        let mut range: Option<Range> = None;
+        let mut ranges = 0;
+        while let Some(frame) = self.next().await? {
+            match frame {
+                Frame::Pulling => {}
+                Frame::Open { part, span, message } => {
+                    ranges += 1;
+                    let number = usize::from(part.number());
+                    let both = spans.get(number).zip(theirs.get(number));
+                    let inside = both.is_some_and(|(ours, theirs)| {
+                        span.from >= ours.from.max(theirs.from)
+                            && span.until <= ours.until.min(theirs.until)
+                    });
+                    if ranges > RANGES || !inside || !follows(range.as_ref(), part, span) {
+                        return Err(lie("a range out of turn"));
+                    }
+                    let rounds =
+                        range.as_ref().filter(|r| r.part == part && r.span.until == span.until);
+                    let rounds = rounds.map_or(0, |range| range.rounds);
+                    let (set, from) = self.library.set(desk, peer, part, span).await?;
+                    let open = Range { part, span, set, rounds, offered: Vec::new() };
+                    let open = range.insert(open);
+                    if from > span.from {
+                        open.span.from = from;
+                        open.rounds += 1;
+                        self.write(&Frame::Split(from)).await?;
+                    } else {
+                        self.compare(open, message).await?;
+                    }
+                }
+                Frame::Compare(message) => {
+                    let open = range.as_mut().ok_or_else(|| lie("no range is open"))?;
+                    self.compare(open, message).await?;
+                }
+                Frame::Offer(ids) => {
+                    let open = range.as_mut().ok_or_else(|| lie("no range is open"))?;
+                    if open.offered.len() + ids.len() > MOST_DIFFERENT {
+                        return Err(lie("more than a range can hold"));
+                    }
+                    open.offered.extend(ids);
+                }
+                Frame::Settle => {
+                    let open = range.as_mut().ok_or_else(|| lie("no range is open"))?;
+                    let offered = std::mem::take(&mut open.offered);
+                    let pulled = self.settle(desk, peer, open.part, offered).await?;
+                    sum.gained += pulled.gained;
+                    sum.fetched += pulled.fetched;
+                    self.write(&Frame::Settled).await?;
+                }
+                _ => return Err(lie("a frame out of turn")),
+            }
+        }
+        Ok(sum)
+    }
+
+    async fn compare(&mut self, open: &mut Range, message: Vec<u8>) -> Result<(), Failure> {
+        open.rounds += 1;
+        if open.rounds > ROUNDS {
+            return Err(lie("no end"));
+        }
+        self.library.start.metrics.sync_rounds.inc();
+        let set = open.set.clone();
+        let answer = sets::in_turn(&self.library.turns, move || set.answer(&message)).await?;
+        self.write(&Frame::Compare(answer)).await
+    }
+
+    /// Fetches what was offered, and says from time to time that it goes on.
+    async fn settle(
+        &mut self,
+        desk: &Desk,
+        peer: EndpointId,
+        part: Part,
+        mut offered: Vec<EventId>,
+    ) -> Result<Pulled, Failure> {
+        offered.sort_unstable();
+        offered.dedup();
+        let library = self.library;
+        let mut pull = pin!(library.pull(desk, peer, part, offered, |_| ()));
+        let pulled = loop {
+            tokio::select! {
+                pulled = &mut pull => break pulled?,
+                () = sleep(KEEP_ALIVE) => self.write(&Frame::Pulling).await?,
+            }
+        };
+        library.events("fetched", pulled.fetched);
+        library.events("gone there", pulled.gone);
+        Ok(pulled)
+    }
+
+    async fn write(&mut self, frame: &Frame) -> Result<(), Failure> {
+        let written = timeout(PATIENCE, wire::write(self.send, frame)).await;
+        let bytes = written.map_err(|_| Failure::Slow)??;
+        self.library.bytes("ids out", bytes);
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Option<Frame>, Failure> {
+        let read = timeout(PATIENCE, wire::read(self.receive)).await;
+        let frame = read.map_err(|_| Failure::Slow)??;
+        if let Some(frame) = &frame {
+            self.library.bytes("ids in", wire::encode(frame).len());
+        }
+        Ok(frame)
+    }
+
+    async fn read(&mut self) -> Result<Frame, WireError> {
+        let read = timeout(PATIENCE, wire::read(self.receive)).await;
+        let slow = || WireError::Io(std::io::ErrorKind::TimedOut.into());
+        read.map_err(|_| slow())??.ok_or(WireError::Malformed("nothing"))
+    }
+}
+
+/// Whether a range may come now: parts in their order, and each from its newest range to the oldest.
+/// Only after a split the same range begins again, with its end.
+fn follows(before: Option<&Range>, part: Part, span: Span) -> bool {
+    let Some(before) = before else { return span.from <= span.until };
+    let older = span.until < before.span.from;
+    let again = span.until == before.span.until && span.from == before.span.from;
+    span.from <= span.until && (part > before.part || (part == before.part && (older || again)))
+}
+
+fn lie(what: &'static str) -> Failure {
+    Failure::Lie(WireError::Malformed(what))
+}

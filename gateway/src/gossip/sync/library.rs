@@ -1,0 +1,244 @@
+//! What the comparisons of all topics share: the store, the limits, and who is at which desk.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use iroh::EndpointId;
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::timeout,
+};
+
+use super::{
+    desk::{Call, Desk, SyncProgress},
+    sets::{self, Set},
+};
+use crate::{
+    clock::unix_now,
+    gossip::{
+        fetch::{
+            Connections,
+            answers::STALLED,
+            trust::Trust,
+            wire::{self, WireError},
+        },
+        state::TopicState,
+    },
+    metrics::{CauseLabels, Metrics},
+    pipeline::{EventReader, EventWriter, Ingest, Span, StoreError},
+    protocol::{EventId, TopicName, kinds::Part},
+};
+
+/// Ids of one range; with more, the range is split.
+pub const RANGE: usize = 50_000;
+/// The most differences of one range that an honest side can have: a single crowded second is not
+/// split.
+pub const MOST_DIFFERENT: usize = 500_000;
+/// Comparisons that we lead at once, over all topics.
+const LEADING: usize = 16;
+/// Comparisons that others lead at once. They wait for us more than we for them.
+const FOLLOWING: usize = 16;
+/// Calls that may wait at one desk; what does not fit comes again.
+const CALLS: usize = 32;
+
+/// What [`Library::new`] needs.
+pub struct StartLibrary {
+    /// Our own endpoint id.
+    pub me: EndpointId,
+    pub reader: Arc<dyn EventReader>,
+    pub writer: Arc<dyn EventWriter>,
+    pub ingest: Ingest,
+    pub connections: Arc<Connections>,
+    pub trust: Arc<Trust>,
+    /// The longest event taken, in bytes.
+    pub max_event_bytes: usize,
+    /// How far `created_at` may lie in the future and, unless 0, in the past. Seconds.
+    pub max_future_s: u64,
+    pub max_past_s: u64,
+    pub interval: Duration,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Shared by all topics.
+pub struct Library {
+    pub start: StartLibrary,
+    /// Tells our states from those of an earlier run.
+    instance: u64,
+    desks: Mutex<HashMap<TopicName, Arc<Desk>>>,
+    pub leading: Semaphore,
+    pub following: Semaphore,
+    /// Half of the cores may compare.
+    pub turns: Arc<Semaphore>,
+}
+
+/// Why a comparison ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("not now")]
+    NotNow,
+    /// A program that knows gossip alone.
+    #[error("it does not speak our protocol")]
+    DoesNotSpeak,
+    #[error("it broke the protocol: {0}")]
+    Lie(WireError),
+    #[error("{0}")]
+    Broken(String),
+    #[error("it took too long")]
+    Slow,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<WireError> for Failure {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Io(error) if error.kind() == std::io::ErrorKind::TimedOut => Self::Slow,
+            WireError::Io(error) => Self::Broken(error.to_string()),
+            error if error.is_lie() => Self::Lie(error),
+            error => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        WireError::Io(error).into()
+    }
+}
+
+impl Failure {
+    /// A label for metrics.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::NotNow => "not now",
+            Self::DoesNotSpeak => "does not speak",
+            Self::Lie(_) => "lie",
+            Self::Broken(_) => "broken off",
+            Self::Slow => "too slow",
+            Self::Store(_) => "store failed",
+        }
+    }
+}
+
+impl Library {
+    pub fn new(start: StartLibrary) -> Arc<Self> {
+        let turns = thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+        Arc::new(Self {
+            start,
+            instance: rand::random(),
+            desks: Mutex::default(),
+            leading: Semaphore::new(LEADING),
+            following: Semaphore::new(FOLLOWING),
+            turns: Arc::new(Semaphore::new(turns)),
+        })
+    }
+
+    /// Opens a desk for a topic; what calls there goes into the queue.
+    pub fn open(&self, state: Arc<TopicState>) -> (Arc<Desk>, mpsc::Receiver<Call>) {
+        let (calls, queue) = mpsc::channel(CALLS);
+        let desk = Arc::new(Desk::new(state, calls));
+        let mut desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
+        desks.insert(desk.topic().clone(), desk.clone());
+        (desk, queue)
+    }
+
+    /// Closes it, unless it was opened anew meanwhile.
+    pub fn close(&self, desk: &Arc<Desk>) {
+        let mut desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
+        if desks.get(desk.topic()).is_some_and(|open| Arc::ptr_eq(open, desk)) {
+            desks.remove(desk.topic());
+        }
+    }
+
+    pub fn desk(&self, topic: &TopicName) -> Option<Arc<Desk>> {
+        self.desks.lock().unwrap_or_else(PoisonError::into_inner).get(topic).cloned()
+    }
+
+    /// A neighbor says that it has something new. From others it means nothing.
+    pub fn hinted(&self, peer: EndpointId, topic: &TopicName) {
+        if let Some(desk) = self.desk(topic) {
+            let _ = desk.calls.try_send(Call::Hint(peer));
+        }
+    }
+
+    /// Compares with all neighbors of a topic now; `None` when it is not joined or too many watch.
+    pub fn sync_now(&self, topic: &TopicName) -> Option<watch::Receiver<SyncProgress>> {
+        let desk = self.desk(topic)?;
+        let progress = desk.watch(desk.state.neighbors())?;
+        let _ = desk.calls.try_send(Call::All);
+        Some(progress)
+    }
+
+    /// Tells a peer that there is something new here.
+    pub async fn hint(&self, peer: EndpointId, topic: &TopicName) {
+        let bytes = wire::encode_opening(wire::HINT, topic);
+        let sending = async {
+            let connection = self.start.connections.to(peer).await.ok()?;
+            let (mut send, _receive) = connection.open_bi().await.ok()?;
+            send.write_all(&bytes).await.ok()?;
+            send.finish().ok()?;
+            // Dropped before, the stream would be reset.
+            send.stopped().await.ok()
+        };
+        if timeout(STALLED, sending).await.ok().flatten().is_none() {
+            tracing::debug!(peer = %peer.fmt_short(), "a hint did not get through");
+        }
+    }
+
+    /// What stands for all that is held or gone here.
+    pub fn state(&self) -> [u8; 16] {
+        let mut state = [0; 16];
+        state[..8].copy_from_slice(&self.instance.to_be_bytes());
+        state[8..].copy_from_slice(&self.start.reader.version().to_be_bytes());
+        state
+    }
+
+    /// The time that is kept of each part of a topic.
+    pub fn spans(&self, topic: &TopicName) -> [Span; 3] {
+        let now = unix_now();
+        let start = &self.start;
+        let until = now.saturating_add(start.max_future_s);
+        let past = start.max_past_s;
+        let oldest = if past == 0 { 0 } else { now.saturating_sub(past) };
+        Part::ALL.map(|part| match part {
+            Part::Requests | Part::Profiles => Span { from: oldest, until },
+            Part::Rest => Span { from: oldest.max(start.reader.kept_since(topic)), until },
+        })
+    }
+
+    /// What to compare with a peer, and from where on it is complete.
+    pub async fn set(
+        &self,
+        desk: &Desk,
+        peer: EndpointId,
+        part: Part,
+        span: Span,
+    ) -> Result<(Arc<Set>, u64), Failure> {
+        let found = self.start.reader.topic_ids(desk.topic().clone(), part, span, RANGE).await?;
+        let from = found.from;
+        let gone = desk.known_gone(peer, part, Span { from, until: span.until });
+        let set = sets::in_turn(&self.turns, move || both(found.ids, gone)).await?;
+        Ok((Arc::new(set), from))
+    }
+
+    pub fn bytes(&self, cause: &'static str, bytes: usize) {
+        self.start.metrics.sync_bytes.get_or_create(&CauseLabels { cause }).inc_by(bytes as u64);
+    }
+
+    pub fn events(&self, cause: &'static str, events: usize) {
+        self.start.metrics.sync_events.get_or_create(&CauseLabels { cause }).inc_by(events as u64);
+    }
+
+    pub fn ended(&self, cause: &'static str) {
+        self.start.metrics.syncs.get_or_create(&CauseLabels { cause }).inc();
+    }
+}
+
+fn both(mut ids: Vec<(u64, EventId)>, gone: Vec<(u64, EventId)>) -> Result<Set, WireError> {
+    ids.extend(gone);
+    Set::new(&ids)
+}

@@ -1,0 +1,236 @@
+//! Fetching what the other side has.
+
+use std::{collections::HashSet, pin::pin, time::Duration};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use iroh::EndpointId;
+use tokio::time::{sleep, timeout};
+
+use super::{
+    desk::{Claim, Desk},
+    library::{Failure, Library},
+};
+use crate::{
+    clock::unix_now,
+    gossip::{
+        fetch::{
+            answers::{self, Piece},
+            trust::Way,
+            wire::{self, MAX_TAKEN, Request},
+        },
+        peer_id,
+    },
+    pipeline::{Candidate, Gone, Origin, Outcome, Target},
+    protocol::{Event, EventId, Prefix, VerifiedEvent, kinds::Part},
+    tasks,
+};
+
+/// Requests to one peer at once.
+const AT_ONCE: usize = 4;
+/// Events of one request in the pipeline at once.
+const SUBMISSIONS: usize = 256;
+/// How long one request may take.
+const TAKE: Duration = Duration::from_secs(120);
+/// Before a look at whether others brought what they fetch, and after an answer without anything.
+const PAUSE: Duration = Duration::from_millis(300);
+/// So many answers without anything, one after the other, and we give up.
+const EMPTY_ANSWERS: usize = 20;
+/// Fewer events than this that do not come although they were promised may be a coincidence.
+const FEW: usize = 8;
+
+/// What came of it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Pulled {
+    /// Events that came over the network.
+    pub fetched: usize,
+    /// Those of them that the topic did not have.
+    pub gained: usize,
+    /// Gone at the other side.
+    pub gone: usize,
+    /// Promised, and neither there nor gone; or our own store failed.
+    pub lost: usize,
+}
+
+/// What came of one request.
+#[derive(Default)]
+struct Taken {
+    pulled: Pulled,
+    /// What the answer had no room for.
+    again: Vec<EventId>,
+}
+
+impl Library {
+    /// Fetches these events of a topic from a peer that said it has them. `told` hears of each request
+    /// that was answered.
+    pub async fn pull(
+        &self,
+        desk: &Desk,
+        peer: EndpointId,
+        part: Part,
+        ids: Vec<EventId>,
+        told: impl Fn(&Pulled),
+    ) -> Result<Pulled, Failure> {
+        let mut sum = Pulled::default();
+        let mut queue = ids.into_iter();
+        let mut busy = Vec::new();
+        let mut running = FuturesUnordered::new();
+        let mut empty = 0;
+        loop {
+            while running.len() < AT_ONCE && queue.len() > 0 {
+                let claim = desk.claim(&mut queue, &mut busy, MAX_TAKEN);
+                if !claim.ids.is_empty() {
+                    running.push(self.take(desk, peer, part, claim));
+                }
+            }
+            let Some(taken) = running.next().await else {
+                if busy.is_empty() {
+                    return Ok(sum);
+                }
+                // Somebody else fetches these. When they have come, they are not missing any more.
+                sleep(PAUSE).await;
+                queue = std::mem::take(&mut busy).into_iter();
+                continue;
+            };
+            let Taken { pulled, again } = taken?;
+            told(&pulled);
+            sum.fetched += pulled.fetched;
+            sum.gained += pulled.gained;
+            sum.gone += pulled.gone;
+            sum.lost += pulled.lost;
+            if !again.is_empty() {
+                if pulled.fetched == 0 {
+                    empty += 1;
+                    if empty > EMPTY_ANSWERS {
+                        return Err(Failure::Slow);
+                    }
+                    sleep(PAUSE).await;
+                } else {
+                    empty = 0;
+                }
+                queue = queue.chain(again).collect::<Vec<_>>().into_iter();
+            }
+        }
+    }
+
+    async fn take(
+        &self,
+        desk: &Desk,
+        peer: EndpointId,
+        part: Part,
+        claim: Claim,
+    ) -> Result<Taken, Failure> {
+        let reader = &self.start.reader;
+        // Gossip or another neighbor may have brought them meanwhile.
+        let missing = reader.missing(desk.topic().clone(), claim.ids.clone()).await?;
+        if missing.is_empty() {
+            return Ok(Taken::default());
+        }
+        sleep(self.start.trust.pause(peer, Way::In)).await;
+        timeout(TAKE, self.request(desk, peer, part, missing)).await.map_err(|_| Failure::Slow)?
+    }
+
+    async fn request(
+        &self,
+        desk: &Desk,
+        peer: EndpointId,
+        part: Part,
+        ids: Vec<EventId>,
+    ) -> Result<Taken, Failure> {
+        let start = &self.start;
+        let connection = start.connections.to(peer).await.map_err(Failure::Broken)?;
+        let request = Request { topic: desk.topic().clone(), ids };
+        let bytes = wire::encode_request(&request, Some(start.max_event_bytes));
+        let answer = answers::ask(&connection, &bytes).await.map_err(Failure::Broken)?;
+        let mut missing: HashSet<_> = request.ids.iter().copied().collect();
+        let mut pieces = pin!(answers::pieces(answer, missing.clone(), start.max_event_bytes));
+        let mut submissions = FuturesUnordered::new();
+        let (mut taken, mut refused, mut bytes) = (Taken::default(), Vec::new(), 0);
+        let mut note = |(event, outcome): (Event, Outcome), pulled: &mut Pulled| match outcome {
+            Outcome::Stored(_) | Outcome::Joined(_) => pulled.gained += 1,
+            Outcome::Refused(reason) => match reason.prefix {
+                Prefix::Error | Prefix::RateLimited => pulled.lost += 1,
+                // The store remembers by itself.
+                Prefix::Replaced => {}
+                prefix => refused.push((event, prefix)),
+            },
+            Outcome::Shadowed => refused.push((event, Prefix::Mute)),
+            Outcome::Duplicate | Outcome::Passed => {}
+        };
+        let ended = loop {
+            tokio::select! {
+                Some(done) = submissions.next(), if !submissions.is_empty() => {
+                    note(done, &mut taken.pulled);
+                }
+                piece = pieces.next(), if submissions.len() < SUBMISSIONS => match piece {
+                    Some(Ok(Piece::Event(event))) => {
+                        missing.remove(&event.id);
+                        taken.pulled.fetched += 1;
+                        bytes += event.json().len();
+                        start.trust.spend(peer, Way::In, event.json().len());
+                        submissions.push(self.submit(desk, peer, event));
+                    }
+                    Some(Ok(Piece::End(rest))) => break Ok(rest),
+                    Some(Err(error)) => break Err(error),
+                    None => break Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
+                },
+            }
+        };
+        while let Some(done) = submissions.next().await {
+            note(done, &mut taken.pulled);
+        }
+        self.bytes("events in", bytes);
+        self.remember(desk, peer, refused).await;
+        let rest = ended?;
+        for (_, id) in &rest.gone {
+            missing.remove(id);
+        }
+        desk.gone_there(peer, part, &rest.gone);
+        taken.pulled.gone = rest.gone.len();
+        if rest.cut {
+            taken.again = missing.into_iter().collect();
+        } else if !missing.is_empty() {
+            taken.pulled.lost += missing.len();
+            if missing.len() >= FEW && missing.len() * 2 > request.ids.len() {
+                start.trust.lied(peer, "promise");
+                return Err(Failure::Broken("what it said it has does not come".to_owned()));
+            }
+        }
+        Ok(taken)
+    }
+
+    async fn submit(&self, desk: &Desk, peer: EndpointId, event: Event) -> (Event, Outcome) {
+        let topic = desk.topic().clone();
+        let target = Target::Topics(vec![topic.clone()]);
+        let origin = Origin::Sync { topic, peer: peer_id(&peer) };
+        let candidate = Candidate { event: event.clone(), origin, target };
+        (event, self.start.ingest.submit(candidate).await)
+    }
+
+    /// Remembers what is not wanted, if it is an event at all. What comes too early may be welcome
+    /// later.
+    async fn remember(&self, desk: &Desk, peer: EndpointId, refused: Vec<(Event, Prefix)>) {
+        if refused.is_empty() {
+            return;
+        }
+        let (writer, topic) = (self.start.writer.clone(), desk.topic().clone());
+        let forged = tasks::blocking(move || {
+            let now = unix_now();
+            let mut forged = 0;
+            for (event, prefix) in refused {
+                let why = if prefix == Prefix::Blocked { Gone::Banned } else { Gone::Refused };
+                let early = event.created_at > now;
+                match VerifiedEvent::verify(event) {
+                    Ok(event) if !early => {
+                        writer.refused(&event, std::slice::from_ref(&topic), why)
+                    }
+                    Ok(_) => {}
+                    Err(_) => forged += 1,
+                }
+            }
+            forged
+        });
+        for _ in 0..forged.await.unwrap_or(0) {
+            self.start.trust.lied(peer, "forged");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! What is remembered of events that are not held.
+
+use super::*;
+use crate::pipeline::moderation::{Change, List, ModerationStore};
+
+const ALWAYS: Span = Span { from: 0, until: u64::MAX };
+
+async fn ids(store: &Store, part: Part) -> Vec<EventId> {
+    let found = store.topic_ids(topic("x"), part, ALWAYS, 1_000).await.unwrap();
+    assert_eq!(found.from, 0);
+    found.ids.into_iter().map(|(_, id)| id).collect()
+}
+
+fn sorted(mut events: Vec<&VerifiedEvent>) -> Vec<EventId> {
+    events.sort_by_key(|event| (event.created_at, event.id));
+    events.into_iter().map(|event| event.id).collect()
+}
+
+/// Commits something, so that what was refused before is written.
+async fn flush(store: &Arc<Store>) {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed).to_string();
+    write(store, &Author::new(9).verified(1, 1, &[], &count), &["elsewhere"]).await;
+}
+
+#[tokio::test]
+async fn what_is_not_held_any_more_still_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let (one, two) = (Author::new(1), Author::new(2));
+    let (old, new) = (one.verified(10, 0, &[], "old"), one.verified(20, 0, &[], "new"));
+    let older = one.verified(5, 0, &[], "older");
+    let deleted = one.verified(30, 1, &[], "deleted");
+    let (banned, forgotten) = (one.verified(31, 1, &[], "banned"), two.verified(32, 1, &[], "bye"));
+    for event in [&old, &new, &deleted, &banned, &forgotten] {
+        assert!(matches!(write(&store, event, &["x"]).await, Committed::New(_)));
+    }
+    assert_eq!(write(&store, &older, &["x"]).await, Committed::Superseded);
+    let deletion = one.verified(40, 5, &[&["e", &deleted.id.to_string()]], "");
+    let vanish = two.verified(50, 62, &[&["relay", "ALL_RELAYS"]], "");
+    write(&store, &deletion, &["x"]).await;
+    write(&store, &vanish, &["x"]).await;
+    let removed = {
+        let (store, id) = (store.clone(), banned.id);
+        tasks::blocking(move || store.remove(Removal::Event(id))).await.unwrap().unwrap()
+    };
+    assert_eq!(removed, 1);
+    // What comes too late to be stored.
+    let late = two.verified(33, 1, &[], "too late");
+    assert_eq!(write(&store, &late, &["x"]).await, Committed::Vanished);
+    assert_eq!(ids(&store, Part::Requests).await, sorted(vec![&deletion, &vanish]));
+    assert_eq!(ids(&store, Part::Profiles).await, sorted(vec![&older, &old, &new]));
+    let rest = sorted(vec![&deleted, &banned, &forgotten, &late]);
+    assert_eq!(ids(&store, Part::Rest).await, rest);
+    assert!(store.topic_ids(topic("y"), Part::Rest, ALWAYS, 9).await.unwrap().ids.is_empty());
+
+    let asked = vec![new.id, old.id, banned.id];
+    let gone = store.gone(topic("x"), asked.clone()).await.unwrap();
+    assert_eq!(gone, [(10, old.id), (31, banned.id)]);
+    assert!(store.gone(topic("y"), asked).await.unwrap().is_empty());
+
+    // A ban that is lifted lets the event come again; nothing else does.
+    let before = store.version();
+    let lift = Change { take: vec![(List::BannedEvents, banned.id.to_string())], put: vec![] };
+    store.moderation().save(lift).await.unwrap();
+    assert_ne!(store.version(), before);
+    assert_eq!(ids(&store, Part::Rest).await, sorted(vec![&deleted, &forgotten, &late]));
+    let allow = (List::AllowedEvents, deleted.id.to_string(), String::new());
+    store.moderation().save(Change { take: vec![], put: vec![allow] }).await.unwrap();
+    assert_eq!(ids(&store, Part::Rest).await, sorted(vec![&forgotten, &late]));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn refusals_are_remembered_as_long_as_the_rules_are_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let author = Author::new(1);
+    let refused: Vec<_> = (1..50).map(|n| author.verified(n, 1, &[], "refused")).collect();
+    let tell = async |store: &Arc<Store>, rules| {
+        let store = store.clone();
+        tasks::blocking(move || store.rules_are(rules)).await.unwrap().unwrap();
+    };
+    for (rules, expected) in [(1, 0), (1, refused.len()), (2, 0)] {
+        let store = open(&dir).await;
+        tell(&store, rules).await;
+        assert_eq!(ids(&store, Part::Rest).await.len(), expected);
+        let before = store.version();
+        for event in &refused {
+            store.refused(event, &[topic("x")], Gone::Refused);
+        }
+        flush(&store).await;
+        assert!(store.version() > before);
+        assert_eq!(ids(&store, Part::Rest).await, sorted(refused.iter().collect()));
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_topic_remembers_only_so_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let author = Author::new(1);
+    for n in 0..100 {
+        store.refused(&author.verified(n, 1, &[], ""), &[topic("x")], Gone::Refused);
+        store.refused(&author.verified(n, 0, &[], ""), &[topic("x")], Gone::Refused);
+    }
+    flush(&store).await;
+    let trimmed = {
+        let (path, writes) = (dir.path().join("gateway.db"), store.writes.clone());
+        tasks::blocking(move || {
+            crate::store::gone::trim(
+                &crate::store::open::reader(&path).unwrap(),
+                &writes,
+                130,
+                &AtomicU64::new(0),
+            )
+        })
+    };
+    assert_eq!(trimmed.await.unwrap().unwrap(), 130);
+    let rest = store.topic_ids(topic("x"), Part::Rest, ALWAYS, 1_000).await.unwrap();
+    assert_eq!(
+        rest.ids.iter().map(|(at, _)| *at).collect::<Vec<_>>(),
+        (70..100).collect::<Vec<_>>()
+    );
+    assert_eq!(ids(&store, Part::Profiles).await.len(), 100);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_range_is_the_newest_of_a_span_in_whole_seconds() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let author = Author::new(1);
+    // Three in each second; every fifth is only remembered.
+    for n in 0..300 {
+        let event = author.verified(n / 3, 1, &[], &n.to_string());
+        if n % 5 == 0 {
+            store.refused(&event, &[topic("x")], Gone::Refused);
+        } else {
+            write(&store, &event, &["x"]).await;
+        }
+    }
+    flush(&store).await;
+    let mut until = 1_000;
+    let (mut all, mut ranges) = (Vec::new(), 0);
+    loop {
+        let span = Span { from: 0, until };
+        let found = store.topic_ids(topic("x"), Part::Rest, span, 50).await.unwrap();
+        assert!(found.ids.len() <= 50 && found.ids.is_sorted());
+        assert!(found.ids.iter().all(|(at, _)| (found.from..=until).contains(at)));
+        all.extend(found.ids);
+        ranges += 1;
+        if found.from == 0 {
+            break;
+        }
+        until = found.from - 1;
+    }
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), 300);
+    assert!((6..=10).contains(&ranges), "{ranges}");
+    // A second that is more crowded than a range stays whole.
+    let found = store.topic_ids(topic("x"), Part::Rest, Span { from: 7, until: 7 }, 2).await;
+    assert_eq!(found.unwrap(), TopicIds { ids: all[21..24].to_vec(), from: 7 });
+    store.close().await;
+}

@@ -1,0 +1,323 @@
+//! What a gateway missed comes afterwards: from late joiners to partitions, between separate processes.
+
+use std::{sync::Arc, time::Duration};
+
+use nostr_gateway_tests::{
+    Gateway, GatewayBuilder, Network, RawClient, Testnet, events, eventually,
+};
+use nostr_sdk::{Event, Keys};
+use serde_json::json;
+
+use crate::{DHT_TESTNET, GATEWAY, alone, management::call};
+
+/// For a few hundred events between processes on a busy machine.
+const SOON: Duration = Duration::from_secs(30);
+
+const EVENTS_IN: &str = r#"nostr_gateway_sync_bytes_total{cause="events in""#;
+
+/// Finds others only by being told of them.
+async fn builder(name: &str, known: &[&Gateway]) -> GatewayBuilder {
+    let builder = GatewayBuilder::new(GATEWAY, name).topics(&["town"]);
+    knowing(builder.set("sync", "interval_s", "5"), known).await
+}
+
+async fn knowing(builder: GatewayBuilder, known: &[&Gateway]) -> GatewayBuilder {
+    let mut peers = Vec::new();
+    for gateway in known {
+        let status = gateway.status().await;
+        let address = status["addresses"][0].as_str().unwrap().to_owned();
+        peers.push(format!("{:?}", format!("{}@{address}", gateway.endpoint)));
+    }
+    builder.set("discovery", "peers", &format!("[{}]", peers.join(", ")))
+}
+
+async fn publish(gateway: &Gateway, events: &[Event]) {
+    let mut client = RawClient::connect(&gateway.topic_url("town")).await;
+    for events in events.chunks(200) {
+        for event in events {
+            client.send_event(event).await;
+        }
+        for event in events {
+            let (accepted, message) = client.ok(&event.id.to_hex()).await;
+            assert!(accepted, "{message}");
+        }
+    }
+}
+
+/// The ids in the topic, sorted.
+async fn held(gateway: &Gateway) -> Vec<String> {
+    let mut client = RawClient::connect(&gateway.topic_url("town")).await;
+    let mut ids = client.stored_ids(&[json!({"limit": 5000})]).await;
+    ids.sort();
+    ids
+}
+
+async fn becomes(gateway: &Gateway, expected: &[String]) {
+    eventually("the topic's events are there", SOON, async || {
+        (held(gateway).await == expected).then_some(())
+    })
+    .await;
+}
+
+fn notes(keys: &Keys, count: usize, what: &str) -> Vec<Event> {
+    let start = events::now() - 100_000;
+    let note = |n| events::event(keys, 1, &format!("{what} {n}"), &[], start + n as u64);
+    (0..count).map(note).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_joiner_gets_the_history_and_open_subscriptions_see_it() {
+    let _alone = alone().await;
+    let base = builder("A", &[]).await;
+    let mut a = base.clone().start().await;
+    let history: Vec<_> = events::assortment(300);
+    publish(&a, &history).await;
+    let large = events::note(&Keys::generate(), &"z".repeat(60_000));
+    publish(&a, std::slice::from_ref(&large)).await;
+    assert!(a.interrupt().await.success());
+
+    // Its client is there before the history comes.
+    let b = builder("B", &[]).await.start().await;
+    let mut live = RawClient::connect(&b.topic_url("town")).await;
+    let filter = json!({"ids": [large.id.to_hex(), history[1].id.to_hex()]});
+    assert!(live.req("live", &[filter]).await.is_empty());
+    let a = knowing(base, &[&b]).await.start().await;
+    let mut all = history.clone();
+    all.push(large.clone());
+    becomes(&b, &events::ids(&all)).await;
+    for event in [&large, &history[1]] {
+        let id = event.id.to_hex();
+        live.wait_for(|m| m[0] == "EVENT" && m[2]["id"] == id, "an event of long ago").await;
+    }
+
+    // What one side says of the other's events afterwards is little.
+    eventually("nothing is left to say", SOON, async || {
+        let unchanged = r#"nostr_gateway_syncs_total{cause="unchanged""#;
+        (a.metric(unchanged).await + b.metric(unchanged).await >= 2).then_some(())
+    })
+    .await;
+    assert_eq!(a.metric(EVENTS_IN).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_missed_while_away_comes_afterwards() {
+    let _alone = alone().await;
+    let a = builder("A", &[]).await.start().await;
+    let mut b = builder("B", &[&a]).await.start().await;
+    b.wait_for_neighbors("town", 1, SOON).await;
+    let keys = Keys::generate();
+    b.kill9().await;
+    publish(&a, &notes(&keys, 300, "while B was dead")).await;
+    // Deleted while it was away: neither the event nor its deletion was heard.
+    let before = events::event(&keys, 1, "to be deleted", &[], events::now() - 50);
+    let b = b.restart().await;
+    publish(&b, std::slice::from_ref(&before)).await;
+    let mut expected = held(&a).await;
+    expected.push(before.id.to_hex());
+    expected.sort();
+    becomes(&a, &expected).await;
+    becomes(&b, &expected).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_and_vanishes_come_ahead_of_what_they_name() {
+    let _alone = alone().await;
+    let a = builder("A", &[]).await.start().await;
+    let (keys, leaving) = (Keys::generate(), Keys::generate());
+    let deleted = notes(&keys, 100, "deleted");
+    let kept = notes(&Keys::generate(), 50, "kept");
+    let forgotten = notes(&leaving, 100, "forgotten");
+    for events in [&deleted, &kept, &forgotten] {
+        publish(&a, events).await;
+    }
+    let mut b = builder("B", &[&a]).await.start().await;
+    becomes(&b, &held(&a).await).await;
+    b.kill9().await;
+    // A's copies go.
+    let ids: Vec<String> = deleted.iter().map(|event| event.id.to_hex()).collect();
+    let tags: Vec<[&str; 2]> = ids.iter().map(|id| ["e", id.as_str()]).collect();
+    let tags: Vec<&[&str]> = tags.iter().map(<[_; 2]>::as_slice).collect();
+    let deletion = events::event(&keys, 5, "", &tags, events::now());
+    let vanish = events::event(&leaving, 62, "", &[&["relay", "ALL_RELAYS"]], events::now());
+    publish(&a, &[deletion.clone(), vanish.clone()]).await;
+    let mut expected = events::ids(&kept);
+    expected.extend([deletion.id.to_hex(), vanish.id.to_hex()]);
+    expected.sort();
+    assert_eq!(held(&a).await, expected);
+
+    let b = b.restart().await;
+    becomes(&b, &expected).await;
+    // Neither sent the other what is gone.
+    assert_eq!(a.metric(EVENTS_IN).await, 0);
+
+    // One that was never there gets the two requests and what is kept, and not one byte more.
+    let c = builder("C", &[&a]).await.start().await;
+    becomes(&c, &expected).await;
+    let bytes: usize = kept.iter().chain([&deletion, &vanish]).map(|e| events::json(e).len()).sum();
+    assert!(c.metric(EVENTS_IN).await <= bytes as u64);
+}
+
+/// DESIGN (Gone): gateways with other rules do not send one another the same events for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn unequal_gateways_send_no_events_the_second_time() {
+    let _alone = alone().await;
+    let (banned, barred) = (Keys::generate(), Keys::generate());
+    let admin = Keys::generate();
+    let mut a = builder("A", &[])
+        .await
+        .set("limits", "max_future_s", "3600")
+        .blocklist(&[], &["onlyforb"])
+        .start()
+        .await;
+    let keys = Keys::generate();
+    let now = events::now();
+    let at_a = [
+        events::event(&keys, 1, "plain", &[], now - 500),
+        events::event(&keys, 1, "from the near future", &[], now + 600),
+        events::event(&keys, 1, "forbiddenatb", &[], now - 400),
+        events::event(&keys, 1, "old", &[], now - 100_000),
+        events::event(&keys, 0, "{}", &[], now - 200_000),
+        events::event(&banned, 1, "banned at B", &[], now - 300),
+        events::event(&keys, 30_023, "v1", &[&["d", "x"]], now - 50),
+        events::event(&keys, 1, &"x".repeat(5_000), &[], now - 45),
+        events::event(&barred, 1, "barred at B", &[], now - 20),
+    ];
+    publish(&a, &at_a).await;
+    // After a start anew, gossip says nothing of them.
+    assert!(a.interrupt().await.success());
+    let a = a.restart().await;
+    let base = builder("B", &[])
+        .await
+        .set("limits", "max_future_s", "60")
+        .set("limits", "max_event_bytes", "4000")
+        .set("relay", "admins", &format!("[{:?}]", admin.public_key().to_hex()))
+        .blocklist(&[&banned.public_key().to_hex()], &["forbiddenatb"])
+        .table("[[retention]]\ntopic = \"town\"\nmax_age_s = 50000")
+        .set("topics", "join", r#"["town"]"#);
+    let mut b = base.clone().start().await;
+    let key = json!([barred.public_key().to_hex()]);
+    call(&b, &admin, "banpubkey", key.clone()).await;
+    let at_b = [
+        events::event(&keys, 1, "onlyforb", &[], now - 700),
+        events::event(&keys, 30_023, "v2", &[&["d", "x"]], now - 40),
+        events::event(&keys, 1, "plain too", &[], now - 30),
+    ];
+    publish(&b, &at_b).await;
+    assert!(b.interrupt().await.success());
+    let mut b = knowing(base, &[&a]).await.start().await;
+    b.wait_for_neighbors("town", 1, SOON).await;
+    let expected = async |of: &Gateway, ids: &[&Event]| {
+        becomes(of, &events::ids(ids.iter().copied())).await;
+    };
+    expected(&b, &[&at_a[0], &at_a[4], &at_b[0], &at_b[1], &at_b[2]]).await;
+    expected(
+        &a,
+        &[
+            &at_a[0], &at_a[1], &at_a[2], &at_a[3], &at_a[4], &at_a[5], &at_a[7], &at_a[8],
+            &at_b[1], &at_b[2],
+        ],
+    )
+    .await;
+
+    // A few comparisons later, and after a start anew, no event is on the wire any more.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let before = (a.metric(EVENTS_IN).await, b.metric(EVENTS_IN).await);
+    assert!(before.0 > 0 && before.1 > 0, "the first time events were sent: {before:?}");
+    let led = r#"nostr_gateway_syncs_total{cause="#;
+    let comparisons = a.metric(led).await + b.metric(led).await;
+    eventually("two more comparisons", SOON, async || {
+        (a.metric(led).await + b.metric(led).await >= comparisons + 4).then_some(())
+    })
+    .await;
+    assert_eq!((a.metric(EVENTS_IN).await, b.metric(EVENTS_IN).await), before);
+
+    // What the other side said is gone was only in memory; to hear it again takes no event.
+    assert!(b.interrupt().await.success());
+    let b = b.restart().await;
+    b.wait_for_neighbors("town", 1, SOON).await;
+    let led = r#"nostr_gateway_syncs_total{cause="led""#;
+    let from = a.metric(led).await;
+    eventually("a comparison of all there is", SOON, async || {
+        (a.metric(led).await + b.metric(led).await > from).then_some(())
+    })
+    .await;
+    assert_eq!((a.metric(EVENTS_IN).await, b.metric(EVENTS_IN).await), (before.0, 0));
+
+    // A ban that is lifted lets come what it kept out.
+    call(&b, &admin, "unbanpubkey", key).await;
+    expected(&b, &[&at_a[0], &at_a[4], &at_a[8], &at_b[0], &at_b[1], &at_b[2]]).await;
+}
+
+/// B stands between two that do not know of one another: what it gains, it hints.
+#[tokio::test(flavor = "multi_thread")]
+async fn those_behind_the_one_that_gained_do_not_wait_for_the_timer() {
+    let Some(network) = Network::available("those_behind_the_one_that_gained") else { return };
+    let _alone = alone().await;
+    let hosts: Vec<_> = (1..=3).map(|n| Arc::new(network.add(&format!("h{n}"), n, 1))).collect();
+    network.part(&hosts[0], &hosts[2]);
+    let on = async |host: usize, known: &[&Gateway]| {
+        let builder = builder(&format!("{host}"), known).await.set("sync", "interval_s", "3600");
+        builder.namespace(hosts[host].clone())
+    };
+    // A is there for a while before it hears of B.
+    let base = on(0, &[]).await;
+    let mut a = base.clone().start().await;
+    let history = notes(&Keys::generate(), 200, "history");
+    publish(&a, &history).await;
+    assert!(a.interrupt().await.success());
+    let b = on(1, &[]).await.start().await;
+    let c = on(2, &[&b]).await.start().await;
+    c.wait_for_neighbors("town", 1, SOON).await;
+    let _a = knowing(base, &[&b]).await.start().await;
+    becomes(&b, &events::ids(&history)).await;
+    becomes(&c, &events::ids(&history)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_in_the_middle_is_gone_on_with() {
+    let _alone = alone().await;
+    let a = builder("A", &[]).await.start().await;
+    let keys = Keys::generate();
+    let history = notes(&keys, 4_000, &"long ".repeat(100));
+    publish(&a, &history).await;
+    let mut b = builder("B", &[&a]).await.start().await;
+    let stored = r#"nostr_gateway_events_total{origin="sync",outcome="stored""#;
+    b.wait_for_metric(stored, 500, SOON).await;
+    b.kill9().await;
+    let b = b.restart().await;
+    becomes(&b, &held(&a).await).await;
+    let again = b.metric(stored).await;
+    assert!(again <= 3_500, "what had come was fetched again: {again}");
+}
+
+/// Each side writes while the other cannot be reached.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_sides_of_a_partition_have_all_afterwards() {
+    let Some(network) = Network::available("both_sides_of_a_partition") else { return };
+    let _alone = alone().await;
+    let dht = network.add("dht", 1, 1);
+    let testnet = Testnet::in_namespace(DHT_TESTNET, &dht).await;
+    let hosts: Vec<_> = (2..=3).map(|n| Arc::new(network.add(&format!("h{n}"), n, 1))).collect();
+    let start = async |host: usize| {
+        let name = format!("{host}");
+        let builder = GatewayBuilder::new(GATEWAY, &name).topics(&["town"]).dht(&testnet);
+        builder.namespace(hosts[host].clone()).start().await
+    };
+    let (a, b) = (start(0).await, start(1).await);
+    a.wait_for_neighbors("town", 1, Duration::from_secs(60)).await;
+    network.cut(&hosts[1], true);
+    // Longer than a connection lasts without a sign of life.
+    eventually("they miss one another", SOON, async || {
+        let status = a.topic_status("town").await;
+        status["neighbors"].as_array().unwrap().is_empty().then_some(())
+    })
+    .await;
+    network.cut(&hosts[1], false);
+    publish(&a, &notes(&Keys::generate(), 200, "at A")).await;
+    publish(&b, &notes(&Keys::generate(), 200, "at B")).await;
+    eventually("both have all", Duration::from_secs(60), async || {
+        let (at_a, at_b) = (held(&a).await, held(&b).await);
+        (at_a.len() == 400 && at_a == at_b).then_some(())
+    })
+    .await;
+}

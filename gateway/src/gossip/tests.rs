@@ -174,7 +174,7 @@ impl EventReader for MemoryLog {
         topic: TopicName,
         part: Part,
         span: Span,
-        _max: usize,
+        max: usize,
     ) -> BoxFuture<'_, Result<TopicIds, StoreError>> {
         let held = self.entries().clone().into_iter().filter(|e| e.topic.as_ref() == Some(&topic));
         let mut ids: Vec<_> = held
@@ -186,7 +186,12 @@ impl EventReader for MemoryLog {
         ids.retain(|(at, _)| (span.from..=span.until).contains(at));
         ids.sort_unstable();
         ids.dedup();
-        async move { Ok(TopicIds { ids, from: span.from }) }.boxed()
+        let mut from = span.from;
+        if let Some(cut) = ids.len().checked_sub(max + 1).map(|at| ids[at].0) {
+            from = cut + 1;
+            ids.retain(|(at, _)| *at >= from);
+        }
+        async move { Ok(TopicIds { ids, from }) }.boxed()
     }
 
     fn gone(
@@ -376,9 +381,12 @@ fn name(text: &str) -> TopicName {
 }
 
 fn event(kind: u16, content: &str) -> Event {
+    event_at(crate::clock::unix_now(), kind, content)
+}
+
+fn event_at(now: u64, kind: u16, content: &str) -> Event {
     let key = Keypair::from_seckey_slice(SECP256K1, &[7; 32]).unwrap();
     let author = hex::encode(&key.x_only_public_key().0.serialize());
-    let now = crate::clock::unix_now();
     let json = |id: &str, sig: &str| {
         format!(
             r#"{{"id":"{id}","pubkey":"{author}","created_at":{now},"kind":{kind},"tags":[],"content":"{content}","sig":"{sig}"}}"#

@@ -130,6 +130,11 @@ impl Disturbed {
         self.0.insert(peer, now);
         true
     }
+
+    /// It was not there to be disturbed.
+    pub fn forgive(&mut self, peer: &EndpointId) {
+        self.0.remove(peer);
+    }
 }
 
 /// Joins whom discovery finds. Never ends, even when discovery does: without any of its steps we
@@ -183,25 +188,37 @@ impl Knocker {
         loop {
             tokio::select! {
                 () = token.cancelled() => return,
-                Some(done) = knocks.next(), if !knocks.is_empty() => {
+                Some((peer, connection)) = knocks.next(), if !knocks.is_empty() => {
                     if handed.len() >= REMEMBERED {
                         handed.retain(|_, handle| handle.upgrade().is_some());
                     }
-                    handed.extend(done);
+                    match connection {
+                        Some(connection) => {
+                            handed.insert(peer, connection);
+                        }
+                        None => disturbed.forgive(&peer),
+                    }
                 }
                 unanswered = queue.recv(), if knocks.len() < AT_ONCE => {
                     let Some(unanswered) = unanswered else { return };
                     if disturbed.may(unanswered.peer, Instant::now()) {
                         let before = handed.remove(&unanswered.peer);
-                        knocks.push(self.knock(unanswered, before));
+                        let this = &self;
+                        let peer = unanswered.peer;
+                        knocks.push(async move { (peer, this.knock(unanswered, before).await) });
                     }
                 }
             }
         }
     }
 
-    /// Returns the connection that gossip was given, this time or before.
-    async fn knock(&self, unanswered: Unanswered, before: Option<WeakConnectionHandle>) -> Handed {
+    /// Returns the connection that gossip was given, this time or before; nothing when the peer could
+    /// not be reached.
+    async fn knock(
+        &self,
+        unanswered: Unanswered,
+        before: Option<WeakConnectionHandle>,
+    ) -> Option<WeakConnectionHandle> {
         let Unanswered { topic, peer, alone } = unanswered;
         let entrances = self.swarms.entrances();
         let is_neighbor = entrances.iter().any(|(state, _)| state.neighbors().contains(&peer));
@@ -225,16 +242,13 @@ impl Knocker {
         if let Some((_, join)) = entrances.iter().find(|(state, _)| *state.name() == topic) {
             let _ = join.try_send(vec![peer]);
         }
-        Some((peer, connection.weak_handle()))
+        Some(connection.weak_handle())
     }
 
     async fn dial(&self, peer: EndpointId) -> Option<Connection> {
         timeout(DIAL, self.endpoint.connect(peer, iroh_gossip::ALPN)).await.ok()?.ok()
     }
 }
-
-/// A connection that was handed to gossip.
-type Handed = Option<(EndpointId, WeakConnectionHandle)>;
 
 #[cfg(test)]
 mod tests {
@@ -289,5 +303,7 @@ mod tests {
         assert!(!disturbed.may(id(1), start + AGAIN / 2));
         assert!(disturbed.may(id(2), start + AGAIN / 2));
         assert!(disturbed.may(id(1), start + AGAIN));
+        disturbed.forgive(&id(1));
+        assert!(disturbed.may(id(1), start + AGAIN), "it was not there");
     }
 }

@@ -29,7 +29,12 @@ const STALLED: Duration = Duration::from_secs(10);
 
 impl World {
     pub fn neighbor_up(&mut self, node: usize, peer: EndpointId) {
-        self.nodes[node].neighbors.insert(peer);
+        let now = self.instant();
+        let here = &mut self.nodes[node];
+        if here.neighbors.insert(peer) {
+            here.plans.arrived(peer, now);
+        }
+        self.plan(node, Duration::ZERO, Happening::Compare);
         self.plan(node, Duration::ZERO, Happening::Send);
         self.plan(node, Duration::ZERO, Happening::Fetch);
     }
@@ -170,6 +175,9 @@ impl World {
         if !self.answers(node, peer) {
             if self.now + joiner::CHECK < since + joiner::DIAL {
                 self.plan(node, joiner::CHECK, Happening::Knock { peer, forget, since });
+            } else {
+                let id = self.nodes[peer].id;
+                self.nodes[node].disturbed.forgive(&id);
             }
         } else if forget {
             if let Some(conn) = self.nodes[node].handed.remove(&peer) {

@@ -22,12 +22,13 @@ use super::{
 use crate::{
     gossip::{
         GOSSIP_MESSAGE,
-        config::DiscoveryConfig,
+        config::{DiscoveryConfig, SyncConfig},
         door::Guests,
         fetch::schedule::{Job, Schedule},
         joiner::{Asked, Disturbed},
         outbound::{Lineup, Outgoing},
         record::Sighting,
+        sync::{plans::Plans, turns::Turns},
     },
     protocol::{Event, EventId},
 };
@@ -51,11 +52,13 @@ pub struct Rules {
     pub dht: bool,
     /// iroh-gossip closes connections that it does not use, and forgets those that have ended.
     pub mended: bool,
+    /// Nodes compare what they have.
+    pub compares: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { asks_anew: true, hands_over: true, one_waits_longer: true, dht: true, mended: false }
+        Self { asks_anew: true, hands_over: true, one_waits_longer: true, dht: true, mended: false, compares: true }
     }
 }
 
@@ -92,6 +95,9 @@ pub struct Node {
     pub sending: bool,
     pub fetches: Schedule,
     pub fetch_at: Option<Duration>,
+    pub plans: Plans,
+    pub turns: Turns,
+    pub compare_at: Option<Duration>,
     // what the store would hold, over all lives
     pub events: BTreeMap<EventId, Event>,
     /// Hops and time of what came by gossip.
@@ -118,6 +124,11 @@ pub enum Happening {
     Send,
     Answered { job: Box<Job>, wanted: Vec<EventId> },
     Fetch,
+    Compare,
+    Greets { peer: usize },
+    Led { peer: usize, need: Option<Vec<EventId>> },
+    Followed { by: usize, need: Vec<EventId> },
+    Hinted { by: usize },
 }
 
 struct Planned {
@@ -154,6 +165,9 @@ pub struct World {
     pub stuck: u64,
     /// Connections that the door did not let in.
     pub refused: u64,
+    /// Comparisons, and events that came by them.
+    pub compared: u64,
+    pub pulled: u64,
 }
 
 impl World {
@@ -181,6 +195,8 @@ impl World {
             swallowed: 0,
             stuck: 0,
             refused: 0,
+            compared: 0,
+            pulled: 0,
         }
     }
 
@@ -237,6 +253,9 @@ impl World {
             sending: false,
             fetches: Schedule::new(std::sync::Arc::default()),
             fetch_at: None,
+            plans: Plans::new(id, Duration::from_secs(SyncConfig::default().interval_s)),
+            turns: Turns::default(),
+            compare_at: None,
             events: BTreeMap::new(),
             heard: Vec::new(),
         }
@@ -378,6 +397,11 @@ impl World {
             }
             Happening::Answered { job, wanted } => self.answered(node, *job, &wanted),
             Happening::Fetch => self.fetch(node),
+            Happening::Compare => self.compare(node),
+            Happening::Greets { peer } => self.greets(node, peer),
+            Happening::Led { peer, need } => self.led(node, peer, need),
+            Happening::Followed { by, need } => self.followed(node, by, &need),
+            Happening::Hinted { by } => self.hinted(node, by),
         }
     }
 
@@ -413,6 +437,11 @@ impl Happening {
             Self::Send => 15,
             Self::Answered { .. } => 16,
             Self::Fetch => 17,
+            Self::Compare => 18,
+            Self::Greets { .. } => 19,
+            Self::Led { .. } => 20,
+            Self::Followed { .. } => 21,
+            Self::Hinted { .. } => 22,
         }
     }
 }

@@ -9,8 +9,10 @@ mod desk;
 mod follow;
 mod lead;
 mod library;
+pub(super) mod plans;
 mod pull;
-mod sets;
+pub(super) mod sets;
+pub(super) mod turns;
 pub(super) mod wire;
 
 pub use actor::TopicSync;

@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 
 use iroh::EndpointId;
 
-use super::world::{Happening, World};
+use super::{happening::Happening, world::World};
 use crate::{
     gossip::sync::{
         plans::Ended,

@@ -10,6 +10,7 @@
 //! Everything random comes from one seed, and so does the trace: what a test finds can be seen again.
 
 mod compare;
+mod happening;
 mod links;
 mod ours;
 mod reports;

@@ -7,7 +7,10 @@ use iroh::EndpointId;
 use iroh_gossip::proto::{Command, DeliveryScope, InEvent, Scope};
 use rand::Rng;
 
-use super::world::{Happening, TOPIC, World};
+use super::{
+    happening::Happening,
+    world::{TOPIC, World},
+};
 use crate::{
     gossip::{
         fetch::schedule::Job,

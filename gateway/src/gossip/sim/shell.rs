@@ -15,7 +15,10 @@ use std::time::Duration;
 use iroh::EndpointId;
 use iroh_gossip::proto::{Event, InEvent, Message, OutEvent};
 
-use super::world::{Happening, IDLE, World};
+use super::{
+    happening::Happening,
+    world::{IDLE, World},
+};
 
 /// How often a first packet is repeated.
 const REPEAT: Duration = Duration::from_secs(1);

@@ -9,13 +9,14 @@ use std::{
 use iroh::{EndpointId, SecretKey};
 use iroh_gossip::{
     TopicId,
-    proto::{Command, Config, InEvent, Message, PeerData, State, Timer},
+    proto::{Command, Config, InEvent, PeerData, State},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rand_of_gossip::{SeedableRng as _, rngs::StdRng as GossipRandom};
 use tokio::time::Instant;
 
 use super::{
+    happening::Happening,
     links::{Dht, Links, mix},
     shell::{Conn, Peer},
 };
@@ -24,7 +25,7 @@ use crate::{
         GOSSIP_MESSAGE,
         config::{DiscoveryConfig, SyncConfig},
         door::Guests,
-        fetch::schedule::{Job, Schedule},
+        fetch::schedule::Schedule,
         joiner::{Asked, Disturbed},
         outbound::{Lineup, Outgoing},
         record::Sighting,
@@ -102,33 +103,6 @@ pub struct Node {
     pub events: BTreeMap<EventId, Event>,
     /// Hops and time of what came by gossip.
     pub heard: Vec<(EventId, u32, Duration)>,
-}
-
-/// What happens at a node.
-pub enum Happening {
-    Dial { peer: usize, since: Duration },
-    Dialed { peer: usize, conn: usize },
-    Accepted { peer: usize, conn: usize },
-    Closed { conn: usize },
-    Idle { conn: usize },
-    Message { from: usize, conn: usize, message: Message<EndpointId> },
-    Timer(Timer<EndpointId>),
-    /// Once a second: the joiner looks for answers, discovery whether a record is due.
-    Tick,
-    Configured { number: u64 },
-    Look { number: u64 },
-    Looked { number: u64, minute: u64 },
-    Publish { minute: u64 },
-    Knock { peer: usize, forget: bool, since: Duration },
-    HandOver { peer: usize, conn: usize },
-    Send,
-    Answered { job: Box<Job>, wanted: Vec<EventId> },
-    Fetch,
-    Compare,
-    Greets { peer: usize },
-    Led { peer: usize, need: Option<Vec<EventId>> },
-    Followed { by: usize, need: Vec<EventId> },
-    Hinted { by: usize },
 }
 
 struct Planned {
@@ -414,34 +388,5 @@ impl World {
         let Node { id, neighbors, .. } = &self.nodes[node];
         let named = neighbors.iter().take(distributed_topic_tracker::MAX_RECORD_PEERS);
         Sighting { publisher: *id, neighbors: named.copied().collect() }
-    }
-}
-
-impl Happening {
-    const fn number(&self) -> u64 {
-        match self {
-            Self::Dial { .. } => 1,
-            Self::Dialed { .. } => 2,
-            Self::Accepted { .. } => 3,
-            Self::Closed { .. } => 4,
-            Self::Idle { .. } => 5,
-            Self::Message { .. } => 6,
-            Self::Timer(_) => 7,
-            Self::Tick => 8,
-            Self::Configured { .. } => 9,
-            Self::Look { .. } => 10,
-            Self::Looked { .. } => 11,
-            Self::Publish { .. } => 12,
-            Self::Knock { .. } => 13,
-            Self::HandOver { .. } => 14,
-            Self::Send => 15,
-            Self::Answered { .. } => 16,
-            Self::Fetch => 17,
-            Self::Compare => 18,
-            Self::Greets { .. } => 19,
-            Self::Led { .. } => 20,
-            Self::Followed { .. } => 21,
-            Self::Hinted { .. } => 22,
-        }
     }
 }

@@ -35,7 +35,7 @@ pub enum Happening {
 }
 
 impl Happening {
-    const fn number(&self) -> u64 {
+    pub const fn number(&self) -> u64 {
         match self {
             Self::Dial { .. } => 1,
             Self::Dialed { .. } => 2,

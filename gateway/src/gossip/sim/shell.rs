@@ -60,12 +60,7 @@ impl World {
                 }
                 OutEvent::DisconnectPeer(peer) => {
                     let peer = self.index[&peer];
-                    let removed = self.nodes[node].peers.remove(&peer);
-                    if self.rules.mended
-                        && let Some(Peer::Active { conn, .. }) = removed
-                    {
-                        self.close(node, conn);
-                    }
+                    self.nodes[node].peers.remove(&peer);
                 }
                 OutEvent::PeerData(..) => {}
             }
@@ -131,11 +126,6 @@ impl World {
             self.plan(node, REPEAT, Happening::Dial { peer, since });
         } else {
             self.nodes[node].dialing.remove(&peer);
-            if self.rules.mended
-                && matches!(self.nodes[node].peers.get(&peer), Some(Peer::Pending(_)))
-            {
-                self.nodes[node].peers.remove(&peer);
-            }
             // With a connection in use, a failed dial says nothing.
             if !matches!(self.nodes[node].peers.get(&peer), Some(Peer::Active { .. })) {
                 let id = self.nodes[peer].id;
@@ -237,9 +227,6 @@ impl World {
         match self.nodes[node].peers.get_mut(&peer) {
             Some(Peer::Active { conn: active, .. }) if *active == conn => {
                 let id = self.nodes[peer].id;
-                if self.rules.mended {
-                    self.nodes[node].peers.remove(&peer);
-                }
                 self.gossip(node, InEvent::PeerDisconnected(id));
             }
             Some(Peer::Active { others, .. }) => others.retain(|other| *other != conn),

@@ -14,6 +14,9 @@ use super::{
 };
 use crate::protocol::{Event, EventId, hex};
 
+/// Of the large swarm, unless the environment asks for another number.
+const NODES: usize = 500;
+
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -111,10 +114,8 @@ fn a_swarm_of_a_hundred_hears_everything_over_few_links() {
         let published = publish(&mut world, 0, 50, Duration::from_millis(300), Some(node));
         // All that talk share one tree.
         let by_all = publish(&mut world, 100, 50, Duration::from_millis(300), None);
-        let pulled = world.pulled;
         world.run(seconds(10));
         assert_eq!(world.missing(&published.events) + world.missing(&by_all.events), 0);
-        println!("pulled {pulled}");
         say_deliveries(&world, "by one", &published);
         say_deliveries(&world, "by all", &by_all);
         medians.push(quantile(&world.deliveries(&published.at).0, 0.5));
@@ -162,41 +163,44 @@ fn healing(world: &mut World) -> Option<Duration> {
     healed.then(|| world.now - begin)
 }
 
+/// The one that was killed joined the other first, or was joined by it: the library answers no second
+/// join in one of the two cases.
 #[test]
 fn a_gateway_that_comes_back_with_its_key_is_let_in_again() {
-    for asks_anew in [false, true] {
-        let mut times = Vec::new();
-        for (seed, node) in (0..10).flat_map(|seed| [(seed, 0), (seed, 1)]) {
+    let times = |asks_anew| {
+        let cases = (0..10).flat_map(|seed| [(seed, 0), (seed, 1)]);
+        let time = |(seed, node)| {
             let mut world = pair(seed, Rules { asks_anew, ..Rules::default() });
             world.kill(node);
             world.run(seconds(1));
             world.restart(node);
-            times.push(healing(&mut world));
-        }
-        println!("asks anew {asks_anew}: {times:?}");
-    }
+            healing(&mut world)
+        };
+        cases.map(time).collect::<Vec<_>>()
+    };
+    let (without, with) = (times(false), times(true));
+    println!("without: {without:?}\nwith: {with:?}");
+    assert!(without.contains(&None), "the library lets it in by itself now");
+    assert!(with.iter().all(|time| time.is_some_and(|time| time < seconds(15))));
 }
 
+/// Each was out of reach when the other dialed it, and the library dials nobody twice.
 #[test]
 fn two_that_wait_for_one_another_find_one_another() {
-    for (hands_over, one_waits_longer) in [(false, false), (false, true), (true, false), (true, true)] {
-        let (mut parted, mut both) = (Vec::new(), Vec::new());
-        for seed in 0..10 {
-            let mut world = pair(seed, Rules { hands_over, one_waits_longer, ..Rules::default() });
+    let times = |hands_over| {
+        let time = |seed| {
+            let mut world = pair(seed, Rules { hands_over, ..Rules::default() });
             world.part([1], 1);
             world.run(seconds(60));
             world.part([1], 0);
-            parted.push(healing(&mut world));
-            let mut world = pair(seed, Rules { hands_over, one_waits_longer, ..Rules::default() });
-            world.kill(0);
-            world.kill(1);
-            world.run(Duration::from_millis(300));
-            world.restart(0);
-            world.restart(1);
-            both.push(healing(&mut world));
-        }
-        println!("hands over {hands_over}, one waits longer {one_waits_longer}: parted {parted:?} both {both:?}");
-    }
+            healing(&mut world)
+        };
+        (0..10).map(time).collect::<Vec<_>>()
+    };
+    let (without, with) = (times(false), times(true));
+    println!("without: {without:?}\nwith: {with:?}");
+    assert!(without.contains(&None), "the library dials again now");
+    assert!(with.iter().all(|time| time.is_some_and(|time| time < seconds(10))));
 }
 
 #[test]
@@ -215,9 +219,10 @@ fn the_sides_of_a_partition_find_one_another() {
         let healed = world.run_until(back + seconds(120), |world| world.components() == 1);
         let after = world.now - back;
         let equal = world.run_until(back + seconds(180), |world| world.missing(&published.events) == 0);
-        println!("{count} nodes: healed {healed} after {after:?}, equal {equal} after {:?}", world.now - back);
+        let equal_after = world.now - back;
+        println!("{count} nodes: one again {healed} after {after:?}, equal {equal} after {equal_after:?}");
         say(&world, began, "parted");
-        assert!(healed && equal);
+        assert!(healed && equal && equal_after < seconds(60));
     }
 }
 
@@ -231,33 +236,38 @@ fn those_that_are_left_close_the_gaps() {
             world.kill(node);
         }
     }
-    let end = world.now + seconds(120);
     let killed = world.now;
-    assert!(world.run_until(end, |world| world.living().count() == 133 && world.components() == 1 && world.now > killed + seconds(7)));
+    // Until the connections to them have timed out nobody misses them.
+    world.run(seconds(7));
+    let closed = world.run_until(killed + seconds(120), |world| world.components() == 1);
     println!("one again after {:?}", world.now - killed);
+    assert!(closed);
     let published = publish(&mut world, 0, 10, Duration::from_millis(300), None);
-    world.run(seconds(10));
+    let end = world.now + seconds(90);
+    assert!(world.run_until(end, |world| world.missing(&published.events) == 0));
     say(&world, began, "killed");
-    println!("missing {}", world.missing(&published.events));
 }
 
+/// `SIM_NODES` says how many.
 #[test]
 fn a_swarm_of_thousands_is_one_and_has_everything() {
     let began = Instant::now();
-    let count = std::env::var("SIM_NODES").ok().and_then(|n| n.parse().ok()).unwrap_or(500);
+    let count = std::env::var("SIM_NODES").ok().and_then(|n| n.parse().ok()).unwrap_or(NODES);
     let mut world = grown(3, count, Duration::from_millis(20));
     say(&world, began, "started");
     let end = world.now + seconds(180);
     assert!(world.run_until(end, |world| world.components() == 1));
-    say(&world, began, "grown");
+    say(&world, began, "one swarm");
+    // Worse than what QUIC leaves of a bad line: here messages vanish, not packets.
     world.links.loss = 0.02;
     let published = publish(&mut world, 0, 20, Duration::from_millis(500), None);
     world.links.loss = 0.0;
     let missed = world.missing(&published.events);
     let end = world.now + seconds(90);
-    let all = world.run_until(end, |world| world.missing(&published.events) == 0);
-    println!("missed {missed}; all {all}");
+    let has_all = world.run_until(end, |world| world.missing(&published.events) == 0);
+    println!("{missed} copies were missed by gossip");
     say_deliveries(&world, "thousands", &published);
     say(&world, began, "published");
-    assert!(all);
+    assert!(has_all);
+    assert_eq!(world.reconciling_components(), 1);
 }

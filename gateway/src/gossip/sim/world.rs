@@ -47,19 +47,15 @@ pub struct Rules {
     pub asks_anew: bool,
     /// We dial them ourselves, and hand the connection to gossip.
     pub hands_over: bool,
-    /// Of two that wait for one another, one waits longer.
-    pub one_waits_longer: bool,
     /// The DHT is there.
     pub dht: bool,
-    /// iroh-gossip closes connections that it does not use, and forgets those that have ended.
-    pub mended: bool,
     /// Nodes compare what they have.
     pub compares: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { asks_anew: true, hands_over: true, one_waits_longer: true, dht: true, mended: false, compares: true }
+        Self { asks_anew: true, hands_over: true, dht: true, compares: true }
     }
 }
 
@@ -129,9 +125,6 @@ pub struct World {
     free: Vec<usize>,
     number: u64,
     /// Everything that happened, in order.
-    pub capacity: usize,
-    pub threshold: u16,
-    pub payloads: u64,
     pub trace: u64,
     pub happened: u64,
     /// Messages that a closed connection swallowed; joins that wait for a dial that nobody makes.
@@ -161,9 +154,6 @@ impl World {
             planned: Vec::new(),
             free: Vec::new(),
             number: 0,
-            capacity: 5,
-            threshold: 7,
-            payloads: 0,
             trace: 0,
             happened: 0,
             swallowed: 0,
@@ -197,12 +187,8 @@ impl World {
     }
 
     fn fresh(&mut self, id: EndpointId, configured: Vec<EndpointId>) -> Node {
-        let mut config = Config { max_message_size: GOSSIP_MESSAGE, ..Config::default() };
-        config.membership.active_view_capacity = self.capacity;
-        config.broadcast.optimization_threshold = self.threshold.into();
+        let config = Config { max_message_size: GOSSIP_MESSAGE, ..Config::default() };
         let random = GossipRandom::seed_from_u64(self.random.random());
-        // With an id below all others both sides of a pair wait equally long.
-        let as_whom = if self.rules.one_waits_longer { id } else { self.lowest(id) };
         Node {
             id,
             life: 0,
@@ -214,7 +200,7 @@ impl World {
             inside: BTreeMap::new(),
             neighbors: BTreeSet::new(),
             alone_since: self.now,
-            asked: Asked::new(as_whom),
+            asked: Asked::new(id),
             disturbed: Disturbed::default(),
             handed: BTreeMap::new(),
             configured,
@@ -233,10 +219,6 @@ impl World {
             events: BTreeMap::new(),
             heard: Vec::new(),
         }
-    }
-
-    fn lowest(&self, of: EndpointId) -> EndpointId {
-        self.nodes.iter().map(|node| node.id).chain([of]).min().unwrap_or(of)
     }
 
     fn begin(&mut self, node: usize) {
@@ -354,7 +336,6 @@ impl World {
             Happening::Idle { conn } => self.idle(node, conn),
             Happening::Message { from, conn, message } => {
                 self.note(from as u64);
-                self.payloads += u64::from(matches!(message.kind(), iroh_gossip::proto::state::MessageKind::Data));
                 self.receives(node, from, conn, message);
             }
             Happening::Timer(timer) => self.gossip(node, InEvent::TimerExpired(timer)),

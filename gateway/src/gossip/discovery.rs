@@ -160,7 +160,8 @@ impl Discovery {
     }
 
     fn follow(&self, sighting: &Sighting, choice: &Mutex<Choice>) {
-        let follows = choice.lock().unwrap_or_else(PoisonError::into_inner).follows(self.neighbors());
+        let follows =
+            choice.lock().unwrap_or_else(PoisonError::into_inner).follows(self.neighbors());
         if follows {
             self.join([sighting.publisher], FoundBy::Dht);
         }

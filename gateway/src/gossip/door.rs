@@ -113,7 +113,8 @@ impl Guests {
         let unused = self.open.iter().filter(|(_, guest)| {
             now.saturating_duration_since(guest.since) >= UNUSED && !is_neighbor(&guest.peer)
         });
-        let mut close: BTreeSet<u64> = before.chain(unused.map(|(number, _)| number)).copied().collect();
+        let mut close: BTreeSet<u64> =
+            before.chain(unused.map(|(number, _)| number)).copied().collect();
         if self.open.len() >= GUESTS + close.len() {
             let others = self.open.iter().filter(|(_, guest)| !is_neighbor(&guest.peer));
             close.insert(others.map(|(number, _)| *number).find(|number| !close.contains(number))?);
@@ -240,7 +241,11 @@ mod tests {
         for n in 4..GUESTS as u64 + 1 {
             assert_eq!(enter(n, UNUSED), Some(vec![]), "{n}");
         }
-        assert_eq!(enter(1_000, UNUSED), Some(vec![5]), "all are new: the oldest that is no neighbor's");
+        assert_eq!(
+            enter(1_000, UNUSED),
+            Some(vec![5]),
+            "all are new: the oldest that is no neighbor's"
+        );
         let mut full = Guests::default();
         for n in 0..GUESTS as u64 {
             full.enter(peer(n), start, |_| true).unwrap();

@@ -317,7 +317,9 @@ mod tests {
         assert_eq!(outbound.next().unwrap().0, stored.event.json().as_bytes(), "until it was sent");
         outbound.lineup.frames.pop_front();
         // A planned frame grows old as well.
-        let Some(Frame::Whole(ephemeral)) = outbound.lineup.frames.front_mut() else { panic!("whole") };
+        let Some(Frame::Whole(ephemeral)) = outbound.lineup.frames.front_mut() else {
+            panic!("whole")
+        };
         ephemeral.since = before;
         assert!(outbound.next().is_none());
     }

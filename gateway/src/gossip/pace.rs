@@ -75,7 +75,8 @@ impl Choice {
             1..FEW => 1,
             _ => usize::from(random.random_ratio(1, STRANGERS)),
         };
-        let all = sightings.flat_map(|sighting| sighting.neighbors.iter().chain([&sighting.publisher]));
+        let all =
+            sightings.flat_map(|sighting| sighting.neighbors.iter().chain([&sighting.publisher]));
         some(most, strangers(me, neighbors, all.copied()), random)
     }
 }

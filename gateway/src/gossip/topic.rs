@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     fetch::Announcement,
     joiner::{Unanswered, join},
-    outbound::Outbound, peer_id, state::TopicState,
+    outbound::Outbound,
+    peer_id,
+    state::TopicState,
     watch::Health,
 };
 use crate::{

@@ -22,9 +22,6 @@ const GIVEN_UP: Duration = Duration::from_secs(10);
 impl World {
     /// The loop of `TopicSync::run`.
     pub fn compare(&mut self, node: usize) {
-        if !self.rules.compares {
-            return;
-        }
         let now = self.instant();
         let here = &mut self.nodes[node];
         let neighbors: HashSet<_> = here.neighbors.iter().copied().collect();
@@ -101,7 +98,8 @@ impl World {
 
     pub fn led(&mut self, node: usize, peer: usize, need: Option<Vec<EventId>>) {
         let (now, id) = (self.instant(), self.nodes[peer].id);
-        let gained = need.filter(|_| self.answers(node, peer)).map(|need| self.pull(node, peer, &need));
+        let gained =
+            need.filter(|_| self.answers(node, peer)).map(|need| self.pull(node, peer, &need));
         let ended = if gained.is_some() { Ended::Done { lost: false } } else { Ended::Failed };
         let here = &mut self.nodes[node];
         here.turns.end(&id, true);

@@ -9,29 +9,75 @@ use crate::{gossip::fetch::schedule::Job, protocol::EventId};
 
 /// What happens at a node.
 pub enum Happening {
-    Dial { peer: usize, since: Duration },
-    Dialed { peer: usize, conn: usize },
-    Accepted { peer: usize, conn: usize },
-    Closed { conn: usize },
-    Idle { conn: usize },
-    Message { from: usize, conn: usize, message: Message<EndpointId> },
+    Dial {
+        peer: usize,
+        since: Duration,
+    },
+    Dialed {
+        peer: usize,
+        conn: usize,
+    },
+    Accepted {
+        peer: usize,
+        conn: usize,
+    },
+    Closed {
+        conn: usize,
+    },
+    Idle {
+        conn: usize,
+    },
+    Message {
+        from: usize,
+        conn: usize,
+        message: Message<EndpointId>,
+    },
     Timer(Timer<EndpointId>),
     /// Once a second: the joiner looks for answers, discovery whether a record is due.
     Tick,
-    Configured { number: u64 },
-    Look { number: u64 },
-    Looked { number: u64, minute: u64 },
-    Publish { minute: u64 },
-    Knock { peer: usize, forget: bool, since: Duration },
-    HandOver { peer: usize, conn: usize },
+    Configured {
+        number: u64,
+    },
+    Look {
+        number: u64,
+    },
+    Looked {
+        number: u64,
+        minute: u64,
+    },
+    Publish {
+        minute: u64,
+    },
+    Knock {
+        peer: usize,
+        forget: bool,
+        since: Duration,
+    },
+    HandOver {
+        peer: usize,
+        conn: usize,
+    },
     Send,
-    Answered { job: Box<Job>, wanted: Vec<EventId> },
+    Answered {
+        job: Box<Job>,
+        wanted: Vec<EventId>,
+    },
     Fetch,
     Compare,
-    Greets { peer: usize },
-    Led { peer: usize, need: Option<Vec<EventId>> },
-    Followed { by: usize, need: Vec<EventId> },
-    Hinted { by: usize },
+    Greets {
+        peer: usize,
+    },
+    Led {
+        peer: usize,
+        need: Option<Vec<EventId>>,
+    },
+    Followed {
+        by: usize,
+        need: Vec<EventId>,
+    },
+    Hinted {
+        by: usize,
+    },
 }
 
 impl Happening {

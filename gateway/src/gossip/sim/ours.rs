@@ -61,7 +61,8 @@ impl World {
         let neighbors: Vec<_> = here.neighbors.iter().copied().collect();
         for peer in here.asked.overdue(&neighbors, now) {
             if self.rules.asks_anew && self.nodes[node].disturbed.may(peer, now) {
-                let (peer, forget) = (self.index[&peer], joiner::forgets(neighbors.is_empty(), false));
+                let (peer, forget) =
+                    (self.index[&peer], joiner::forgets(neighbors.is_empty(), false));
                 self.plan(node, Duration::ZERO, Happening::Knock { peer, forget, since: self.now });
             }
         }

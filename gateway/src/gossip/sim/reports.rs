@@ -59,7 +59,10 @@ impl World {
     }
 
     /// Over how many links these events came, and how long that took, sorted.
-    pub fn deliveries(&self, sent: &BTreeMap<EventId, std::time::Duration>) -> (Vec<u32>, Vec<u64>) {
+    pub fn deliveries(
+        &self,
+        sent: &BTreeMap<EventId, std::time::Duration>,
+    ) -> (Vec<u32>, Vec<u64>) {
         let heard = self.living().flat_map(|(_, node)| &node.heard);
         let (mut hops, mut millis): (Vec<_>, Vec<_>) = heard
             .filter_map(|(id, hops, at)| Some((*hops, (*at - *sent.get(id)?).as_millis() as u64)))

@@ -218,9 +218,12 @@ fn the_sides_of_a_partition_find_one_another() {
         let back = world.now;
         let healed = world.run_until(back + seconds(120), |world| world.components() == 1);
         let after = world.now - back;
-        let equal = world.run_until(back + seconds(180), |world| world.missing(&published.events) == 0);
+        let equal =
+            world.run_until(back + seconds(180), |world| world.missing(&published.events) == 0);
         let equal_after = world.now - back;
-        println!("{count} nodes: one again {healed} after {after:?}, equal {equal} after {equal_after:?}");
+        println!(
+            "{count} nodes: one again {healed} after {after:?}, equal {equal} after {equal_after:?}"
+        );
         say(&world, began, "parted");
         assert!(healed && equal && equal_after < seconds(60));
     }

@@ -49,13 +49,11 @@ pub struct Rules {
     pub hands_over: bool,
     /// The DHT is there.
     pub dht: bool,
-    /// Nodes compare what they have.
-    pub compares: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { asks_anew: true, hands_over: true, dht: true, compares: true }
+        Self { asks_anew: true, hands_over: true, dht: true }
     }
 }
 

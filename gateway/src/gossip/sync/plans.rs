@@ -132,7 +132,8 @@ impl Plans {
 
     /// The next peer that is to be told.
     pub fn tell(&mut self, now: Instant) -> Option<EndpointId> {
-        let mut due = self.plans.iter_mut().filter(|(_, plan)| plan.hint.is_some_and(|at| at <= now));
+        let mut due =
+            self.plans.iter_mut().filter(|(_, plan)| plan.hint.is_some_and(|at| at <= now));
         let (peer, plan) = due.next()?;
         plan.hint = None;
         plan.hinted = Some(now);
@@ -210,7 +211,12 @@ impl Plans {
     }
 
     /// What came from one neighbor is news to those behind us, as far as they speak our protocol.
-    pub fn pass_on(&mut self, from: &EndpointId, now: Instant, speaks: impl Fn(&EndpointId) -> bool) {
+    pub fn pass_on(
+        &mut self,
+        from: &EndpointId,
+        now: Instant,
+        speaks: impl Fn(&EndpointId) -> bool,
+    ) {
         for (_, plan) in self.plans.iter_mut().filter(|(peer, _)| *peer != from && speaks(peer)) {
             plan.tell(now);
         }

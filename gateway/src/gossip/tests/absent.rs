@@ -33,10 +33,10 @@ impl Member {
             .bind()
             .await
             .unwrap();
-        let gossip =
-            iroh_gossip::net::Gossip::builder().max_message_size(GOSSIP_MESSAGE).spawn(endpoint.clone());
-        let router =
-            Router::builder(endpoint).accept(iroh_gossip::ALPN, gossip.clone()).spawn();
+        let gossip = iroh_gossip::net::Gossip::builder()
+            .max_message_size(GOSSIP_MESSAGE)
+            .spawn(endpoint.clone());
+        let router = Router::builder(endpoint).accept(iroh_gossip::ALPN, gossip.clone()).spawn();
         let id = RecordKeys::public(topic).gossip_id();
         let topic = gossip.subscribe(id, Vec::new()).await.unwrap();
         (router, gossip, topic)

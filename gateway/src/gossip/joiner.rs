@@ -24,6 +24,7 @@ use iroh::{
     endpoint::{Connection, WeakConnectionHandle},
 };
 use iroh_gossip::{api::GossipSender, net::Gossip};
+use rand::Rng;
 use tokio::{
     sync::mpsc,
     time::{Instant, interval, sleep, timeout},
@@ -47,7 +48,8 @@ const ASKED: usize = 64;
 pub const DIAL: Duration = Duration::from_secs(5);
 /// What the other side gets to see the connection close, before we join again.
 pub const FORGET: Duration = Duration::from_millis(200);
-/// One endpoint is not disturbed more often than this.
+/// One endpoint is not disturbed more often than this, up to twice as rarely, at random: two that came
+/// back at the same time would else go on disturbing one another in step.
 const AGAIN: Duration = Duration::from_secs(10);
 /// Endpoints knocked at once, and remembered.
 const AGAIN_REASON: &[u8] = b"joining again";
@@ -119,15 +121,15 @@ pub struct Disturbed(HashMap<EndpointId, Instant>);
 
 impl Disturbed {
     /// Whether an endpoint may be disturbed now; it then counts as disturbed.
-    pub fn may(&mut self, peer: EndpointId, now: Instant) -> bool {
-        let lately = |at: &Instant| now.saturating_duration_since(*at) < AGAIN;
+    pub fn may(&mut self, peer: EndpointId, now: Instant, random: &mut impl Rng) -> bool {
+        let lately = |until: &Instant| now < *until;
         if self.0.get(&peer).is_some_and(lately) {
             return false;
         }
         if self.0.len() >= REMEMBERED {
-            self.0.retain(|_, at| lately(at));
+            self.0.retain(|_, until| lately(until));
         }
-        self.0.insert(peer, now);
+        self.0.insert(peer, now + AGAIN.mul_f64(1.0 + random.random::<f64>()));
         true
     }
 
@@ -201,7 +203,7 @@ impl Knocker {
                 }
                 unanswered = queue.recv(), if knocks.len() < AT_ONCE => {
                     let Some(unanswered) = unanswered else { return };
-                    if disturbed.may(unanswered.peer, Instant::now()) {
+                    if disturbed.may(unanswered.peer, Instant::now(), &mut rand::rng()) {
                         let before = handed.remove(&unanswered.peer);
                         let this = &self;
                         let peer = unanswered.peer;
@@ -299,11 +301,12 @@ mod tests {
     #[test]
     fn nobody_is_disturbed_all_the_time() {
         let (start, mut disturbed) = (Instant::now(), Disturbed::default());
-        assert!(disturbed.may(id(1), start));
-        assert!(!disturbed.may(id(1), start + AGAIN / 2));
-        assert!(disturbed.may(id(2), start + AGAIN / 2));
-        assert!(disturbed.may(id(1), start + AGAIN));
+        let r = &mut rand::rng();
+        assert!(disturbed.may(id(1), start, r));
+        assert!(!disturbed.may(id(1), start + AGAIN / 2, r));
+        assert!(disturbed.may(id(2), start + AGAIN / 2, r));
+        assert!(disturbed.may(id(1), start + AGAIN * 2, r));
         disturbed.forgive(&id(1));
-        assert!(disturbed.may(id(1), start + AGAIN), "it was not there");
+        assert!(disturbed.may(id(1), start + AGAIN * 2, r), "it was not there");
     }
 }

@@ -17,6 +17,7 @@ use crate::{
         Event,
         frame::{self, MAX_ANNOUNCED, MAX_GOSSIP_BYTES},
         kinds,
+        private::seal::{MAX_SEALABLE_BYTES, Sealer},
     },
 };
 
@@ -81,6 +82,8 @@ pub struct Wedged;
 pub struct Outbound {
     queue: mpsc::Receiver<Outgoing>,
     lineup: Lineup,
+    /// In a private topic: that of the epoch to publish in.
+    seal: Option<Sealer>,
     state: Arc<TopicState>,
     metrics: Arc<Metrics>,
 }
@@ -91,7 +94,14 @@ impl Outbound {
         state: Arc<TopicState>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { queue, lineup: Lineup::new(Instant::now()), state, metrics }
+        Self { queue, lineup: Lineup::new(Instant::now()), seal: None, state, metrics }
+    }
+
+    /// From here on seals what goes out, and sends when there are neighbors in the swarm of this
+    /// epoch. What waits goes out there.
+    pub fn turn_to(&mut self, state: Arc<TopicState>, seal: Sealer) {
+        self.state = state;
+        self.seal = Some(seal);
     }
 
     /// Sends until gossip fails. Can be dropped at any point without losing a frame.
@@ -106,7 +116,7 @@ impl Outbound {
                 // Meanwhile the neighbors may have gone.
                 continue;
             }
-            let Some((bytes, at)) = self.next() else { continue };
+            let Some((bytes, at)) = self.next_sealed() else { continue };
             tokio::time::sleep_until(at).await;
             match timeout(BROADCAST, sender.broadcast(bytes)).await {
                 Ok(Ok(())) => {
@@ -136,7 +146,24 @@ impl Outbound {
             batch.push(next);
         }
         let metrics = &self.metrics;
-        self.lineup.add(batch, Instant::now(), unix_now(), |cause| dropped(metrics, cause));
+        let longest = if self.seal.is_some() { MAX_SEALABLE_BYTES } else { MAX_GOSSIP_BYTES };
+        let dropped = |cause| dropped(metrics, cause);
+        self.lineup.add(batch, longest, Instant::now(), unix_now(), dropped);
+    }
+
+    /// [`Self::next`], sealed where the topic is private.
+    fn next_sealed(&mut self) -> Option<(Bytes, Instant)> {
+        let (bytes, at) = self.next()?;
+        let Some(seal) = &self.seal else { return Some((bytes, at)) };
+        match seal.seal(&bytes) {
+            Ok(sealed) => Some((sealed.into(), at)),
+            Err(_) => {
+                // It was planned with room for the seal.
+                self.dropped("too long to seal");
+                self.lineup.frames.pop_front();
+                None
+            }
+        }
     }
 
     fn next(&mut self) -> Option<(Bytes, Instant)> {
@@ -169,16 +196,17 @@ impl Lineup {
         self.frames.is_empty()
     }
 
-    /// Plans the frames for all events that wait.
+    /// Plans the frames for all events that wait; none is longer than `longest` bytes.
     pub fn add(
         &mut self,
         mut batch: Vec<Outgoing>,
+        longest: usize,
         now: Instant,
         unix: u64,
         mut dropped: impl FnMut(&'static str),
     ) {
         batch.retain(|event| event.is_due(now, unix, &mut dropped));
-        let (frames, too_long) = plan(batch);
+        let (frames, too_long) = plan(batch, longest);
         (0..too_long).for_each(|_| dropped("ephemeral too long"));
         self.frames.extend(frames);
     }
@@ -215,12 +243,12 @@ impl Lineup {
 
 /// The frames for a batch of events, in their order where they go whole; ids come last. Also how
 /// many ephemeral events did not fit.
-fn plan(batch: Vec<Outgoing>) -> (Vec<Frame>, usize) {
+fn plan(batch: Vec<Outgoing>, longest: usize) -> (Vec<Frame>, usize) {
     let under_load = batch.len() > QUIET;
     let (mut frames, mut ids, mut too_long) = (Vec::new(), Vec::new(), 0);
     for event in batch {
         // An oversize message silently breaks the neighbor that gets it: none may pass here.
-        let fits = event.event.json().len() <= MAX_GOSSIP_BYTES;
+        let fits = event.event.json().len() <= longest;
         match (event.is_ephemeral, fits) {
             (true, false) => too_long += 1,
             (true, true) => frames.push(Frame::Whole(event)),
@@ -327,21 +355,22 @@ mod tests {
     #[test]
     fn events_that_fit_go_whole_and_the_others_as_ids() {
         let batch = vec![event(1, 4_001, false), event(2, 4_000, false), event(3, 9_000, false)];
-        let (frames, too_long) = plan(batch);
+        let (frames, too_long) = plan(batch, MAX_GOSSIP_BYTES);
         assert_eq!(frames.iter().map(announced).collect::<Vec<_>>(), [0, 2]);
         assert_eq!(too_long, 0);
     }
 
     #[test]
     fn under_load_everything_is_announced_in_few_frames() {
-        let (frames, _) = plan((0..250).map(|n| event(n, 300, false)).collect());
+        let batch = (0..250).map(|n| event(n, 300, false)).collect();
+        let (frames, _) = plan(batch, MAX_GOSSIP_BYTES);
         assert_eq!(frames.iter().map(announced).collect::<Vec<_>>(), [100, 100, 50]);
     }
 
     #[test]
     fn ephemeral_events_are_never_announced() {
         let batch = (0..30).map(|n| event(n, if n == 0 { 5_000 } else { 300 }, true)).collect();
-        let (frames, too_long) = plan(batch);
+        let (frames, too_long) = plan(batch, MAX_GOSSIP_BYTES);
         assert_eq!((frames.len(), too_long), (29, 1));
         assert!(frames.iter().all(|frame| announced(frame) == 0));
     }

@@ -21,7 +21,7 @@ use crate::{
     pipeline::Outcome,
     protocol::{
         Event, EventId,
-        frame::{self, GossipFrame},
+        frame::{self, GossipFrame, MAX_GOSSIP_BYTES},
     },
 };
 
@@ -60,7 +60,7 @@ impl World {
         let here = &mut self.nodes[node];
         let neighbors: Vec<_> = here.neighbors.iter().copied().collect();
         for peer in here.asked.overdue(&neighbors, now) {
-            if self.rules.asks_anew && self.nodes[node].disturbed.may(peer, now) {
+            if self.rules.asks_anew && self.nodes[node].disturbed.may(peer, now, &mut self.random) {
                 let (peer, forget) =
                     (self.index[&peer], joiner::forgets(neighbors.is_empty(), false));
                 self.plan(node, Duration::ZERO, Happening::Knock { peer, forget, since: self.now });
@@ -238,7 +238,7 @@ impl World {
                 }
                 let most = here.waiting.len().min(outbound::QUEUE);
                 let batch = here.waiting.drain(..most).collect();
-                here.lineup.add(batch, now, unix, |_| {});
+                here.lineup.add(batch, MAX_GOSSIP_BYTES, now, unix, |_| {});
                 continue;
             }
             let Some((bytes, at)) = here.lineup.next(now, unix, |_| {}) else { continue };

@@ -9,6 +9,7 @@ mod desk;
 mod follow;
 mod lead;
 mod library;
+mod per_peer;
 pub(super) mod plans;
 mod pull;
 pub(super) mod sets;

@@ -1,8 +1,8 @@
 //! How the members of a topic find one another. The steps overlap; whichever answers first wins.
 
 use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -17,6 +17,7 @@ use super::{
     config::DiscoveryConfig,
     dht::SharedDht,
     local::LocalPeers,
+    pace::{self, Choice},
     record::{RecordKeys, Sighting},
     state::{FoundBy, Step, TopicState},
 };
@@ -24,29 +25,6 @@ use crate::{
     clock::unix_now,
     metrics::{CauseLabels, Metrics},
 };
-
-/// With fewer neighbors than this a topic looks for more and publishes a record every minute.
-const FEW: usize = 4;
-
-/// Pauses between two looks: just alone, while alone, while alone for long, with few neighbors, with
-/// enough.
-const JUST_ALONE: Duration = Duration::from_millis(250);
-const ALONE: Duration = Duration::from_millis(1_500);
-const LONG_ALONE: Duration = Duration::from_secs(5);
-const WITH_FEW: Duration = Duration::from_secs(15);
-const WITH_ENOUGH: Duration = Duration::from_secs(30);
-
-/// Two that start together look before either has left a record: up to here they look again soon.
-const JUST: Duration = Duration::from_secs(4);
-/// After this time alone we look less often: most topics that nobody is in stay so.
-const LONG: Duration = Duration::from_secs(300);
-
-/// Of records whose publisher is well connected, one in this many is followed although we have
-/// enough neighbors. It joins swarms that grew up apart, and hardly disturbs one that is whole.
-const STRANGERS: u32 = 16;
-
-/// How many of the neighbors that records name are tried after one look.
-const NAMED_PER_LOOK: usize = 4;
 
 /// How many distinct values of one minute are decrypted, as a multiple of `records_per_minute`:
 /// whoever knows the topic can fill its slots with rubbish.
@@ -86,7 +64,7 @@ impl Discovery {
         loop {
             if self.has_few() {
                 let began = Instant::now();
-                let count = self.join(self.configured.iter().copied(), FoundBy::Configured);
+                let count = self.join_known(self.configured.iter(), FoundBy::Configured);
                 self.state.step(Step::Configured, began, Ok(format!("asked {count}")));
             }
             self.rest().await;
@@ -100,7 +78,7 @@ impl Discovery {
             let peers = local.borrow_and_update().clone();
             if self.has_few() {
                 let began = Instant::now();
-                self.join(peers.iter().copied(), FoundBy::Mdns);
+                self.join_known(peers.iter(), FoundBy::Mdns);
                 self.state.step(Step::Mdns, began, Ok(format!("sees {}", peers.len())));
             }
             tokio::select! {
@@ -122,9 +100,12 @@ impl Discovery {
         loop {
             let began = Instant::now();
             let minute = unix_minute();
-            let (now, before) =
-                tokio::join!(self.look(dht, minute), self.look(dht, minute.saturating_sub(1)));
-            self.follow_named(now.iter().chain(&before).flatten());
+            let choice = Mutex::default();
+            let (now, before) = tokio::join!(
+                self.look(dht, minute, &choice),
+                self.look(dht, minute.saturating_sub(1), &choice)
+            );
+            self.join_chosen(choice, now.iter().chain(&before).flatten());
             let result = match (&now, &before) {
                 (None, None) => Err("timed out".to_owned()),
                 _ => {
@@ -140,7 +121,12 @@ impl Discovery {
 
     /// Reads the records of one minute and joins their publishers as they come in. `None` when
     /// nothing came in time.
-    async fn look(&self, dht: &AsyncDht, minute: u64) -> Option<Vec<Sighting>> {
+    async fn look(
+        &self,
+        dht: &AsyncDht,
+        minute: u64,
+        choice: &Mutex<Choice>,
+    ) -> Option<Vec<Sighting>> {
         self.metrics.lookups.inc();
         let (key, salt) = self.keys.place(minute);
         let mut items = dht.get_mutable(&key, Some(&salt), None);
@@ -161,7 +147,7 @@ impl Discovery {
             match self.keys.open(minute, item.value()) {
                 Ok(sighting) if sighting.publisher == self.id => {}
                 Ok(sighting) => {
-                    self.follow(&sighting);
+                    self.follow(&sighting, choice);
                     sightings.push(sighting);
                 }
                 Err(error) => {
@@ -173,24 +159,23 @@ impl Discovery {
         Some(sightings)
     }
 
-    fn follow(&self, sighting: &Sighting) {
-        let looks_lonely = sighting.neighbors.len() < FEW;
-        if self.has_few() || looks_lonely || rand::random_ratio(1, STRANGERS) {
+    fn follow(&self, sighting: &Sighting, choice: &Mutex<Choice>) {
+        let follows =
+            choice.lock().unwrap_or_else(PoisonError::into_inner).follows(self.neighbors());
+        if follows {
             self.join([sighting.publisher], FoundBy::Dht);
         }
     }
 
-    /// A record may have been the last act of its publisher; those it names may still be there.
-    fn follow_named<'a>(&self, sightings: impl Iterator<Item = &'a Sighting>) {
-        if !self.has_few() {
-            return;
-        }
-        // A set in order of a random key: nobody's ids come first.
-        let named: BTreeSet<_> = sightings
-            .flat_map(|sighting| &sighting.neighbors)
-            .map(|peer| (rand::random::<u64>(), *peer))
-            .collect();
-        self.join(named.into_iter().map(|(_, peer)| peer).take(NAMED_PER_LOOK), FoundBy::Dht);
+    fn join_chosen<'a>(
+        &self,
+        choice: Mutex<Choice>,
+        sightings: impl Iterator<Item = &'a Sighting>,
+    ) {
+        let choice = choice.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let neighbors = self.state.neighbors();
+        let chosen = choice.end(self.id, &neighbors, sightings, &mut rand::rng());
+        self.join(chosen, FoundBy::Dht);
     }
 
     async fn publish_on_and_on(&self, dht: &AsyncDht, looked: &Notify) {
@@ -199,11 +184,8 @@ impl Discovery {
         let mut last: Option<(u64, Instant)> = None;
         loop {
             let minute = unix_minute();
-            // Records live in the slot of one minute: while we need neighbors, be in each of them.
-            let due = match last {
-                None => true,
-                Some((slot, at)) => slot != minute && (self.has_few() || at.elapsed() >= republish),
-            };
+            let published = last.map(|(slot, at)| (slot, at.elapsed()));
+            let due = pace::publishes(self.neighbors(), published, minute, republish);
             if due && self.publish(dht, minute).await {
                 last = Some((minute, Instant::now()));
             }
@@ -244,14 +226,20 @@ impl Discovery {
         false
     }
 
+    fn join_known<'a>(
+        &self,
+        peers: impl IntoIterator<Item = &'a EndpointId>,
+        by: FoundBy,
+    ) -> usize {
+        let neighbors = self.state.neighbors();
+        let peers = peers.into_iter().copied();
+        self.join(pace::known(self.id, &neighbors, peers, &mut rand::rng()), by)
+    }
+
     /// Asks the topic to join those that are not neighbors yet. Returns how many.
     fn join(&self, peers: impl IntoIterator<Item = EndpointId>, by: FoundBy) -> usize {
-        let neighbors = self.state.neighbors();
-        let new: Vec<_> = peers
-            .into_iter()
-            .filter(|peer| *peer != self.id && !neighbors.contains(peer))
-            .inspect(|peer| self.state.found(*peer, by))
-            .collect();
+        let new = pace::strangers(self.id, &self.state.neighbors(), peers);
+        new.iter().for_each(|peer| self.state.found(*peer, by));
         let count = new.len();
         if count > 0 {
             let _ = self.join.try_send(new);
@@ -259,22 +247,19 @@ impl Discovery {
         count
     }
 
-    fn has_few(&self) -> bool {
-        *self.state.count().borrow() < FEW
+    fn neighbors(&self) -> usize {
+        *self.state.count().borrow()
     }
 
-    /// Waits for the next look; shorter the fewer neighbors there are, and not at all once the last
-    /// one is gone.
+    fn has_few(&self) -> bool {
+        self.neighbors() < pace::FEW
+    }
+
+    /// Waits for the next look, and not at all once the last neighbor is gone.
     async fn rest(&self) {
         let mut count = self.state.count();
         let now = *count.borrow();
-        let pause = match now {
-            0 if self.state.alone_for() < JUST => JUST_ALONE,
-            0 if self.state.alone_for() > LONG => LONG_ALONE,
-            0 => ALONE,
-            _ if now < FEW => WITH_FEW,
-            _ => WITH_ENOUGH,
-        };
+        let pause = pace::pause(now, self.state.alone_for());
         tokio::select! {
             () = tokio::time::sleep(pause + self.jitter()) => {}
             _ = count.wait_for(|count| *count == 0), if now > 0 => {}

@@ -21,10 +21,13 @@ mod links;
 mod local;
 mod membership;
 mod outbound;
+mod pace;
 mod peers;
 mod private;
 mod publisher;
 mod record;
+#[cfg(test)]
+mod sim;
 mod state;
 mod swarms;
 mod sync;
@@ -55,7 +58,7 @@ use self::{
     discovery::Discovery,
     door::GossipDoor,
     fetch::{Connections, Puller, SyncServer, trust::Trust},
-    joiner::Knocker,
+    joiner::{Knocker, Unanswered},
     links::Links,
     local::LocalPeers,
     outbound::{Outbound, Outgoing},
@@ -192,8 +195,9 @@ impl Gossip {
             trust.clone(),
             start.metrics.clone(),
         );
+        let swarms: Arc<Swarms> = Arc::default();
         let router = Router::builder(endpoint.clone())
-            .accept(iroh_gossip::ALPN, GossipDoor::new(gossip.clone()))
+            .accept(iroh_gossip::ALPN, GossipDoor::new(gossip.clone(), swarms.clone()))
             .accept(SYNC_ALPN, server)
             .spawn();
         tracing::info!(id = %endpoint.id(), addresses = ?endpoint.bound_sockets(), "endpoint open");
@@ -230,8 +234,8 @@ impl Gossip {
         let (publisher, lanes) =
             Publisher::new(start.reader, start.ingest.passing(), start.metrics.clone());
         tasks.spawn("publisher", publisher.run(tasks.token().clone()));
-        let swarms: Arc<Swarms> = Arc::default();
-        let knocker = Knocker { endpoint: endpoint.clone(), swarms: swarms.clone() };
+        let knocker =
+            Knocker { endpoint: endpoint.clone(), gossip: gossip.clone(), swarms: swarms.clone() };
         tasks.spawn("knocker", knocker.run(knocks, tasks.token().clone()));
         let membership = Arc::new(Membership {
             shared,
@@ -364,7 +368,7 @@ struct Shared {
     ingest: Ingest,
     reader: Arc<dyn EventReader>,
     metrics: Arc<Metrics>,
-    knock: mpsc::Sender<EndpointId>,
+    knock: mpsc::Sender<Unanswered>,
     health: Arc<Health>,
     tasks: Tasks,
 }

@@ -59,6 +59,12 @@ impl Outgoing {
             None
         }
     }
+
+    fn is_due(&self, now: Instant, unix: u64, dropped: &mut impl FnMut(&'static str)) -> bool {
+        let cause = self.too_late(now, unix);
+        cause.into_iter().for_each(dropped);
+        cause.is_none()
+    }
 }
 
 /// What goes out as one message.
@@ -75,8 +81,7 @@ pub struct Wedged;
 /// next one.
 pub struct Outbound {
     queue: mpsc::Receiver<Outgoing>,
-    frames: VecDeque<Frame>,
-    pace: Pace,
+    lineup: Lineup,
     /// In a private topic: that of the epoch to publish in.
     seal: Option<Sealer>,
     state: Arc<TopicState>,
@@ -89,8 +94,7 @@ impl Outbound {
         state: Arc<TopicState>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let pace = Pace::new(Instant::now());
-        Self { queue, frames: VecDeque::new(), pace, seal: None, state, metrics }
+        Self { queue, lineup: Lineup::new(Instant::now()), seal: None, state, metrics }
     }
 
     /// From here on seals what goes out, and sends when there are neighbors in the swarm of this
@@ -107,17 +111,16 @@ impl Outbound {
         loop {
             // With nobody there a broadcast is lost. The log keeps the events for the first to come.
             let _ = neighbors.wait_for(|count| *count > 0).await;
-            if self.frames.is_empty() {
+            if self.lineup.is_empty() {
                 self.take().await;
                 // Meanwhile the neighbors may have gone.
                 continue;
             }
-            let Some(bytes) = self.next_sealed() else { continue };
-            tokio::time::sleep_until(self.pace.next(Instant::now())).await;
+            let Some((bytes, at)) = self.next_sealed() else { continue };
+            tokio::time::sleep_until(at).await;
             match timeout(BROADCAST, sender.broadcast(bytes)).await {
                 Ok(Ok(())) => {
-                    self.frames.pop_front();
-                    self.pace.took(Instant::now());
+                    self.lineup.sent(Instant::now());
                     self.metrics.frames_sent.get_or_create(&labels).inc();
                 }
                 Ok(Err(error)) => {
@@ -142,54 +145,99 @@ impl Outbound {
         {
             batch.push(next);
         }
-        let (now, unix) = (Instant::now(), unix_now());
-        batch.retain(|event| self.is_due(event, now, unix));
+        let metrics = &self.metrics;
         let longest = if self.seal.is_some() { MAX_SEALABLE_BYTES } else { MAX_GOSSIP_BYTES };
-        let (frames, too_long) = plan(batch, longest);
-        for _ in 0..too_long {
-            self.dropped("ephemeral too long");
-        }
-        self.frames.extend(frames);
+        let dropped = |cause| dropped(metrics, cause);
+        self.lineup.add(batch, longest, Instant::now(), unix_now(), dropped);
     }
 
     /// [`Self::next`], sealed where the topic is private.
-    fn next_sealed(&mut self) -> Option<Bytes> {
-        let bytes = self.next()?;
-        let Some(seal) = &self.seal else { return Some(bytes) };
+    fn next_sealed(&mut self) -> Option<(Bytes, Instant)> {
+        let (bytes, at) = self.next()?;
+        let Some(seal) = &self.seal else { return Some((bytes, at)) };
         match seal.seal(&bytes) {
-            Ok(sealed) => Some(sealed.into()),
+            Ok(sealed) => Some((sealed.into(), at)),
             Err(_) => {
                 // It was planned with room for the seal.
                 self.dropped("too long to seal");
-                self.frames.pop_front();
+                self.lineup.frames.pop_front();
                 None
             }
         }
     }
 
-    /// The first frame that may still go out. It stays in its place until it was sent.
-    fn next(&mut self) -> Option<Bytes> {
-        loop {
-            match self.frames.front()? {
-                Frame::Ids(bytes) => return Some(bytes.clone()),
-                // Planned frames wait too, for the pace or the next neighbor.
-                Frame::Whole(event) if self.is_due(event, Instant::now(), unix_now()) => {
-                    return Some(Bytes::copy_from_slice(event.event.json().as_bytes()));
-                }
-                Frame::Whole(_) => {}
-            }
-            self.frames.pop_front();
-        }
-    }
-
-    fn is_due(&self, event: &Outgoing, now: Instant, unix: u64) -> bool {
-        let cause = event.too_late(now, unix);
-        cause.into_iter().for_each(|cause| self.dropped(cause));
-        cause.is_none()
+    fn next(&mut self) -> Option<(Bytes, Instant)> {
+        let metrics = &self.metrics;
+        self.lineup.next(Instant::now(), unix_now(), |cause| dropped(metrics, cause))
     }
 
     fn dropped(&self, cause: &'static str) {
-        self.metrics.frames_dropped.get_or_create(&CauseLabels { cause }).inc();
+        dropped(&self.metrics, cause);
+    }
+}
+
+fn dropped(metrics: &Metrics, cause: &'static str) {
+    metrics.frames_dropped.get_or_create(&CauseLabels { cause }).inc();
+}
+
+/// The frames that wait, in order, and when the next may go. Decides only; whoever asks has the clock
+/// and does the sending. `dropped` hears why something was left out.
+pub struct Lineup {
+    frames: VecDeque<Frame>,
+    pace: Pace,
+}
+
+impl Lineup {
+    pub fn new(now: Instant) -> Self {
+        Self { frames: VecDeque::new(), pace: Pace::new(now) }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Plans the frames for all events that wait; none is longer than `longest` bytes.
+    pub fn add(
+        &mut self,
+        mut batch: Vec<Outgoing>,
+        longest: usize,
+        now: Instant,
+        unix: u64,
+        mut dropped: impl FnMut(&'static str),
+    ) {
+        batch.retain(|event| event.is_due(now, unix, &mut dropped));
+        let (frames, too_long) = plan(batch, longest);
+        (0..too_long).for_each(|_| dropped("ephemeral too long"));
+        self.frames.extend(frames);
+    }
+
+    /// The first frame that may still go out, and when. It stays in its place until [`Self::sent`].
+    pub fn next(
+        &mut self,
+        now: Instant,
+        unix: u64,
+        mut dropped: impl FnMut(&'static str),
+    ) -> Option<(Bytes, Instant)> {
+        loop {
+            let bytes = match self.frames.front()? {
+                Frame::Ids(bytes) => bytes.clone(),
+                // Planned frames wait too, for the pace or the next neighbor.
+                Frame::Whole(event) if event.is_due(now, unix, &mut dropped) => {
+                    Bytes::copy_from_slice(event.event.json().as_bytes())
+                }
+                Frame::Whole(_) => {
+                    self.frames.pop_front();
+                    continue;
+                }
+            };
+            return Some((bytes, self.pace.next(now)));
+        }
+    }
+
+    /// The first frame went out.
+    pub fn sent(&mut self, now: Instant) {
+        self.frames.pop_front();
+        self.pace.took(now);
     }
 }
 
@@ -292,14 +340,16 @@ mod tests {
             queue.try_send(event).unwrap();
         }
         outbound.take().await;
-        assert_eq!(outbound.frames.len(), 2);
-        assert_eq!(outbound.next().unwrap(), stored.event.json().as_bytes());
-        assert_eq!(outbound.next().unwrap(), stored.event.json().as_bytes(), "until it was sent");
-        outbound.frames.pop_front();
+        assert_eq!(outbound.lineup.frames.len(), 2);
+        assert_eq!(outbound.next().unwrap().0, stored.event.json().as_bytes());
+        assert_eq!(outbound.next().unwrap().0, stored.event.json().as_bytes(), "until it was sent");
+        outbound.lineup.frames.pop_front();
         // A planned frame grows old as well.
-        let Some(Frame::Whole(ephemeral)) = outbound.frames.front_mut() else { panic!("whole") };
+        let Some(Frame::Whole(ephemeral)) = outbound.lineup.frames.front_mut() else {
+            panic!("whole")
+        };
         ephemeral.since = before;
-        assert_eq!(outbound.next(), None);
+        assert!(outbound.next().is_none());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Whole gossip parts over loopback: real endpoints, gossip, pipeline and DHT; the store alone is a
 //! list in memory.
 
+mod absent;
 mod reconciling;
 mod strangers;
 

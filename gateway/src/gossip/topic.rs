@@ -16,7 +16,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    fetch::Announcement, joiner::join, peer_id, private::Voice, state::TopicState, watch::Health,
+    fetch::Announcement,
+    joiner::{Unanswered, join},
+    peer_id,
+    private::Voice,
+    state::TopicState,
+    watch::Health,
 };
 use crate::{
     metrics::{CauseLabels, Metrics, TopicLabels},
@@ -55,7 +60,7 @@ pub struct Topic {
     /// Endpoints that discovery found.
     pub join: mpsc::Receiver<Vec<EndpointId>>,
     /// To the task that makes endpoints answer our joins.
-    pub knock: mpsc::Sender<EndpointId>,
+    pub knock: mpsc::Sender<Unanswered>,
     /// To the task that fetches announced events.
     pub announced: mpsc::Sender<Announcement>,
     pub health: Arc<Health>,

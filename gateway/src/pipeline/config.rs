@@ -71,7 +71,8 @@ impl Default for TopicsConfig {
     }
 }
 
-/// `[[private_topic]]`: a topic that only its readers see. It stays on this gateway.
+/// `[[private_topic]]`: a topic that only its readers see. It stays on this gateway, unless
+/// `topic create --private` or an invite shares it with others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrivateTopicConfig {

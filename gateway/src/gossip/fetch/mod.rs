@@ -6,7 +6,7 @@
 pub mod answers;
 mod client;
 mod connections;
-mod schedule;
+pub mod schedule;
 mod server;
 pub mod trust;
 pub mod wire;

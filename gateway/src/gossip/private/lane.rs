@@ -33,7 +33,7 @@ pub struct Parts {
     pub config: Arc<DiscoveryConfig>,
     pub dht: Option<SharedDht>,
     pub ingest: Ingest,
-    pub knock: mpsc::Sender<EndpointId>,
+    pub knock: mpsc::Sender<crate::gossip::joiner::Unanswered>,
     pub announced: mpsc::Sender<Announcement>,
     pub health: Arc<Health>,
     pub metrics: Arc<Metrics>,

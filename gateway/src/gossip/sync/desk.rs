@@ -14,6 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::turns::Turns;
 use crate::{
     gossip::state::TopicState,
     pipeline::Span,
@@ -78,10 +79,7 @@ pub struct Desk {
 
 #[derive(Default)]
 struct Kept {
-    /// With whom we compare at the moment, and whether we lead.
-    open: HashMap<EndpointId, bool>,
-    /// When a peer last led.
-    followed: HashMap<EndpointId, Instant>,
+    turns: Turns,
     gone: HashMap<EndpointId, GoneThere>,
     equal: HashMap<EndpointId, Equal>,
     watchers: Vec<Watcher>,
@@ -112,11 +110,7 @@ pub struct Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut kept = self.desk.kept();
-        // When both began at once, the other's turn stands there by now.
-        if kept.open.get(&self.peer) == Some(&self.leads) {
-            kept.open.remove(&self.peer);
-        }
+        self.desk.kept().turns.end(&self.peer, self.leads);
     }
 }
 
@@ -147,31 +141,13 @@ impl Desk {
 
     /// The turn to lead, unless the two of us compare already.
     pub fn lead(&self, peer: EndpointId) -> Option<Turn<'_>> {
-        let mut kept = self.kept();
-        if kept.open.contains_key(&peer) {
-            return None;
-        }
-        kept.open.insert(peer, true);
-        Some(Turn { desk: self, peer, leads: true })
+        self.kept().turns.lead(peer).then_some(Turn { desk: self, peer, leads: true })
     }
 
-    /// The turn to follow. When both sides begin at once, the one with the lower id leads. Nobody
-    /// leads again within `pause`.
+    /// The turn to follow. Nobody leads again within `pause`.
     pub fn follow(&self, me: EndpointId, peer: EndpointId, pause: Duration) -> Option<Turn<'_>> {
-        let mut kept = self.kept();
-        if kept.open.get(&peer).is_some_and(|we_lead| !we_lead || me < peer) {
-            return None;
-        }
-        let now = Instant::now();
-        if kept.followed.get(&peer).is_some_and(|at| now.duration_since(*at) < pause) {
-            return None;
-        }
-        if kept.followed.len() >= PEERS {
-            kept.followed.retain(|_, at| now.duration_since(*at) < pause);
-        }
-        kept.followed.insert(peer, now);
-        kept.open.insert(peer, false);
-        Some(Turn { desk: self, peer, leads: false })
+        let takes = self.kept().turns.follow(me, peer, pause, Instant::now());
+        takes.then_some(Turn { desk: self, peer, leads: false })
     }
 
     /// Takes up to `max` ids off the queue that nobody fetches; those that others fetch go to `busy`.

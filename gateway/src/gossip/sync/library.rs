@@ -176,6 +176,10 @@ impl Library {
         let mut desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
         if desks.get(desk.topic()).is_some_and(|open| Arc::ptr_eq(open, desk)) {
             desks.remove(desk.topic());
+            if desk.state.circle().is_some() {
+                // Whoever asks for a private topic by its name is not to learn that we were in it.
+                return;
+            }
             let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
             left.retain(|_, at| at.elapsed() < LEFT_LATELY);
             // That it was in a private one, nobody is told who only knows the name.

@@ -10,8 +10,10 @@ mod follow;
 mod lead;
 mod library;
 mod per_peer;
+pub(super) mod plans;
 mod pull;
-mod sets;
+pub(super) mod sets;
+pub(super) mod turns;
 pub(super) mod wire;
 
 pub use actor::TopicSync;

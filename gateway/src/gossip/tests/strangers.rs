@@ -95,7 +95,9 @@ async fn one_peer_has_only_so_many_gossip_connections() {
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     let is_open = |connection: &Connection| connection.close_reason().is_none();
-    assert_eq!(connections.iter().filter(|connection| is_open(connection)).count(), 4);
+    // The newest ones: a peer that dials again does not use what it had.
+    assert_eq!(connections.iter().filter(|connection| is_open(connection)).count(), 2);
+    assert!(is_open(&connections[5]));
     connections.iter().for_each(|connection| connection.close(0_u32.into(), b"over"));
     // The places come back.
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -150,6 +152,7 @@ async fn a_liar_does_not_keep_an_event_from_us() {
     let at = SocketAddr::new([127, 0, 0, 1].into(), at.port());
     let peers = vec![honest.address(), format!("{}@{at}", liar.id())];
     let a = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[name("other")]).await;
+    // What is fetched may enter the topic, although nothing else of it runs here.
     a.joined.insert(topic.clone());
 
     let state = Arc::new(TopicState::new(topic.clone(), a.metrics.clone()));

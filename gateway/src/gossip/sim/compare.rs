@@ -100,7 +100,10 @@ impl World {
         let (now, id) = (self.instant(), self.nodes[peer].id);
         let gained =
             need.filter(|_| self.answers(node, peer)).map(|need| self.pull(node, peer, &need));
-        let ended = if gained.is_some() { Ended::Done { lost: false } } else { Ended::Failed };
+        let ended = match gained {
+            Some(gained) => Ended::Done { gained: gained > 0, lost: false },
+            None => Ended::Failed,
+        };
         let here = &mut self.nodes[node];
         here.turns.end(&id, true);
         here.plans.ended(&id, ended, now, &mut self.random);

@@ -88,13 +88,17 @@ impl TopicSync {
             self.desk.over(peer, led.is_err());
         }
         let (ended, gained) = match &led {
-            Ok(report) => (Ended::Done { lost: report.pulled.lost > 0 }, report.pulled.gained),
+            Ok(report) => {
+                let (gained, lost) = (report.pulled.gained, report.pulled.lost > 0);
+                (Ended::Done { gained: gained > 0, lost }, gained)
+            }
+            Err(Failure::NotTaken) => (Ended::Done { gained: false, lost: true }, 0),
             Err(Failure::DoesNotSpeak) => (Ended::Deaf, 0),
             Err(_) => (Ended::Failed, 0),
         };
         plans.ended(&peer, ended, now, &mut rand::rng());
         let speaks = match &led {
-            Ok(_) => Some(true),
+            Ok(_) | Err(Failure::NotTaken) => Some(true),
             Err(Failure::DoesNotSpeak) => Some(false),
             Err(_) => None,
         };

@@ -19,14 +19,47 @@ const SECOND: Duration = Duration::from_secs(3);
 const AFTER_HINT: Duration = Duration::from_millis(200);
 /// From one comparison with a peer to the next, at least.
 const APART: Duration = Duration::from_secs(1);
-/// From one hint to a peer to the next.
+/// From one hint to a peer to the next; doubled with each that follows in a row, [`MOST_ROW`] times at
+/// most. While events stream in, each comparison finds some that gossip is just delivering, and a hint
+/// for each would call for comparisons without end.
 const HINTS_APART: Duration = Duration::from_secs(1);
+/// The same for comparisons that hints called for and that brought nothing.
+const MOST_ROW: u32 = 5;
+/// After so long without news a row is over.
+const QUIET: Duration = Duration::from_secs(30);
 /// After a failure; it doubles up to the interval.
 const AGAIN: Duration = Duration::from_secs(2);
+/// The most that it doubles to when what comes cannot be taken here.
+const LONGEST_REST: Duration = Duration::from_secs(600);
 /// A neighbor that does not speak our protocol is tried again after this time.
 const DEAF: Duration = Duration::from_secs(600);
 /// Of those comparisons that nothing but the time calls for, each so manieth covers the whole topic.
 const DEEP: u32 = 10;
+
+/// How often something came in a row.
+#[derive(Default)]
+struct Row {
+    count: u32,
+    last: Option<Instant>,
+}
+
+impl Row {
+    /// It is called for now; a row that ended long ago is over.
+    fn touch(&mut self, now: Instant) {
+        if self.last.is_some_and(|last| now >= last + QUIET) {
+            self.count = 0;
+        }
+        self.last = Some(now);
+    }
+
+    fn grow(&mut self) {
+        self.count = (self.count + 1).min(MOST_ROW);
+    }
+
+    fn times(&self, pause: Duration) -> Duration {
+        pause * (1 << self.count)
+    }
+}
 
 /// What is planned with one neighbor.
 struct Plan {
@@ -44,30 +77,48 @@ struct Plan {
     /// When to tell it that there is something new.
     hint: Option<Instant>,
     hinted: Option<Instant>,
+    /// Hints to it.
+    told: Row,
+    /// Comparisons that its hints called for and that brought nothing.
+    vain: Row,
+    /// A hint calls for the next one, or for the one under way.
+    heard: bool,
+    on_hint: bool,
+    /// What it has could not be taken here: nothing but a person calls for another before.
+    rests_until: Option<Instant>,
 }
 
 impl Plan {
     fn new(due: Instant) -> Self {
-        let (last, hint, hinted) = (None, None, None);
-        let (running, deep, called) = (false, true, false);
-        Self { due, last, running, deep, called, count: 0, failures: 0, hint, hinted }
+        Self {
+            due,
+            last: None,
+            running: false,
+            deep: true,
+            called: false,
+            count: 0,
+            failures: 0,
+            hint: None,
+            hinted: None,
+            told: Row::default(),
+            vain: Row::default(),
+            heard: false,
+            on_hint: false,
+            rests_until: None,
+        }
     }
 
     /// Compares at this time, or sooner if that was planned, but not twice in a row.
-    fn soon(&mut self, at: Instant) {
-        let earliest = self.last.map_or(at, |last| at.max(last + APART));
+    fn soon(&mut self, at: Instant, apart: Duration) {
+        let earliest = self.last.map_or(at, |last| at.max(last + apart));
+        let earliest = self.rests_until.map_or(earliest, |until| earliest.max(until));
         self.due = self.due.min(earliest);
-        self.deep = true;
-    }
-
-    /// The same for what is not settled by a comparison that has begun already.
-    fn call(&mut self, at: Instant) {
-        self.soon(at);
-        self.called = true;
     }
 
     fn tell(&mut self, now: Instant) {
-        let earliest = self.hinted.map_or(now, |hinted| now.max(hinted + HINTS_APART));
+        self.told.touch(now);
+        let apart = self.told.times(HINTS_APART);
+        let earliest = self.hinted.map_or(now, |hinted| now.max(hinted + apart));
         self.hint.get_or_insert(earliest);
     }
 }
@@ -75,8 +126,9 @@ impl Plan {
 /// How a comparison that we led went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// To its end; something that was promised did not come.
-    Done { lost: bool },
+    /// To its end; it brought something new or not. What was `lost` was promised and did not come, or
+    /// could not be taken here.
+    Done { gained: bool, lost: bool },
     /// The peer does not speak our protocol.
     Deaf,
     /// Broken off, or not begun: a peer that says "not now" leads itself, or has much to do.
@@ -123,6 +175,7 @@ impl Plans {
         let (peer, plan) = due.next()?;
         plan.running = true;
         plan.called = false;
+        plan.on_hint = std::mem::take(&mut plan.heard);
         // What calls for another from here on is not lost.
         plan.due = now + interval;
         plan.count += 1;
@@ -136,6 +189,10 @@ impl Plans {
             self.plans.iter_mut().filter(|(_, plan)| plan.hint.is_some_and(|at| at <= now));
         let (peer, plan) = due.next()?;
         plan.hint = None;
+        // The second may follow soon.
+        if plan.hinted.is_some() {
+            plan.told.grow();
+        }
         plan.hinted = Some(now);
         Some(*peer)
     }
@@ -150,18 +207,29 @@ impl Plans {
 
     pub fn arrived(&mut self, peer: EndpointId, now: Instant) {
         let at = if self.me < peer { now } else { now + SECOND };
-        self.plans.entry(peer).or_insert_with(|| Plan::new(at)).soon(at);
+        let plan = self.plans.entry(peer).or_insert_with(|| Plan::new(at));
+        plan.soon(at, APART);
+        plan.deep = true;
     }
 
-    /// Messages of gossip were missed.
+    /// Messages of gossip were missed. They were of the last moments, so not the whole topic is compared.
     pub fn lagged(&mut self, now: Instant) {
-        self.plans.values_mut().for_each(|plan| plan.call(now));
+        for plan in self.plans.values_mut() {
+            plan.soon(now, APART);
+            plan.called = true;
+        }
     }
 
     /// A neighbor says that it has something new.
     pub fn hinted(&mut self, peer: &EndpointId, now: Instant, random: &mut impl Rng) {
         if let Some(plan) = self.plans.get_mut(peer) {
-            plan.call(now + AFTER_HINT.mul_f64(random.random()));
+            plan.vain.touch(now);
+            let apart = plan.vain.times(APART);
+            plan.soon(now + AFTER_HINT.mul_f64(random.random()), apart);
+            plan.deep = true;
+            // One that has begun already does not settle it.
+            plan.called = true;
+            plan.heard = true;
         }
     }
 
@@ -181,6 +249,7 @@ impl Plans {
     pub fn all(&mut self, now: Instant) {
         self.plans.values_mut().for_each(|plan| {
             plan.due = plan.due.min(now);
+            plan.rests_until = None;
             plan.deep = true;
         });
     }
@@ -192,12 +261,24 @@ impl Plans {
         plan.running = false;
         plan.last = Some(now);
         match ended {
-            Ended::Done { lost } => {
-                plan.failures = 0;
-                // A call that came meanwhile stands.
-                plan.due = plan.due.max(now + APART);
+            Ended::Done { gained, lost } => {
+                if gained {
+                    plan.vain.count = 0;
+                } else if plan.on_hint {
+                    plan.vain.grow();
+                }
                 if lost {
-                    plan.due = plan.due.min(now + AGAIN);
+                    // The same would be fetched again and again.
+                    let pause = AGAIN.saturating_mul(1 << plan.failures.min(16)).min(LONGEST_REST);
+                    plan.failures += 1;
+                    plan.deep = true;
+                    plan.due = now + pause;
+                    plan.rests_until = Some(plan.due);
+                } else {
+                    plan.failures = 0;
+                    plan.rests_until = None;
+                    // A call that came meanwhile stands.
+                    plan.due = plan.due.max(now + APART);
                 }
             }
             Ended::Deaf => plan.due = now + DEAF,
@@ -205,7 +286,8 @@ impl Plans {
                 let pause = AGAIN.saturating_mul(1 << plan.failures.min(16));
                 plan.failures += 1;
                 plan.deep = true;
-                plan.due = now + pause.min(interval);
+                // A call that came meanwhile stands.
+                plan.due = (now + pause.min(interval)).min(plan.due.max(now + APART));
             }
         }
     }
@@ -229,5 +311,107 @@ impl Plans {
     /// With a fifth more or less, so that gateways do not march in step.
     fn interval(&self, random: &mut impl Rng) -> Duration {
         self.interval.mul_f64(0.8 + 0.4 * random.random::<f64>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(60);
+    const QUICK: Duration = Duration::from_millis(100);
+
+    fn plans(random: &mut StdRng) -> (Plans, EndpointId, Instant) {
+        let (me, peer) = (key(), key());
+        let (mut plans, start) = (Plans::new(me, INTERVAL), Instant::now());
+        plans.follow(&HashSet::from([peer]), start);
+        let now = start + SECOND;
+        assert_eq!(plans.start(now, random), Some((peer, true)));
+        plans.ended(&peer, Ended::Done { gained: false, lost: false }, now, random);
+        (plans, peer, now)
+    }
+
+    fn key() -> EndpointId {
+        iroh::SecretKey::generate().public()
+    }
+
+    #[test]
+    fn a_steady_stream_of_news_is_told_more_and_more_rarely() {
+        let random = &mut StdRng::seed_from_u64(1);
+        let (mut plans, peer, mut now) = plans(random);
+        let from = key();
+        let mut told = Vec::new();
+        let start = now;
+        while now < start + Duration::from_secs(100) {
+            plans.pass_on(&from, now, |_| true);
+            told.extend(plans.tell(now).map(|_| now - start));
+            now += QUICK;
+        }
+        assert_eq!(told.first(), Some(&Duration::ZERO), "the first goes at once");
+        assert!(told.len() <= 8, "{told:?}");
+        now += QUIET;
+        plans.pass_on(&from, now, |_| true);
+        assert_eq!(plans.tell(now), Some(peer), "after a quiet time at once again");
+    }
+
+    #[test]
+    fn hints_that_bring_nothing_are_followed_more_and_more_rarely() {
+        let random = &mut StdRng::seed_from_u64(2);
+        let run = |gained, random: &mut StdRng| {
+            let (mut plans, peer, start) = plans(random);
+            let (mut now, mut count) = (start, 0);
+            while now < start + Duration::from_secs(100) {
+                plans.hinted(&peer, now, random);
+                if plans.start(now, random).is_some() {
+                    count += 1;
+                    plans.ended(&peer, Ended::Done { gained, lost: false }, now, random);
+                }
+                now += QUICK;
+            }
+            count
+        };
+        let (vain, fruitful) = (run(false, random), run(true, random));
+        assert!(vain <= 9 && fruitful > 50, "{vain} {fruitful}");
+    }
+
+    #[test]
+    fn what_cannot_be_taken_is_not_fetched_every_moment() {
+        let random = &mut StdRng::seed_from_u64(3);
+        let (mut plans, peer, start) = plans(random);
+        let (mut now, mut count) = (start, 0);
+        while now < start + Duration::from_secs(3_600) {
+            plans.hinted(&peer, now, random);
+            if plans.start(now, random).is_some() {
+                count += 1;
+                plans.ended(&peer, Ended::Done { gained: false, lost: true }, now, random);
+            }
+            now += Duration::from_secs(1);
+        }
+        assert!((8..20).contains(&count), "{count}");
+        // A person may want it now.
+        plans.all(now);
+        assert!(plans.start(now, random).is_some());
+    }
+
+    #[test]
+    fn a_call_during_a_comparison_that_fails_stands_and_lagging_is_not_deep() {
+        let random = &mut StdRng::seed_from_u64(4);
+        let (mut plans, peer, mut now) = plans(random);
+        for _ in 0..5 {
+            now += INTERVAL * 2;
+            assert!(plans.start(now, random).is_some());
+            plans.ended(&peer, Ended::Failed, now, random);
+        }
+        now += INTERVAL * 2;
+        assert!(plans.start(now, random).is_some());
+        plans.arrived(peer, now);
+        plans.ended(&peer, Ended::Failed, now, random);
+        assert_eq!(plans.start(now + SECOND, random), Some((peer, true)));
+        plans.ended(&peer, Ended::Done { gained: false, lost: false }, now + SECOND, random);
+        plans.lagged(now + SECOND);
+        let again = plans.start(now + SECOND + APART, random);
+        assert_eq!(again, Some((peer, false)));
     }
 }

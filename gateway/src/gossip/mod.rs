@@ -363,13 +363,14 @@ impl Shared {
         let (queue, outgoing) = mpsc::channel(outbound::QUEUE);
         let (join, found) = mpsc::channel(JOIN_QUEUE);
         let (announced, announcements) = mpsc::channel(ANNOUNCED_QUEUE);
+        let (retell, retold) = mpsc::channel(outbound::RETOLD);
         let topic = Topic {
             me: self.id,
             id: keys.gossip_id(),
             gossip: self.gossip.clone(),
             state: state.clone(),
             ingest: self.ingest.clone(),
-            outbound: Outbound::new(outgoing, state.clone(), self.metrics.clone()),
+            outbound: Outbound::new(outgoing, retold, state.clone(), self.metrics.clone()),
             join: found,
             knock: self.knock.clone(),
             announced,
@@ -382,6 +383,7 @@ impl Shared {
             ingest: self.ingest.clone(),
             connections: self.connections.clone(),
             trust: self.trust.clone(),
+            retell,
             max_event_bytes: self.max_event_bytes,
             metrics: self.metrics.clone(),
         };

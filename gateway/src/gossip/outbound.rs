@@ -31,6 +31,11 @@ const QUIET: usize = 16;
 const RATE: f64 = 500.0;
 const BURST: f64 = 64.0;
 
+/// Events that wait to go whole for the neighbors that cannot fetch; beyond that the log waits.
+const WHOLE_TOO: usize = 4_096;
+/// Fetched events that wait to be told to such neighbors; beyond that fetches wait.
+pub const RETOLD: usize = 64;
+
 /// How long one broadcast may take before gossip counts as wedged.
 const BROADCAST: Duration = Duration::from_secs(5);
 
@@ -74,7 +79,12 @@ pub struct Wedged;
 /// next one.
 pub struct Outbound {
     queue: mpsc::Receiver<Outgoing>,
+    /// Events that were announced to us, for neighbors that only know whole ones.
+    retold: mpsc::Receiver<Outgoing>,
     frames: VecDeque<Frame>,
+    /// Events whose ids were told already. They go out whole after all other frames, for the
+    /// neighbors that cannot fetch.
+    whole_too: VecDeque<Outgoing>,
     pace: Pace,
     state: Arc<TopicState>,
     metrics: Arc<Metrics>,
@@ -83,10 +93,13 @@ pub struct Outbound {
 impl Outbound {
     pub fn new(
         queue: mpsc::Receiver<Outgoing>,
+        retold: mpsc::Receiver<Outgoing>,
         state: Arc<TopicState>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { queue, frames: VecDeque::new(), pace: Pace::new(Instant::now()), state, metrics }
+        let pace = Pace::new(Instant::now());
+        let (frames, whole_too) = (VecDeque::new(), VecDeque::new());
+        Self { queue, retold, frames, whole_too, pace, state, metrics }
     }
 
     /// Sends until gossip fails. Can be dropped at any point without losing a frame.
@@ -97,15 +110,18 @@ impl Outbound {
             // With nobody there a broadcast is lost. The log keeps the events for the first to come.
             let _ = neighbors.wait_for(|count| *count > 0).await;
             if self.frames.is_empty() {
-                self.take().await;
-                // Meanwhile the neighbors may have gone.
-                continue;
+                let idle = self.whole_too.is_empty();
+                self.take(idle).await;
+                if idle {
+                    // Meanwhile the neighbors may have gone.
+                    continue;
+                }
             }
-            let Some(bytes) = self.next() else { continue };
+            let Some((bytes, line)) = self.next() else { continue };
             tokio::time::sleep_until(self.pace.next(Instant::now())).await;
             match timeout(BROADCAST, sender.broadcast(bytes)).await {
                 Ok(Ok(())) => {
-                    self.frames.pop_front();
+                    self.sent(line);
                     self.pace.took(Instant::now());
                     self.metrics.frames_sent.get_or_create(&labels).inc();
                 }
@@ -122,36 +138,71 @@ impl Outbound {
         }
     }
 
-    /// Waits for events and turns all that wait into frames.
-    async fn take(&mut self) {
-        let Some(first) = self.queue.recv().await else { return std::future::pending().await };
-        let mut batch = vec![first];
-        while batch.len() < QUEUE
+    /// Turns all events that wait into frames; waits for the first if there is nothing else to do.
+    async fn take(&mut self, wait: bool) {
+        let deaf = self.state.has_deaf_neighbor();
+        if !deaf {
+            self.whole_too.clear();
+        }
+        let room = WHOLE_TOO.saturating_sub(self.whole_too.len());
+        let most = if deaf { room.min(QUEUE) } else { QUEUE };
+        let (mut batch, mut retold) = (Vec::new(), Vec::new());
+        if wait {
+            tokio::select! {
+                Some(event) = self.queue.recv() => batch.push(event),
+                Some(event) = self.retold.recv() => retold.push(event),
+                else => std::future::pending().await,
+            }
+        }
+        while batch.len() < most
             && let Ok(next) = self.queue.try_recv()
         {
             batch.push(next);
         }
+        while batch.len() + retold.len() < most
+            && let Ok(next) = self.retold.try_recv()
+        {
+            retold.push(next);
+        }
         let (now, unix) = (Instant::now(), unix_now());
         batch.retain(|event| self.is_due(event, now, unix));
-        let (frames, too_long) = plan(batch);
-        for _ in 0..too_long {
+        let plan = plan(batch, deaf);
+        for _ in 0..plan.too_long {
             self.dropped("ephemeral too long");
         }
-        self.frames.extend(frames);
+        self.frames.extend(plan.frames);
+        self.whole_too.extend(plan.whole_too);
+        if deaf {
+            self.whole_too.extend(retold);
+        }
     }
 
-    /// The first frame that may still go out. It stays in its place until it was sent.
-    fn next(&mut self) -> Option<Bytes> {
-        loop {
-            match self.frames.front()? {
-                Frame::Ids(bytes) => return Some(bytes.clone()),
+    /// The first frame that may still go out, and where it waits until it was sent.
+    fn next(&mut self) -> Option<(Bytes, Line)> {
+        while let Some(frame) = self.frames.front() {
+            match frame {
+                Frame::Ids(bytes) => return Some((bytes.clone(), Line::Frames)),
                 // Planned frames wait too, for the pace or the next neighbor.
                 Frame::Whole(event) if self.is_due(event, Instant::now(), unix_now()) => {
-                    return Some(Bytes::copy_from_slice(event.event.json().as_bytes()));
+                    return Some((whole(event), Line::Frames));
                 }
                 Frame::Whole(_) => {}
             }
             self.frames.pop_front();
+        }
+        while let Some(event) = self.whole_too.front() {
+            if self.is_due(event, Instant::now(), unix_now()) {
+                return Some((whole(event), Line::WholeToo));
+            }
+            self.whole_too.pop_front();
+        }
+        None
+    }
+
+    fn sent(&mut self, line: Line) {
+        match line {
+            Line::Frames => drop(self.frames.pop_front()),
+            Line::WholeToo => drop(self.whole_too.pop_front()),
         }
     }
 
@@ -166,24 +217,50 @@ impl Outbound {
     }
 }
 
-/// The frames for a batch of events, in their order where they go whole; ids come last. Also how
-/// many ephemeral events did not fit.
-fn plan(batch: Vec<Outgoing>) -> (Vec<Frame>, usize) {
+/// In which queue a frame waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Frames,
+    WholeToo,
+}
+
+fn whole(event: &Outgoing) -> Bytes {
+    Bytes::copy_from_slice(event.event.json().as_bytes())
+}
+
+/// What becomes of a batch of events.
+#[derive(Default)]
+struct Plan {
+    /// In the order of the events where they go whole; ids come last.
+    frames: Vec<Frame>,
+    /// Announced events that go whole as well.
+    whole_too: Vec<Outgoing>,
+    /// How many ephemeral events did not fit.
+    too_long: usize,
+}
+
+/// Plans the frames for a batch. `deaf`: there is a neighbor that can fetch nothing.
+fn plan(batch: Vec<Outgoing>, deaf: bool) -> Plan {
     let under_load = batch.len() > QUIET;
-    let (mut frames, mut ids, mut too_long) = (Vec::new(), Vec::new(), 0);
+    let (mut plan, mut ids) = (Plan::default(), Vec::new());
     for event in batch {
         // An oversize message silently breaks the neighbor that gets it: none may pass here.
         let fits = event.event.json().len() <= MAX_GOSSIP_BYTES;
         match (event.is_ephemeral, fits) {
-            (true, false) => too_long += 1,
-            (true, true) => frames.push(Frame::Whole(event)),
-            (false, true) if !under_load => frames.push(Frame::Whole(event)),
-            (false, _) => ids.push(event.event.id),
+            (true, false) => plan.too_long += 1,
+            (true, true) => plan.frames.push(Frame::Whole(event)),
+            (false, true) if !under_load => plan.frames.push(Frame::Whole(event)),
+            (false, _) => {
+                ids.push(event.event.id);
+                if deaf && fits {
+                    plan.whole_too.push(event);
+                }
+            }
         }
     }
     let announcements = ids.chunks(MAX_ANNOUNCED).map(frame::announce);
-    frames.extend(announcements.map(|frame| Frame::Ids(frame.into())));
-    (frames, too_long)
+    plan.frames.extend(announcements.map(|frame| Frame::Ids(frame.into())));
+    plan
 }
 
 /// A leaky bucket: each frame fills it by one, time empties it.
@@ -240,6 +317,15 @@ mod tests {
         Outgoing { event: event.into(), is_ephemeral, since: Instant::now() }
     }
 
+    fn state() -> Arc<TopicState> {
+        let name = crate::protocol::TopicName::new("t").unwrap();
+        Arc::new(TopicState::new(name, Arc::default()))
+    }
+
+    fn outbound(queue: mpsc::Receiver<Outgoing>, state: Arc<TopicState>) -> Outbound {
+        Outbound::new(queue, mpsc::channel(1).1, state, Arc::default())
+    }
+
     fn announced(frame: &Frame) -> usize {
         let Frame::Ids(bytes) = frame else { return 0 };
         assert!(bytes.len() <= MAX_GOSSIP_BYTES);
@@ -251,10 +337,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_waited_too_long_does_not_go_out() {
-        let name = crate::protocol::TopicName::new("t").unwrap();
-        let state = Arc::new(TopicState::new(name, Arc::default()));
+        let state = state();
         let (queue, receiver) = mpsc::channel(8);
-        let mut outbound = Outbound::new(receiver, state, Arc::default());
+        let mut outbound = outbound(receiver, state);
         let mut old = event(1, 500, true);
         let Some(before) = Instant::now().checked_sub(EPHEMERAL + EPHEMERAL) else { return };
         old.since = before;
@@ -264,11 +349,12 @@ mod tests {
         for event in [old, stored.clone(), expired, event(4, 500, true)] {
             queue.try_send(event).unwrap();
         }
-        outbound.take().await;
+        outbound.take(true).await;
         assert_eq!(outbound.frames.len(), 2);
-        assert_eq!(outbound.next().unwrap(), stored.event.json().as_bytes());
-        assert_eq!(outbound.next().unwrap(), stored.event.json().as_bytes(), "until it was sent");
-        outbound.frames.pop_front();
+        let next = outbound.next().unwrap();
+        assert_eq!(next, (whole(&stored), Line::Frames));
+        assert_eq!(outbound.next().unwrap(), next, "until it was sent");
+        outbound.sent(next.1);
         // A planned frame grows old as well.
         let Some(Frame::Whole(ephemeral)) = outbound.frames.front_mut() else { panic!("whole") };
         ephemeral.since = before;
@@ -278,23 +364,67 @@ mod tests {
     #[test]
     fn events_that_fit_go_whole_and_the_others_as_ids() {
         let batch = vec![event(1, 4_001, false), event(2, 4_000, false), event(3, 9_000, false)];
-        let (frames, too_long) = plan(batch);
-        assert_eq!(frames.iter().map(announced).collect::<Vec<_>>(), [0, 2]);
-        assert_eq!(too_long, 0);
+        let plan = plan(batch, true);
+        assert_eq!(plan.frames.iter().map(announced).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!((plan.too_long, plan.whole_too.len()), (0, 0));
     }
 
     #[test]
     fn under_load_everything_is_announced_in_few_frames() {
-        let (frames, _) = plan((0..250).map(|n| event(n, 300, false)).collect());
-        assert_eq!(frames.iter().map(announced).collect::<Vec<_>>(), [100, 100, 50]);
+        let plan = plan((0..250).map(|n| event(n, 300, false)).collect(), false);
+        assert_eq!(plan.frames.iter().map(announced).collect::<Vec<_>>(), [100, 100, 50]);
+        assert!(plan.whole_too.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_cannot_fetch_gets_whole_events_after_the_ids() {
+        let state = state();
+        let peer = |n: u8| iroh::SecretKey::from_bytes(&[n; 32]).public();
+        let (queue, receiver) = mpsc::channel(QUEUE);
+        let (retell, retold) = mpsc::channel(RETOLD);
+        let mut outbound = Outbound::new(receiver, retold, state.clone(), Arc::default());
+        let load = |of: usize| {
+            (0..20)
+                .map(|n| event(of + n, if n == 0 { 5_000 } else { 300 }, false))
+                .for_each(|event| queue.try_send(event).unwrap());
+        };
+        // One that was not tried may be one that cannot.
+        state.up(peer(1));
+        load(100);
+        retell.try_send(event(1, 300, false)).unwrap();
+        outbound.take(true).await;
+        assert_eq!(outbound.frames.iter().map(announced).collect::<Vec<_>>(), [20]);
+        assert_eq!(outbound.whole_too.len(), 20, "all that fit, and the one of others");
+        assert_eq!(outbound.next().unwrap().1, Line::Frames);
+        outbound.sent(Line::Frames);
+        assert_eq!(outbound.next().unwrap().1, Line::WholeToo);
+        // Further ids do not wait for whole events.
+        load(200);
+        outbound.take(false).await;
+        assert_eq!(outbound.next().unwrap().1, Line::Frames);
+        assert_eq!(outbound.whole_too.len(), 38);
+        outbound.frames.clear();
+        // Once all can fetch, nothing more goes out twice.
+        state.speaks(peer(1), true);
+        load(300);
+        retell.try_send(event(2, 300, false)).unwrap();
+        outbound.take(false).await;
+        assert_eq!((outbound.frames.len(), outbound.whole_too.len()), (1, 0));
+        // What there is no room for stays in the queue.
+        state.speaks(peer(1), false);
+        outbound.frames.clear();
+        outbound.whole_too.extend((0..WHOLE_TOO).map(|n| event(n, 300, false)));
+        load(400);
+        outbound.take(false).await;
+        assert_eq!((outbound.frames.len(), outbound.whole_too.len()), (0, WHOLE_TOO));
     }
 
     #[test]
     fn ephemeral_events_are_never_announced() {
         let batch = (0..30).map(|n| event(n, if n == 0 { 5_000 } else { 300 }, true)).collect();
-        let (frames, too_long) = plan(batch);
-        assert_eq!((frames.len(), too_long), (29, 1));
-        assert!(frames.iter().all(|frame| announced(frame) == 0));
+        let plan = plan(batch, true);
+        assert_eq!((plan.frames.len(), plan.too_long, plan.whole_too.len()), (29, 1, 0));
+        assert!(plan.frames.iter().all(|frame| announced(frame) == 0));
     }
 
     #[test]

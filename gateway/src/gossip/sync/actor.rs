@@ -195,7 +195,7 @@ impl TopicSync {
             }
         }
         let speaks = match &led {
-            Ok(_) => Some(true),
+            Ok(_) | Err(Failure::NotNow) => Some(true),
             Err(Failure::DoesNotSpeak) => Some(false),
             Err(_) => None,
         };
@@ -233,11 +233,13 @@ impl TopicSync {
         let now = Instant::now();
         match call {
             Call::Hint(peer) => {
+                self.desk.state.speaks(peer, true);
                 if let Some(plan) = plans.get_mut(&peer) {
                     plan.soon(now + AFTER_HINT.mul_f64(rand::random()));
                 }
             }
             Call::Followed(peer, gained) => {
+                self.desk.state.speaks(peer, true);
                 if let Some(plan) = plans.get_mut(&peer) {
                     plan.last = Some(now);
                     plan.failures = 0;

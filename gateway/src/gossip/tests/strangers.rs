@@ -159,6 +159,7 @@ async fn a_liar_does_not_keep_an_event_from_us() {
         ingest: a.ingest.clone(),
         connections: Arc::new(Connections::new(a.gossip.endpoint.clone())),
         trust: Arc::new(Trust::new(1 << 30, a.metrics.clone())),
+        retell: mpsc::channel(1).0,
         max_event_bytes: 100_000,
         metrics: a.metrics.clone(),
     };

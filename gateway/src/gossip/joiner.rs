@@ -15,7 +15,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use iroh::{Endpoint, EndpointId};
+use iroh::EndpointId;
 use iroh_gossip::api::GossipSender;
 use tokio::{
     sync::mpsc,
@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{state::TopicState, swarms::Swarms};
+use super::{net::Net, state::TopicState, swarms::Swarms};
 
 /// How long gossip may take to answer a call.
 const CALL: Duration = Duration::from_secs(5);
@@ -95,7 +95,7 @@ pub async fn join(
 
 /// Makes endpoints forget an earlier life of ours, one task for all topics.
 pub struct Knocker {
-    pub endpoint: Endpoint,
+    pub net: Arc<Net>,
     pub swarms: Arc<Swarms>,
 }
 
@@ -124,7 +124,7 @@ impl Knocker {
     }
 
     async fn knock(&self, peer: EndpointId) {
-        let dialed = timeout(DIAL, self.endpoint.connect(peer, iroh_gossip::ALPN)).await;
+        let dialed = timeout(DIAL, self.net.endpoint().connect(peer, iroh_gossip::ALPN)).await;
         let Ok(Ok(connection)) = dialed else { return };
         tracing::debug!(
             peer = %peer.fmt_short(),

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use iroh_gossip::api::GossipSender;
+use iroh_gossip::api::{ApiError, GossipSender};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
@@ -71,9 +71,27 @@ enum Frame {
     Ids(Bytes),
 }
 
-/// Gossip took no message in time, or closed the topic.
+/// Why sending ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wedged;
+pub enum Ended {
+    /// Gossip closed the topic.
+    Closed,
+    /// Gossip took no message in time.
+    Wedged,
+}
+
+/// Where frames go.
+pub trait Voice {
+    /// # Errors
+    /// When the topic is closed.
+    fn say(&self, frame: Bytes) -> impl Future<Output = Result<(), ApiError>> + Send;
+}
+
+impl Voice for GossipSender {
+    fn say(&self, frame: Bytes) -> impl Future<Output = Result<(), ApiError>> + Send {
+        self.broadcast(frame)
+    }
+}
 
 /// The sending side of one topic. Outlives a subscription: what could not be sent goes out by the
 /// next one.
@@ -103,7 +121,7 @@ impl Outbound {
     }
 
     /// Sends until gossip fails. Can be dropped at any point without losing a frame.
-    pub async fn run(&mut self, sender: &GossipSender) -> Wedged {
+    pub async fn run(&mut self, voice: &impl Voice) -> Ended {
         let labels = TopicLabels { topic: self.state.name().to_string() };
         let mut neighbors = self.state.count();
         loop {
@@ -119,7 +137,7 @@ impl Outbound {
             }
             let Some((bytes, line)) = self.next() else { continue };
             tokio::time::sleep_until(self.pace.next(Instant::now())).await;
-            match timeout(BROADCAST, sender.broadcast(bytes)).await {
+            match timeout(BROADCAST, voice.say(bytes)).await {
                 Ok(Ok(())) => {
                     self.sent(line);
                     self.pace.took(Instant::now());
@@ -127,12 +145,12 @@ impl Outbound {
                 }
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "gossip closed the topic");
-                    return Wedged;
+                    return Ended::Closed;
                 }
                 Err(_) => {
                     self.dropped("broadcast timed out");
                     tracing::warn!("gossip took no message for {BROADCAST:?}; joining anew");
-                    return Wedged;
+                    return Ended::Wedged;
                 }
             }
         }
@@ -359,6 +377,28 @@ mod tests {
         let Some(Frame::Whole(ephemeral)) = outbound.frames.front_mut() else { panic!("whole") };
         ephemeral.since = before;
         assert_eq!(outbound.next(), None);
+    }
+
+    /// Takes nothing, as a gossip that waits for somebody frozen.
+    struct Stuck;
+
+    impl Voice for Stuck {
+        async fn say(&self, _: Bytes) -> Result<(), ApiError> {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_is_not_taken_ends_the_subscription_and_is_not_lost() {
+        let state = state();
+        state.up(iroh::SecretKey::from_bytes(&[1; 32]).public());
+        let (queue, receiver) = mpsc::channel(8);
+        let mut outbound = outbound(receiver, state);
+        queue.try_send(event(1, 500, false)).unwrap();
+        let began = Instant::now();
+        assert_eq!(outbound.run(&Stuck).await, Ended::Wedged);
+        assert_eq!(began.elapsed().as_secs(), BROADCAST.as_secs());
+        assert_eq!(outbound.frames.len(), 1, "it goes out by the next subscription");
     }
 
     #[test]

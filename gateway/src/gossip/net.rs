@@ -1,0 +1,192 @@
+//! The iroh stack that all topics stand on — endpoint, gossip, router — and another one in its place
+//! when it has died or takes nothing any more.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use iroh::{Endpoint, SecretKey, address_lookup::memory::MemoryLookup, protocol::Router};
+use iroh_gossip::net::Gossip;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    GOSSIP_MESSAGE, GossipError,
+    config::{DiscoveryConfig, EndpointConfig},
+    door::GossipDoor,
+    endpoint,
+    fetch::SyncServer,
+    links::Links,
+    watch::Health,
+};
+use crate::{
+    metrics::{CauseLabels, Metrics},
+    protocol::frame::SYNC_ALPN,
+};
+
+const LOOK: Duration = Duration::from_secs(1);
+/// Pauses between two attempts; each is twice as long as the one before, until all went well for
+/// [`CALM`].
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+const CALM: Duration = Duration::from_secs(600);
+/// What the old stack gets to end.
+const END: Duration = Duration::from_secs(3);
+
+/// What is replaced together.
+#[derive(Clone)]
+pub struct Stack {
+    pub endpoint: Endpoint,
+    pub gossip: Gossip,
+}
+
+/// The stack of now, for all that opens connections or joins topics.
+pub struct Net(watch::Sender<Stack>);
+
+impl Net {
+    pub fn new(stack: Stack) -> Arc<Self> {
+        Arc::new(Self(watch::Sender::new(stack)))
+    }
+
+    pub fn endpoint(&self) -> Endpoint {
+        self.0.borrow().endpoint.clone()
+    }
+
+    pub fn gossip(&self) -> Gossip {
+        self.0.borrow().gossip.clone()
+    }
+
+    /// Changes when there is another one.
+    pub fn follow(&self) -> watch::Receiver<Stack> {
+        self.0.subscribe()
+    }
+}
+
+/// What a stack is built from.
+pub struct Plan {
+    pub endpoint: EndpointConfig,
+    pub discovery: DiscoveryConfig,
+    pub key: SecretKey,
+    pub configured: MemoryLookup,
+    pub links: Links,
+}
+
+impl Plan {
+    /// Opens an endpoint, on `at` if that is to be had.
+    ///
+    /// # Errors
+    /// As [`endpoint::bind`].
+    pub async fn build(&self, at: Option<SocketAddr>) -> Result<Stack, GossipError> {
+        let again = at.map(|bind| EndpointConfig { bind, ..self.endpoint.clone() });
+        let opened = match &again {
+            Some(config) => self.open(config).await,
+            None => self.open(&self.endpoint).await,
+        };
+        let endpoint = match opened {
+            Err(_) if again.is_some() => self.open(&self.endpoint).await?,
+            opened => opened?,
+        };
+        let gossip = Gossip::builder().max_message_size(GOSSIP_MESSAGE).spawn(endpoint.clone());
+        Ok(Stack { endpoint, gossip })
+    }
+
+    async fn open(&self, config: &EndpointConfig) -> Result<Endpoint, GossipError> {
+        let (key, configured) = (self.key.clone(), self.configured.clone());
+        endpoint::bind(config, &self.discovery, key, configured, self.links.clone()).await
+    }
+}
+
+/// Watches over the stack, and replaces it.
+pub struct Keeper {
+    pub plan: Plan,
+    pub net: Arc<Net>,
+    pub server: SyncServer,
+    pub health: Arc<Health>,
+    pub metrics: Arc<Metrics>,
+    router: Mutex<Router>,
+}
+
+impl Keeper {
+    /// Lets others connect to the stack.
+    pub fn new(
+        plan: Plan,
+        net: Arc<Net>,
+        server: SyncServer,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let stack = net.0.borrow().clone();
+        let router = Mutex::new(route(&stack, &server));
+        Arc::new(Self { plan, net, server, health, metrics, router })
+    }
+
+    /// The router of now.
+    pub fn router(&self) -> Router {
+        self.lock().clone()
+    }
+
+    /// Looks until shutdown.
+    pub async fn run(self: Arc<Self>, token: CancellationToken) {
+        token.run_until_cancelled(self.watch()).await;
+    }
+
+    async fn watch(&self) {
+        let mut pause = FIRST_PAUSE;
+        let mut tried: Option<Instant> = None;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if self.router().is_shutdown() || self.net.endpoint().is_closed() {
+                self.health.router_ended();
+            }
+            let Some(trouble) = self.health.trouble() else {
+                if tried.is_some_and(|at| at.elapsed() > CALM) {
+                    (pause, tried) = (FIRST_PAUSE, None);
+                }
+                continue;
+            };
+            if let Some(at) = tried {
+                if at.elapsed() < pause {
+                    continue;
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            tried = Some(Instant::now());
+            tracing::error!("{trouble}; building the endpoint anew");
+            self.metrics.rebuilds.get_or_create(&CauseLabels { cause: trouble }).inc();
+            match self.rebuild().await {
+                Ok(()) => tracing::info!("the endpoint is open again; joining all topics anew"),
+                Err(error) => tracing::error!(%error, "the endpoint cannot be opened again yet"),
+            }
+        }
+    }
+
+    async fn rebuild(&self) -> Result<(), GossipError> {
+        let old = self.net.0.borrow().clone();
+        let at = old.endpoint.bound_sockets().first().copied();
+        // It tells gossip to end too, which may not answer any more.
+        let _ = timeout(END, self.router().shutdown()).await;
+        // A router that has ended closes nothing.
+        let _ = timeout(END, old.endpoint.close()).await;
+        let stack = self.plan.build(at).await?;
+        *self.lock() = route(&stack, &self.server);
+        self.health.rebuilt();
+        self.net.0.send_replace(stack);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Router> {
+        self.router.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn route(stack: &Stack, server: &SyncServer) -> Router {
+    Router::builder(stack.endpoint.clone())
+        .accept(iroh_gossip::ALPN, GossipDoor::new(stack.gossip.clone()))
+        .accept(SYNC_ALPN, server.clone())
+        .spawn()
+}

@@ -43,6 +43,8 @@ const END: Duration = Duration::from_secs(3);
 pub struct Stack {
     pub endpoint: Endpoint,
     pub gossip: Gossip,
+    /// Where it was opened; a closed endpoint does not know any more.
+    at: Option<SocketAddr>,
 }
 
 /// The stack of now, for all that opens connections or joins topics.
@@ -92,7 +94,8 @@ impl Plan {
             opened => opened?,
         };
         let gossip = Gossip::builder().max_message_size(GOSSIP_MESSAGE).spawn(endpoint.clone());
-        Ok(Stack { endpoint, gossip })
+        let at = endpoint.bound_sockets().first().copied();
+        Ok(Stack { endpoint, gossip, at })
     }
 
     async fn open(&self, config: &EndpointConfig) -> Result<Endpoint, GossipError> {
@@ -167,12 +170,11 @@ impl Keeper {
 
     async fn rebuild(&self) -> Result<(), GossipError> {
         let old = self.net.0.borrow().clone();
-        let at = old.endpoint.bound_sockets().first().copied();
         // It tells gossip to end too, which may not answer any more.
         let _ = timeout(END, self.router().shutdown()).await;
         // A router that has ended closes nothing.
         let _ = timeout(END, old.endpoint.close()).await;
-        let stack = self.plan.build(at).await?;
+        let stack = self.plan.build(old.at).await?;
         *self.lock() = route(&stack, &self.server);
         self.health.rebuilt();
         self.net.0.send_replace(stack);

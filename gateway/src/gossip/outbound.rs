@@ -442,7 +442,7 @@ mod tests {
         load(200);
         outbound.take(false).await;
         assert_eq!(outbound.next().unwrap().1, Line::Frames);
-        assert_eq!(outbound.whole_too.len(), 38);
+        assert_eq!(outbound.whole_too.len(), 39);
         outbound.frames.clear();
         // Once all can fetch, nothing more goes out twice.
         state.speaks(peer(1), true);

@@ -142,7 +142,7 @@ async fn a_large_topic_is_compared_in_ranges() {
     futures_util::future::join_all(published).await;
     let state = Arc::new(TopicState::new(topic.clone(), leader.metrics.clone()));
     let (desk, _calls) = leader.gossip.membership.shared.library.open(state);
-    let peer = follower.gossip.endpoint.id();
+    let peer = follower.gossip.id;
     let lead =
         async |deep| leader.gossip.membership.shared.library.lead(&desk, peer, deep).await.unwrap();
     let report = lead(true).await;

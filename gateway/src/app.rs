@@ -20,8 +20,8 @@ use crate::{
     gossip::{Gossip, StartGossip, VisitRules},
     metrics::Metrics,
     pipeline::{
-        EventReader, EventWriter, Ingest, JoinedTopics, Moderation, Policy, PrivateTopics, Routing,
-        StartIngest, TopicDoor,
+        EventReader, EventWriter, Ingest, JoinedTopics, Moderation, Policy, PrivateTopics,
+        RotationPolicy, Routing, StartIngest, TopicDoor,
     },
     plugins::{self, PluginChain},
     protocol::limits::Limits,
@@ -124,6 +124,7 @@ impl App {
             ingest: ingest.clone(),
             reader: reader.clone(),
             writer: writer.clone(),
+            rotation: rotation_policy(&config, &plugins),
             metrics: metrics.clone(),
             tasks: &background,
         })
@@ -282,6 +283,16 @@ fn plugins_dir(config: &Config, data_dir: &DataDir) -> (PathBuf, bool) {
     let named = !config.plugins.dir.as_os_str().is_empty();
     let dir = if named { config.plugins.dir.clone() } else { data_dir.path().join("plugins") };
     (dir, named)
+}
+
+/// The plugins that rotate secrets, if there are any, and how often they are asked.
+fn rotation_policy(
+    config: &Config,
+    plugins: &Arc<PluginChain>,
+) -> Option<(Arc<dyn RotationPolicy>, Duration)> {
+    let policy: Arc<dyn RotationPolicy> = plugins.clone();
+    let pause = Duration::from_secs(config.plugins.rotation_check_s);
+    (!policy.is_empty()).then_some((policy, pause))
 }
 
 async fn load_plugins(

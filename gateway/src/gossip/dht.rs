@@ -74,8 +74,11 @@ async fn build(
                 ready.send_replace(Some(client));
                 let mut stacks = net.follow();
                 loop {
-                    let endpoint = stacks.borrow_and_update().endpoint.clone();
-                    endpoint::add_dht(&endpoint, &bootstrap, private_too);
+                    {
+                        // Not held while waiting: the old one is to go.
+                        let endpoint = stacks.borrow_and_update().endpoint.clone();
+                        endpoint::add_dht(&endpoint, &bootstrap, private_too);
+                    }
                     if stacks.changed().await.is_err() {
                         return;
                     }

@@ -29,6 +29,9 @@ use crate::{
     protocol::frame::SYNC_ALPN,
 };
 
+/// What is said of an endpoint that could not be opened again where it belongs.
+const DISPLACED: &str = "the endpoint is not at endpoint.bind";
+
 const LOOK: Duration = Duration::from_secs(1);
 /// Pauses between two attempts; each is twice as long as the one before, until all went well for
 /// [`CALM`].
@@ -36,7 +39,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 const CALM: Duration = Duration::from_secs(600);
 /// What the old stack gets to end.
-const END: Duration = Duration::from_secs(3);
+const END: Duration = Duration::from_secs(8);
 
 /// What is replaced together.
 #[derive(Clone)]
@@ -79,20 +82,31 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Opens an endpoint, on `at` if that is to be had.
+    /// Opens an endpoint, on `at` if that is to be had, else on any port.
     ///
     /// # Errors
     /// As [`endpoint::bind`].
-    pub async fn build(&self, at: Option<SocketAddr>) -> Result<Stack, GossipError> {
-        let again = at.map(|bind| EndpointConfig { bind, ..self.endpoint.clone() });
-        let opened = match &again {
-            Some(config) => self.open(config).await,
-            None => self.open(&self.endpoint).await,
-        };
-        let endpoint = match opened {
-            Err(_) if again.is_some() => self.open(&self.endpoint).await?,
-            opened => opened?,
-        };
+    async fn build_again(&self, at: Option<SocketAddr>) -> Result<Stack, GossipError> {
+        if let Some(bind) = at
+            && let Ok(stack) = self.build_on(bind).await
+        {
+            return Ok(stack);
+        }
+        let ip = self.endpoint.bind.ip();
+        self.build_on(SocketAddr::new(ip, 0)).await
+    }
+
+    /// Opens the endpoint as it is configured.
+    ///
+    /// # Errors
+    /// As [`endpoint::bind`].
+    pub async fn build(&self) -> Result<Stack, GossipError> {
+        self.build_on(self.endpoint.bind).await
+    }
+
+    async fn build_on(&self, bind: SocketAddr) -> Result<Stack, GossipError> {
+        let config = EndpointConfig { bind, ..self.endpoint.clone() };
+        let endpoint = self.open(&config).await?;
         let gossip = Gossip::builder().max_message_size(GOSSIP_MESSAGE).spawn(endpoint.clone());
         let at = endpoint.bound_sockets().first().copied();
         Ok(Stack { endpoint, gossip, at })
@@ -146,7 +160,7 @@ impl Keeper {
             if self.router().is_shutdown() || self.net.endpoint().is_closed() {
                 self.health.router_ended();
             }
-            let Some(trouble) = self.health.trouble() else {
+            let Some(trouble) = self.health.trouble().or_else(|| self.displaced()) else {
                 if tried.is_some_and(|at| at.elapsed() > CALM) {
                     (pause, tried) = (FIRST_PAUSE, None);
                 }
@@ -168,13 +182,22 @@ impl Keeper {
         }
     }
 
+    /// The old socket goes with its last user, so that the fixed port may have been taken still.
+    fn displaced(&self) -> Option<&'static str> {
+        let wanted = self.plan.endpoint.bind.port();
+        let at = self.net.0.borrow().at.map(|at| at.port());
+        (wanted != 0 && at.is_some_and(|at| at != wanted)).then_some(DISPLACED)
+    }
+
     async fn rebuild(&self) -> Result<(), GossipError> {
         let old = self.net.0.borrow().clone();
-        // It tells gossip to end too, which may not answer any more.
-        let _ = timeout(END, self.router().shutdown()).await;
-        // A router that has ended closes nothing.
+        // Not by the router: it asks gossip to end first, which may not answer any more. With the
+        // endpoint gone, the router ends by itself.
         let _ = timeout(END, old.endpoint.close()).await;
-        let stack = self.plan.build(old.at).await?;
+        let fixed = Some(self.plan.endpoint.bind).filter(|bind| bind.port() != 0);
+        let at = fixed.or(old.at);
+        drop(old);
+        let stack = self.plan.build_again(at).await?;
         *self.lock() = route(&stack, &self.server);
         self.health.rebuilt();
         self.net.0.send_replace(stack);

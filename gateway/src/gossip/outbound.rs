@@ -17,6 +17,7 @@ use crate::{
         Event,
         frame::{self, MAX_ANNOUNCED, MAX_GOSSIP_BYTES},
         kinds,
+        private::seal::{MAX_SEALABLE_BYTES, Sealer},
     },
 };
 
@@ -81,13 +82,13 @@ pub enum Ended {
 }
 
 /// Where frames go.
-pub trait Voice {
+pub trait Mouth {
     /// # Errors
     /// When the topic is closed.
     fn say(&self, frame: Bytes) -> impl Future<Output = Result<(), ApiError>> + Send;
 }
 
-impl Voice for GossipSender {
+impl Mouth for GossipSender {
     fn say(&self, frame: Bytes) -> impl Future<Output = Result<(), ApiError>> + Send {
         self.broadcast(frame)
     }
@@ -104,6 +105,8 @@ pub struct Outbound {
     /// neighbors that cannot fetch.
     whole_too: VecDeque<Outgoing>,
     pace: Pace,
+    /// In a private topic: that of the epoch to publish in.
+    seal: Option<Sealer>,
     state: Arc<TopicState>,
     metrics: Arc<Metrics>,
 }
@@ -117,11 +120,18 @@ impl Outbound {
     ) -> Self {
         let pace = Pace::new(Instant::now());
         let (frames, whole_too) = (VecDeque::new(), VecDeque::new());
-        Self { queue, retold, frames, whole_too, pace, state, metrics }
+        Self { queue, retold, frames, whole_too, pace, seal: None, state, metrics }
+    }
+
+    /// From here on seals what goes out, and sends when there are neighbors in the swarm of this
+    /// epoch. What waits goes out there.
+    pub fn turn_to(&mut self, state: Arc<TopicState>, seal: Sealer) {
+        self.state = state;
+        self.seal = Some(seal);
     }
 
     /// Sends until gossip fails. Can be dropped at any point without losing a frame.
-    pub async fn run(&mut self, voice: &impl Voice) -> Ended {
+    pub async fn run(&mut self, mouth: &impl Mouth) -> Ended {
         let labels = TopicLabels { topic: self.state.name().to_string() };
         let mut neighbors = self.state.count();
         loop {
@@ -135,9 +145,9 @@ impl Outbound {
                     continue;
                 }
             }
-            let Some((bytes, line)) = self.next() else { continue };
+            let Some((bytes, line)) = self.next_sealed() else { continue };
             tokio::time::sleep_until(self.pace.next(Instant::now())).await;
-            match timeout(BROADCAST, voice.say(bytes)).await {
+            match timeout(BROADCAST, mouth.say(bytes)).await {
                 Ok(Ok(())) => {
                     self.sent(line);
                     self.pace.took(Instant::now());
@@ -158,7 +168,8 @@ impl Outbound {
 
     /// Turns all events that wait into frames; waits for the first if there is nothing else to do.
     async fn take(&mut self, wait: bool) {
-        let deaf = self.state.has_deaf_neighbor();
+        // Whoever is in a private topic has our own protocol.
+        let deaf = self.seal.is_none() && self.state.has_deaf_neighbor();
         if !deaf {
             self.whole_too.clear();
         }
@@ -184,7 +195,8 @@ impl Outbound {
         }
         let (now, unix) = (Instant::now(), unix_now());
         batch.retain(|event| self.is_due(event, now, unix));
-        let plan = plan(batch, deaf);
+        let longest = if self.seal.is_some() { MAX_SEALABLE_BYTES } else { MAX_GOSSIP_BYTES };
+        let plan = plan(batch, longest, deaf);
         for _ in 0..plan.too_long {
             self.dropped("ephemeral too long");
         }
@@ -192,6 +204,21 @@ impl Outbound {
         self.whole_too.extend(plan.whole_too);
         if deaf {
             self.whole_too.extend(retold);
+        }
+    }
+
+    /// [`Self::next`], sealed where the topic is private.
+    fn next_sealed(&mut self) -> Option<(Bytes, Line)> {
+        let (bytes, line) = self.next()?;
+        let Some(seal) = &self.seal else { return Some((bytes, line)) };
+        match seal.seal(&bytes) {
+            Ok(sealed) => Some((sealed.into(), line)),
+            Err(_) => {
+                // It was planned with room for the seal.
+                self.dropped("too long to seal");
+                self.sent(line);
+                None
+            }
         }
     }
 
@@ -257,13 +284,13 @@ struct Plan {
     too_long: usize,
 }
 
-/// Plans the frames for a batch. `deaf`: there is a neighbor that can fetch nothing.
-fn plan(batch: Vec<Outgoing>, deaf: bool) -> Plan {
+/// Plans the frames for a batch. `longest`: what fits, in bytes. `deaf`: there is a neighbor that can fetch nothing.
+fn plan(batch: Vec<Outgoing>, longest: usize, deaf: bool) -> Plan {
     let under_load = batch.len() > QUIET;
     let (mut plan, mut ids) = (Plan::default(), Vec::new());
     for event in batch {
         // An oversize message silently breaks the neighbor that gets it: none may pass here.
-        let fits = event.event.json().len() <= MAX_GOSSIP_BYTES;
+        let fits = event.event.json().len() <= longest;
         match (event.is_ephemeral, fits) {
             (true, false) => plan.too_long += 1,
             (true, true) => plan.frames.push(Frame::Whole(event)),
@@ -382,7 +409,7 @@ mod tests {
     /// Takes nothing, as a gossip that waits for somebody frozen.
     struct Stuck;
 
-    impl Voice for Stuck {
+    impl Mouth for Stuck {
         async fn say(&self, _: Bytes) -> Result<(), ApiError> {
             std::future::pending().await
         }
@@ -404,14 +431,15 @@ mod tests {
     #[test]
     fn events_that_fit_go_whole_and_the_others_as_ids() {
         let batch = vec![event(1, 4_001, false), event(2, 4_000, false), event(3, 9_000, false)];
-        let plan = plan(batch, true);
+        let plan = plan(batch, MAX_GOSSIP_BYTES, true);
         assert_eq!(plan.frames.iter().map(announced).collect::<Vec<_>>(), [0, 2]);
         assert_eq!((plan.too_long, plan.whole_too.len()), (0, 0));
     }
 
     #[test]
     fn under_load_everything_is_announced_in_few_frames() {
-        let plan = plan((0..250).map(|n| event(n, 300, false)).collect(), false);
+        let batch = (0..250).map(|n| event(n, 300, false)).collect();
+        let plan = plan(batch, MAX_GOSSIP_BYTES, false);
         assert_eq!(plan.frames.iter().map(announced).collect::<Vec<_>>(), [100, 100, 50]);
         assert!(plan.whole_too.is_empty());
     }
@@ -462,7 +490,7 @@ mod tests {
     #[test]
     fn ephemeral_events_are_never_announced() {
         let batch = (0..30).map(|n| event(n, if n == 0 { 5_000 } else { 300 }, true)).collect();
-        let plan = plan(batch, true);
+        let plan = plan(batch, MAX_GOSSIP_BYTES, true);
         assert_eq!((plan.frames.len(), plan.too_long, plan.whole_too.len()), (29, 1, 0));
         assert!(plan.frames.iter().all(|frame| announced(frame) == 0));
     }

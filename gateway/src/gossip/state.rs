@@ -6,10 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use iroh::EndpointId;
+use iroh::{
+    EndpointId,
+    endpoint::{Connection, RecvStream, SendStream},
+};
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
+use super::private::{self, Circle};
 use crate::{
     clock::unix_now,
     metrics::{Metrics, TopicLabels},
@@ -30,6 +34,8 @@ pub enum FoundBy {
     Configured,
     Mdns,
     Dht,
+    /// It is a member of the private topic.
+    Member,
     /// It came to us, or another neighbor introduced it.
     Incoming,
 }
@@ -42,6 +48,8 @@ pub enum Step {
     DhtPublish,
     Mdns,
     Configured,
+    /// The members of a private topic.
+    Members,
 }
 
 /// How a step went the last time.
@@ -113,7 +121,6 @@ impl TopicPhase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     Sync,
-    #[allow(dead_code, reason = "rotation takes it up")]
     Rotation,
 }
 
@@ -133,6 +140,7 @@ impl Drop for Busy {
 #[derive(Debug, Clone, Serialize)]
 pub struct TopicStatus {
     pub name: TopicName,
+    pub private: bool,
     pub how: HowJoined,
     /// Unix seconds.
     pub joined_at: u64,
@@ -156,6 +164,8 @@ pub struct NeighborStatus {
 /// Shared by the tasks of one topic.
 pub struct TopicState {
     name: TopicName,
+    /// The members, if the topic is private.
+    circle: Option<Arc<Circle>>,
     joining_since: Instant,
     known: Mutex<Known>,
     /// How many neighbors there are; wakes whoever waits for the first or the loss of the last.
@@ -170,6 +180,8 @@ struct Known {
     subscribed: bool,
     /// Why subscribing failed the last time.
     failure: Option<String>,
+    /// The swarms of a private topic's epochs, each with its neighbors.
+    swarms: BTreeMap<u64, BTreeSet<EndpointId>>,
     syncs: usize,
     rotations: usize,
     neighbors: BTreeSet<EndpointId>,
@@ -190,12 +202,85 @@ impl TopicState {
     pub fn new(name: TopicName, metrics: Arc<Metrics>) -> Self {
         Self {
             name,
+            circle: None,
             joining_since: Instant::now(),
             known: Mutex::default(),
             count: watch::Sender::new(0),
             stirred: Notify::new(),
             metrics,
         }
+    }
+
+    pub fn private(circle: Arc<Circle>, metrics: Arc<Metrics>) -> Self {
+        let name = circle.topic().name.clone();
+        Self { circle: Some(circle), ..Self::new(name, metrics) }
+    }
+
+    /// The members of a private topic.
+    pub fn circle(&self) -> Option<&Arc<Circle>> {
+        self.circle.as_ref()
+    }
+
+    /// Opens a stream for a request about this topic. Of a private one, only a member answers.
+    ///
+    /// # Errors
+    /// When the stream breaks, or the other side is no member; the text is for a debug log.
+    pub async fn open(&self, connection: &Connection) -> Result<(SendStream, RecvStream), String> {
+        match &self.circle {
+            None => connection.open_bi().await.map_err(|error| error.to_string()),
+            Some(circle) => {
+                private::call(circle, connection).await.map_err(|error| error.to_string())
+            }
+        }
+    }
+
+    /// Takes over the neighbors that one epoch's swarm has now, or none when it was left. The newest
+    /// swarm also says how the topic is doing. Swarms are numbered as they begin.
+    pub fn mirror(&self, number: u64, swarm: Option<&Self>) {
+        let seen = swarm.map(|swarm| {
+            let seen = swarm.known();
+            (
+                seen.neighbors.clone(),
+                seen.sources.clone(),
+                seen.subscribed,
+                seen.failure.clone(),
+                seen.steps.clone(),
+            )
+        });
+        let mut known = self.known();
+        match seen {
+            Some((neighbors, sources, subscribed, failure, steps)) => {
+                for id in &neighbors {
+                    let source = sources.get(id).copied().unwrap_or(FoundBy::Incoming);
+                    known.sources.entry(*id).or_insert(source);
+                }
+                if known.sources.len() > MAX_SOURCES {
+                    known.sources = sources;
+                }
+                known.swarms.insert(number, neighbors);
+                if known.swarms.keys().next_back() == Some(&number) {
+                    known.subscribed = subscribed;
+                    known.failure = failure;
+                    known.steps.extend(steps);
+                }
+            }
+            None => drop(known.swarms.remove(&number)),
+        }
+        let all: BTreeSet<_> = known.swarms.values().flatten().copied().collect();
+        if known.first_neighbor.is_none() && !all.is_empty() {
+            known.first_neighbor = Some(self.joining_since.elapsed());
+        }
+        let before = std::mem::replace(&mut known.neighbors, all);
+        let new: Vec<_> = known.neighbors.difference(&before).copied().collect();
+        new.into_iter().for_each(|peer| known.arrive(peer));
+        self.publish(known);
+    }
+
+    /// Neighbors came to one epoch's swarm, also if they are in that of another.
+    pub fn arrived(&self, peers: impl IntoIterator<Item = EndpointId>) {
+        let mut known = self.known();
+        peers.into_iter().for_each(|peer| known.arrive(peer));
+        self.publish(known);
     }
 
     pub fn name(&self) -> &TopicName {
@@ -364,6 +449,7 @@ impl TopicState {
             .collect();
         TopicStatus {
             name: self.name.clone(),
+            private: self.circle.is_some(),
             how,
             joined_at,
             state: known.phase(),

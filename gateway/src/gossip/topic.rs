@@ -20,8 +20,9 @@ use super::{
     fetch::Announcement,
     joiner::join,
     net::Net,
-    outbound::{Ended, Outbound},
+    outbound::Ended,
     peer_id,
+    private::Voice,
     state::TopicState,
     watch::Health,
 };
@@ -31,6 +32,7 @@ use crate::{
     protocol::{
         Event,
         frame::{self, FrameError, GossipFrame},
+        private::seal::Sealer,
     },
 };
 
@@ -55,7 +57,9 @@ pub struct Topic {
     pub net: Arc<Net>,
     pub state: Arc<TopicState>,
     pub ingest: Ingest,
-    pub outbound: Outbound,
+    pub voice: Voice,
+    /// Opens the frames of a private topic; nothing else is read there.
+    pub seal: Option<Sealer>,
     /// Endpoints that discovery found.
     pub join: mpsc::Receiver<Vec<EndpointId>>,
     /// To the task that makes endpoints answer our joins.
@@ -83,6 +87,7 @@ impl Topic {
                     let reader = Reader {
                         id: self.id,
                         gossip: &gossip,
+                        seal: self.seal.as_ref(),
                         state: &self.state,
                         ingest: &self.ingest,
                         announced: &self.announced,
@@ -94,7 +99,7 @@ impl Topic {
                         () = reader.read(receiver) => {
                             tracing::warn!("the gossip topic ended; joining anew");
                         }
-                        ended = self.outbound.run(&sender) => if ended == Ended::Wedged {
+                        ended = self.voice.speak(&sender) => if ended == Ended::Wedged {
                             self.health.wedged();
                         },
                         _ = stacks.changed() => {}
@@ -102,6 +107,7 @@ impl Topic {
                             match never {}
                         }
                     }
+                    self.voice.fall_silent();
                     self.state.subscribed(false);
                     self.state.reset([]);
                 }
@@ -131,6 +137,7 @@ pub(super) async fn subscribe(
 struct Reader<'a> {
     id: TopicId,
     gossip: &'a Gossip,
+    seal: Option<&'a Sealer>,
     state: &'a TopicState,
     ingest: &'a Ingest,
     announced: &'a mpsc::Sender<Announcement>,
@@ -218,7 +225,17 @@ impl Reader<'_> {
     /// neighbor's fault, and costs no more than being counted.
     fn candidate(&self, message: &Message) -> Option<Candidate> {
         let peer = message.delivered_from;
-        match GossipFrame::decode(&message.content) {
+        let opened = match self.seal {
+            None => None,
+            Some(seal) => match seal.open(&message.content) {
+                Ok(frame) => Some(frame),
+                Err(_) => {
+                    self.dropped("not sealed for this epoch");
+                    return None;
+                }
+            },
+        };
+        match GossipFrame::decode(opened.as_deref().unwrap_or(&message.content)) {
             Ok(GossipFrame::Event(json)) => match Event::parse(json) {
                 Ok(event) => {
                     let topic = self.state.name().clone();

@@ -7,6 +7,7 @@ use iroh::endpoint::{Connection, RecvStream};
 use tokio::{io::AsyncRead, time::timeout};
 
 use super::wire::{self, Rest, WireError};
+use crate::gossip::state::TopicState;
 use crate::protocol::{Event, EventId, event::compute_id, kinds::Class};
 
 /// How long an answer may go without progress.
@@ -19,13 +20,17 @@ pub enum Piece {
     End(Rest),
 }
 
-/// Sends a request and returns the stream with its answer.
+/// Sends a request about a topic and returns the stream with its answer.
 ///
 /// # Errors
 /// When the connection is broken or stalls; the text is for a debug log.
-pub async fn ask(connection: &Connection, bytes: &[u8]) -> Result<RecvStream, String> {
+pub async fn ask(
+    topic: &TopicState,
+    connection: &Connection,
+    bytes: &[u8],
+) -> Result<RecvStream, String> {
     let sending = async {
-        let (mut send, receive) = connection.open_bi().await.map_err(|e| e.to_string())?;
+        let (mut send, receive) = topic.open(connection).await?;
         send.write_all(bytes).await.map_err(|e| e.to_string())?;
         send.finish().map_err(|e| e.to_string())?;
         Ok(receive)

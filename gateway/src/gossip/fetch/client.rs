@@ -45,7 +45,8 @@ pub struct Puller {
     pub connections: Arc<Connections>,
     pub trust: Arc<Trust>,
     /// To the topic's sending side: what neighbors that cannot fetch are told whole.
-    pub retell: mpsc::Sender<Outgoing>,
+    /// Nothing in a private topic, where nobody is who cannot.
+    pub retell: Option<mpsc::Sender<Outgoing>>,
     /// The longest event taken, in bytes.
     pub max_event_bytes: usize,
     pub metrics: Arc<Metrics>,
@@ -115,7 +116,8 @@ impl Puller {
         let peer = job.peer();
         let connection = self.connections.to(peer).await?;
         let request = Request { topic: self.state.name().clone(), ids: wanted };
-        let answer = answers::ask(&connection, &wire::encode_request(&request, None)).await?;
+        let answer =
+            answers::ask(&self.state, &connection, &wire::encode_request(&request, None)).await?;
         let wanted = request.ids.into_iter().collect();
         let mut pieces = pin!(answers::pieces(answer, wanted, self.max_event_bytes));
         let mut submissions = FuturesUnordered::new();
@@ -159,15 +161,16 @@ impl Puller {
         let origin = Origin::Fetch { topic, peer: peer_id(&peer) };
         // What fits was announced only because there was much of it; see `Outbound`.
         let fits = event.json().len() <= MAX_GOSSIP_BYTES;
-        let copy = (fits && self.state.has_deaf_neighbor()).then(|| event.clone());
+        let retell = self.retell.as_ref().filter(|_| fits && self.state.has_deaf_neighbor());
+        let copy = retell.map(|retell| (retell, event.clone()));
         let outcome = self.ingest.submit(Candidate { event, origin, target }).await;
-        if let Some(event) = copy
+        if let Some((retell, event)) = copy
             && matches!(outcome, Outcome::Stored(_) | Outcome::Joined(_))
         {
             let event = event.into();
             let told = Outgoing { event, is_ephemeral: false, since: Instant::now() };
             // Waiting here slows the fetches down to what can be told.
-            let _ = self.retell.send(told).await;
+            let _ = retell.send(told).await;
         }
         (id, outcome)
     }

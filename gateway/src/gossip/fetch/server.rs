@@ -23,6 +23,7 @@ use crate::{
     clock::unix_now,
     gossip::{
         door::{BUSY, Places},
+        private::{self, Circles, TalkError},
         sync::Library,
     },
     metrics::{CauseLabels, Metrics},
@@ -63,6 +64,8 @@ const LOOKS: u32 = 3;
 const DONE: VarInt = VarInt::from_u32(0);
 /// What a stream with a malformed request is reset with.
 const MALFORMED: VarInt = VarInt::from_u32(2);
+/// What a stream of a private topic is reset with that is not answered, for whatever reason.
+const UNKNOWN: VarInt = VarInt::from_u32(3);
 
 /// The handler of our ALPN. Cheap to clone.
 #[derive(Clone)]
@@ -70,6 +73,7 @@ pub struct SyncServer(Arc<Shared>);
 
 struct Shared {
     joined: JoinedTopics,
+    circles: Circles,
     reader: Arc<dyn EventReader>,
     library: Arc<Library>,
     trust: Arc<Trust>,
@@ -81,6 +85,7 @@ struct Shared {
 impl SyncServer {
     pub fn new(
         joined: JoinedTopics,
+        circles: Circles,
         reader: Arc<dyn EventReader>,
         library: Arc<Library>,
         trust: Arc<Trust>,
@@ -88,6 +93,7 @@ impl SyncServer {
     ) -> Self {
         Self(Arc::new(Shared {
             joined,
+            circles,
             reader,
             library,
             trust,
@@ -134,7 +140,9 @@ impl Shared {
                 {
                     match stream {
                         Ok(Ok(_)) if self.trust.is_banned(&peer) => return,
-                        Ok(Ok((send, receive))) => answers.push(self.stream(peer, send, receive)),
+                        Ok(Ok((send, receive))) => {
+                            answers.push(self.stream(connection, send, receive));
+                        }
                         Ok(Err(_)) => return,
                         Err(_) if answers.is_empty() => return,
                         Err(_) => {}
@@ -144,17 +152,22 @@ impl Shared {
         }
     }
 
-    async fn stream(&self, peer: EndpointId, mut send: SendStream, mut receive: RecvStream) {
-        let result = match timeout(REQUEST, opening(&mut receive)).await {
-            Ok(Ok((kind, topic))) => {
-                self.request(peer, kind, &topic, &mut send, &mut receive).await
-            }
+    async fn stream(&self, connection: &Connection, mut send: SendStream, mut receive: RecvStream) {
+        let peer = connection.remote_id();
+        let result = match timeout(REQUEST, wire::read_type(&mut receive)).await {
+            Ok(Ok(wire::PRIVATE)) => self.private(connection, &mut send, &mut receive).await,
+            Ok(Ok(kind)) => self.public(peer, kind, &mut send, &mut receive).await,
             Ok(Err(error)) => Err(error),
             Err(_) => Err(slow()),
         };
         match result {
-            Ok(()) => {
+            Ok(Served::Yes) => {
                 let _ = send.finish();
+            }
+            Ok(Served::Unknown) => {
+                self.count("unknown private topic");
+                let _ = send.reset(UNKNOWN);
+                let _ = receive.stop(UNKNOWN);
             }
             Err(WireError::Io(error)) if error.kind() == io::ErrorKind::TimedOut => {
                 self.count("served too slowly");
@@ -171,21 +184,70 @@ impl Shared {
         }
     }
 
+    /// A request by a topic's name: a private topic is unknown to it.
+    async fn public(
+        &self,
+        peer: EndpointId,
+        kind: u8,
+        send: &mut SendStream,
+        receive: &mut RecvStream,
+    ) -> Result<Served, WireError> {
+        let topic = timeout(REQUEST, wire::read_topic(receive)).await.map_err(|_| slow())??;
+        let is_ours = self.joined.contains(topic.as_str());
+        self.request(peer, kind, &topic, is_ours, send, receive).await?;
+        Ok(Served::Yes)
+    }
+
+    /// A stream of a private topic: first both find out who the other is, then there may be a request.
+    async fn private(
+        &self,
+        connection: &Connection,
+        send: &mut SendStream,
+        receive: &mut RecvStream,
+    ) -> Result<Served, WireError> {
+        let peer = connection.remote_id();
+        let circle = match private::answer(&self.circles, connection, send, receive).await {
+            Ok(circle) => circle,
+            Err(TalkError::Malformed) => return Err(WireError::Malformed("a private stream")),
+            Err(error) => {
+                tracing::debug!(%error, peer = %peer.fmt_short(), "a private stream is not answered");
+                return Ok(Served::Unknown);
+            }
+        };
+        let name = &circle.topic().name;
+        let mut kind = [0];
+        match timeout(REQUEST, receive.read(&mut kind)).await.map_err(|_| slow())? {
+            Ok(Some(1)) => {}
+            // It came for the meeting alone.
+            Ok(_) => return Ok(Served::Yes),
+            Err(error) => return Err(WireError::Io(io::Error::other(error))),
+        }
+        let kind = wire::read_type(&mut &kind[..]).await?;
+        let topic = timeout(REQUEST, wire::read_topic(receive)).await.map_err(|_| slow())??;
+        if kind == wire::PRIVATE || topic != *name {
+            return Err(WireError::Malformed("another topic than that of the stream"));
+        }
+        self.request(peer, kind, name, true, send, receive).await?;
+        Ok(Served::Yes)
+    }
+
     /// Answers a request whose type and topic are known.
     async fn request(
         &self,
         peer: EndpointId,
         kind: u8,
         topic: &TopicName,
+        is_ours: bool,
         send: &mut SendStream,
         receive: &mut RecvStream,
     ) -> Result<(), WireError> {
-        let is_ours = self.joined.contains(topic.as_str());
         match kind {
             // It has time limits of its own.
             wire::RECONCILE => self.library.follow(peer, topic, is_ours, send, receive).await,
             wire::HINT => {
-                self.library.hinted(peer, topic);
+                if is_ours {
+                    self.library.hinted(peer, topic);
+                }
                 Ok(())
             }
             kind => {
@@ -336,10 +398,11 @@ impl Shared {
     }
 }
 
-/// The first bytes of a request: its type and topic.
-async fn opening(receive: &mut RecvStream) -> Result<(u8, TopicName), WireError> {
-    let kind = wire::read_type(receive).await?;
-    Ok((kind, wire::read_topic(receive).await?))
+/// What became of a stream.
+enum Served {
+    Yes,
+    /// It is of no private topic that we and the peer are both in.
+    Unknown,
 }
 
 fn slow() -> WireError {

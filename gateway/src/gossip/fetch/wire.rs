@@ -20,6 +20,9 @@ pub const HINT: u8 = 0x03;
 /// For events that the other side has: its answer waits for nothing.
 pub const TAKE: u8 = 0x04;
 
+/// The first byte of a message's length, with which the streams of private topics begin.
+pub const PRIVATE: u8 = 0x00;
+
 /// What a request for events names: which events of which topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -100,7 +103,7 @@ pub fn encode_request(request: &Request, longest: Option<usize>) -> Vec<u8> {
 /// Reads the type of a request.
 pub async fn read_type(stream: &mut (impl AsyncRead + Unpin)) -> Result<u8, WireError> {
     match stream.read_u8().await? {
-        kind @ (FETCH | RECONCILE | HINT | TAKE) => Ok(kind),
+        kind @ (FETCH | RECONCILE | HINT | TAKE | PRIVATE) => Ok(kind),
         other => Err(WireError::Type(other)),
     }
 }

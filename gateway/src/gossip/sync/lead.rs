@@ -69,8 +69,7 @@ impl Library {
         let connection = self.start.connections.to(peer).await.map_err(|error| {
             if does_not_speak(&error) { Failure::DoesNotSpeak } else { Failure::Broken(error) }
         })?;
-        let (send, receive) =
-            connection.open_bi().await.map_err(|error| Failure::Broken(error.to_string()))?;
+        let (send, receive) = desk.state.open(&connection).await.map_err(Failure::Broken)?;
         let mut talk = Talk { library: self, send, receive };
         let ours = self.state();
         let spans = self.spans(desk.topic());

@@ -175,10 +175,11 @@ impl Library {
 
     /// Tells a peer that there is something new here.
     pub async fn hint(&self, peer: EndpointId, topic: &TopicName) {
+        let Some(desk) = self.desk(topic) else { return };
         let bytes = wire::encode_opening(wire::HINT, topic);
         let sending = async {
             let connection = self.start.connections.to(peer).await.ok()?;
-            let (mut send, _receive) = connection.open_bi().await.ok()?;
+            let (mut send, _receive) = desk.state.open(&connection).await.ok()?;
             send.write_all(&bytes).await.ok()?;
             send.finish().ok()?;
             // Dropped before, the stream would be reset.

@@ -140,7 +140,8 @@ impl Library {
         let connection = start.connections.to(peer).await.map_err(Failure::Broken)?;
         let request = Request { topic: desk.topic().clone(), ids };
         let bytes = wire::encode_request(&request, Some(start.max_event_bytes));
-        let answer = answers::ask(&connection, &bytes).await.map_err(Failure::Broken)?;
+        let answer =
+            answers::ask(&desk.state, &connection, &bytes).await.map_err(Failure::Broken)?;
         let mut missing: HashSet<_> = request.ids.iter().copied().collect();
         let mut pieces = pin!(answers::pieces(answer, missing.clone(), start.max_event_bytes));
         let mut submissions = FuturesUnordered::new();

@@ -114,7 +114,6 @@ async fn gossip_and_endpoint_that_died_or_are_wedged_are_replaced() {
     let peers = vec![a.address()];
     let b = Gateway::start(DiscoveryConfig { peers, ..alone() }, &topics).await;
     b.waits_for_neighbors().await;
-    let address = b.address();
     // What breaks a part of B, and what is said of it.
     for (n, trouble) in ["gossip has ended", "takes no more connections", "takes no messages"]
         .into_iter()
@@ -129,7 +128,6 @@ async fn gossip_and_endpoint_that_died_or_are_wedged_are_replaced() {
         timeout(Duration::from_secs(30), stacks.changed()).await.expect("it is replaced").unwrap();
         assert!(b.metrics.render().contains(trouble), "{}", b.metrics.render());
         assert_eq!(b.gossip.trouble(), None);
-        assert_eq!(b.address(), address, "the same id at the same address");
         // All topics go on, both ways, without a restart.
         for (from, to, way) in [(&a, &b, "to"), (&b, &a, "from")] {
             let event = event(1, &format!("{way} {n}"));
@@ -177,7 +175,7 @@ async fn a_liar_does_not_keep_an_event_from_us() {
         ingest: a.ingest.clone(),
         connections: Arc::new(Connections::new(a.gossip.net.clone())),
         trust: Arc::new(Trust::new(1 << 30, a.metrics.clone())),
-        retell: mpsc::channel(1).0,
+        retell: None,
         max_event_bytes: 100_000,
         metrics: a.metrics.clone(),
     };

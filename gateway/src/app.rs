@@ -81,6 +81,7 @@ impl App {
         let private = PrivateTopics::new(
             config.private_topic.iter().map(|topic| (topic.name.clone(), topic.readers.clone())),
         );
+        store.private_are(private.clone());
         let own_urls = relay::own_urls(&config.relay, relay_socket.local_addr()?);
         let routing = Arc::new(Routing {
             rules: config.route.iter().map(|r| (r.filter.clone(), r.topics.clone())).collect(),
@@ -268,7 +269,9 @@ impl App {
 /// What other gateways sent and these rules refused is remembered, as long as they are the same.
 async fn tell_rules(config: &Config, data_dir: &DataDir, store: Arc<Store>) -> anyhow::Result<()> {
     let mut hash = DefaultHasher::new();
-    let settings = (&config.limits, &config.retention, config.storage.max_bytes);
+    // Another version may judge differently.
+    let version = env!("CARGO_PKG_VERSION");
+    let settings = (version, &config.limits, &config.retention, config.storage.max_bytes);
     format!("{settings:?}").hash(&mut hash);
     let (dir, _) = plugins_dir(config, data_dir);
     let told = tasks::blocking(move || {

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, io, time::Duration};
 
 use futures_util::{Stream, stream};
-use iroh::endpoint::{Connection, RecvStream};
+use iroh::endpoint::{Connection, RecvStream, SendStream};
 use tokio::{io::AsyncRead, time::timeout};
 
 use super::wire::{self, Rest, WireError};
@@ -20,6 +20,22 @@ pub enum Piece {
     End(Rest),
 }
 
+/// How long a stream is waited for: the other side allows so many, and each that ends makes room.
+const OPENING: Duration = Duration::from_secs(60);
+
+/// Opens a stream for a request about a topic.
+///
+/// # Errors
+/// When the connection is broken or has no room, or the other side is no member; the text is for a
+/// debug log.
+pub async fn open(
+    topic: &TopicState,
+    connection: &Connection,
+) -> Result<(SendStream, RecvStream), String> {
+    let opened = timeout(OPENING, topic.open(connection)).await;
+    opened.unwrap_or_else(|_| Err("no room for a stream".to_owned()))
+}
+
 /// Sends a request about a topic and returns the stream with its answer.
 ///
 /// # Errors
@@ -29,8 +45,8 @@ pub async fn ask(
     connection: &Connection,
     bytes: &[u8],
 ) -> Result<RecvStream, String> {
+    let (mut send, receive) = open(topic, connection).await?;
     let sending = async {
-        let (mut send, receive) = topic.open(connection).await?;
         send.write_all(bytes).await.map_err(|e| e.to_string())?;
         send.finish().map_err(|e| e.to_string())?;
         Ok(receive)

@@ -169,6 +169,8 @@ async fn a_liar_does_not_keep_an_event_from_us() {
 
     let state = Arc::new(TopicState::new(topic.clone(), a.metrics.clone()));
     state.up(honest.gossip.id);
+    // Joined for the pipeline alone: nothing but this test fetches.
+    a.joined.insert(topic.clone());
     let puller = Puller {
         state,
         reader: a.log.clone(),

@@ -66,6 +66,7 @@ pub struct Metrics {
     pub frames_sent: Family<TopicLabels, Counter>,
     pub frames_received: Family<TopicLabels, Counter>,
     pub frames_dropped: Family<CauseLabels, Counter>,
+    pub rebuilds: Family<CauseLabels, Counter>,
     pub records_published: Counter,
     pub records_dropped: Family<CauseLabels, Counter>,
     pub lookups: Counter,
@@ -166,6 +167,11 @@ impl Default for Metrics {
                 &mut registry,
                 "frames_dropped",
                 "Gossip frames that were malformed or not wanted",
+            ),
+            rebuilds: register(
+                &mut registry,
+                "gossip_rebuilds",
+                "Endpoints that were opened anew because gossip or the old one did not work",
             ),
             records_published: register(
                 &mut registry,

@@ -397,6 +397,11 @@ impl Gateway {
         self.child.kill().await;
     }
 
+    /// The process id. In a namespace, `ip netns exec` becomes the program.
+    pub fn pid(&self) -> u32 {
+        self.child.pid().expect("the gateway runs")
+    }
+
     pub fn signal(&self, signal: &str) {
         self.child.signal(signal);
     }

@@ -110,6 +110,14 @@ impl Network {
         }
     }
 
+    /// Undoes [`Self::part`].
+    pub fn heal(&self, one: &Namespace, other: &Namespace) {
+        for (here, there) in [(one, other), (other, one)] {
+            let address = format!("{}/32", there.address);
+            ip(&["-n", &here.name, "route", "del", "blackhole", &address]);
+        }
+    }
+
     /// Adds a host without a network: loopback alone.
     pub fn add_isolated(&self, label: &str) -> Namespace {
         self.bare(label, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)

@@ -399,6 +399,13 @@ impl TopicState {
         self.known().speaks.get(peer).copied()
     }
 
+    /// Whether there is a neighbor that only understands whole events, or may be one: it was not
+    /// tried yet.
+    pub fn has_deaf_neighbor(&self) -> bool {
+        let known = self.known();
+        known.neighbors.iter().any(|peer| known.speaks.get(peer) != Some(&true))
+    }
+
     pub fn subscribed(&self, yes: bool) {
         let mut known = self.known();
         known.subscribed = yes;

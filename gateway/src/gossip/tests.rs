@@ -8,6 +8,7 @@ mod strangers;
 use std::sync::{Mutex, MutexGuard};
 
 use futures_util::{FutureExt, future::BoxFuture};
+use iroh::Endpoint;
 use secp256k1::{Keypair, Message, SECP256K1};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -21,7 +22,10 @@ use crate::{
         Target, TopicDoor, TopicIds, Viewer, Write,
     },
     protocol::{
-        Event, EventId, Filter, VerifiedEvent, event::compute_id, frame::MAX_GOSSIP_BYTES, hex,
+        Event, EventId, Filter, VerifiedEvent,
+        event::compute_id,
+        frame::{MAX_GOSSIP_BYTES, SYNC_ALPN},
+        hex,
         kinds::Part,
     },
 };
@@ -356,8 +360,8 @@ impl Gateway {
 
     /// For `discovery.peers` of others.
     fn address(&self) -> String {
-        let address = self.gossip.endpoint.bound_sockets()[0];
-        format!("{}@{address}", self.gossip.endpoint.id())
+        let address = self.gossip.net.endpoint().bound_sockets()[0];
+        format!("{}@{address}", self.gossip.id)
     }
 
     async fn publish(&self, event: &Event) -> Outcome {
@@ -459,10 +463,10 @@ async fn events_of_every_size_and_in_any_number_arrive() {
     // What a topic does after a lag: a second subscription names the neighbors, and its end does not
     // end the first.
     let id = RecordKeys::public(&topic).gossip_id();
-    let (_, receiver) = super::topic::subscribe(&b.gossip.gossip, id).await.unwrap();
+    let (_, receiver) = super::topic::subscribe(&b.gossip.net.gossip(), id).await.unwrap();
     let soon = tokio::time::Instant::now() + Duration::from_millis(300);
     let mut second = Some((receiver, soon));
-    assert_eq!(super::topic::settle(&mut second).await.unwrap(), [a.gossip.endpoint.id()]);
+    assert_eq!(super::topic::settle(&mut second).await.unwrap(), [a.gossip.id]);
     drop(second);
     let after = event(1, "after");
     a.publish(&after).await;
@@ -470,7 +474,7 @@ async fn events_of_every_size_and_in_any_number_arrive() {
 
     let status = &b.gossip.status()[0];
     assert_eq!(status.neighbors[0].found_by, FoundBy::Configured);
-    assert_eq!(status.neighbors[0].id, a.gossip.endpoint.id().to_string());
+    assert_eq!(status.neighbors[0].id, a.gossip.id.to_string());
     b.stop().await;
     let gone = async {
         while a.gossip.status()[0].state == TopicPhase::Joined {

@@ -26,6 +26,7 @@ mod rates;
 mod relay;
 mod relay_http;
 mod retention;
+mod robust;
 mod search;
 mod secrets;
 mod sync;

@@ -18,6 +18,7 @@ use super::{
     dht::SharedDht,
     local::LocalPeers,
     record::{RecordKeys, Sighting},
+    remembered::{Asked, Remembered},
     state::{FoundBy, Step, TopicState},
 };
 use crate::{
@@ -45,6 +46,9 @@ const LONG: Duration = Duration::from_secs(300);
 /// enough neighbors. It joins swarms that grew up apart, and hardly disturbs one that is whole.
 const STRANGERS: u32 = 16;
 
+/// How many of those seen on the local network, or named in the configuration, are asked in one look.
+const PER_LOOK: usize = 16;
+
 /// How many of the neighbors that records name are tried after one look.
 const NAMED_PER_LOOK: usize = 4;
 
@@ -62,6 +66,9 @@ pub struct Discovery {
     pub config: Arc<DiscoveryConfig>,
     pub dht: Option<SharedDht>,
     pub configured: Arc<[EndpointId]>,
+    /// Whom the invite to a private topic named.
+    pub invited: Arc<[EndpointId]>,
+    pub remembered: Remembered,
     pub local: Option<LocalPeers>,
     pub state: Arc<TopicState>,
     /// To the topic, which joins whom we find. When it is full, we find them again.
@@ -73,21 +80,51 @@ impl Discovery {
     /// Looks for neighbors until shutdown.
     pub async fn run(self, token: CancellationToken) {
         let steps = async {
-            tokio::join!(self.meet_configured(), self.meet_local(), self.use_dht(&token));
+            tokio::join!(
+                self.meet_named(&self.configured, Step::Configured, FoundBy::Configured),
+                self.meet_named(&self.invited, Step::Invite, FoundBy::Invite),
+                self.meet_remembered(),
+                self.remembered.keep(),
+                self.meet_local(),
+                self.use_dht(&token),
+            );
         };
         token.run_until_cancelled(steps).await;
     }
 
-    /// The peers named in the configuration: at start, and again while there are few neighbors.
-    async fn meet_configured(&self) {
-        if self.configured.is_empty() {
+    /// The peers that the configuration or an invite names: at start, and again while there are few
+    /// neighbors.
+    async fn meet_named(&self, peers: &[EndpointId], step: Step, by: FoundBy) {
+        if peers.is_empty() {
             return;
         }
         loop {
             if self.has_few() {
                 let began = Instant::now();
-                let count = self.join(self.configured.iter().copied(), FoundBy::Configured);
-                self.state.step(Step::Configured, began, Ok(format!("asked {count}")));
+                let count = self.join(some(peers.iter().copied(), PER_LOOK), by);
+                self.state.step(step, began, Ok(format!("asked {count}")));
+            }
+            self.rest().await;
+        }
+    }
+
+    /// The neighbors of earlier times: at start, and again while there are few.
+    async fn meet_remembered(&self) {
+        let began = Instant::now();
+        if let Err(error) = self.remembered.recall().await {
+            tracing::warn!(%error, "cannot read who was reached before");
+            self.state.step(Step::Remembered, began, Err(error.to_string()));
+        }
+        let mut asked = Asked::default();
+        loop {
+            let began = Instant::now();
+            if self.has_few() {
+                let due = asked.due(self.remembered.choice(), &self.state.neighbors());
+                if !due.is_empty() {
+                    let count = self.join(due, FoundBy::Remembered);
+                    self.state.step(Step::Remembered, began, Ok(format!("asked {count}")));
+                }
+                self.remembered.missed(asked.missed()).await;
             }
             self.rest().await;
         }
@@ -100,8 +137,9 @@ impl Discovery {
             let peers = local.borrow_and_update().clone();
             if self.has_few() {
                 let began = Instant::now();
-                self.join(peers.iter().copied(), FoundBy::Mdns);
-                self.state.step(Step::Mdns, began, Ok(format!("sees {}", peers.len())));
+                let count = self.join(some(peers.iter().copied(), PER_LOOK), FoundBy::Mdns);
+                let text = format!("sees {}, asked {count}", peers.len());
+                self.state.step(Step::Mdns, began, Ok(text));
             }
             tokio::select! {
                 changed = local.changed() => if changed.is_err() { return },
@@ -119,22 +157,31 @@ impl Discovery {
     }
 
     async fn look_on_and_on(&self, dht: &AsyncDht, looked: &Notify) {
+        let mut failed = 0;
         loop {
             let began = Instant::now();
             let minute = unix_minute();
             let (now, before) =
                 tokio::join!(self.look(dht, minute), self.look(dht, minute.saturating_sub(1)));
             self.follow_named(now.iter().chain(&before).flatten());
+            let records = now.iter().chain(&before).map(Vec::len).sum::<usize>();
             let result = match (&now, &before) {
                 (None, None) => Err("timed out".to_owned()),
-                _ => {
-                    let records = now.iter().chain(&before).map(Vec::len).sum::<usize>();
-                    Ok(format!("{records} records of others"))
+                // An empty answer, and an empty routing table: there was nobody to answer.
+                _ if records == 0 && dht.to_bootstrap().await.is_empty() => {
+                    Err("no node of the DHT answers".to_owned())
                 }
+                _ => Ok(format!("{records} records of others")),
             };
+            failed = if result.is_ok() { 0 } else { failed + 1 };
             self.state.step(Step::DhtLookup, began, result);
             looked.notify_one();
-            self.rest().await;
+            if (1..=self.config.retries).contains(&failed) {
+                tokio::time::sleep(RETRY_PAUSE + self.jitter()).await;
+            } else {
+                failed = 0;
+                self.rest().await;
+            }
         }
     }
 
@@ -185,12 +232,8 @@ impl Discovery {
         if !self.has_few() {
             return;
         }
-        // A set in order of a random key: nobody's ids come first.
-        let named: BTreeSet<_> = sightings
-            .flat_map(|sighting| &sighting.neighbors)
-            .map(|peer| (rand::random::<u64>(), *peer))
-            .collect();
-        self.join(named.into_iter().map(|(_, peer)| peer).take(NAMED_PER_LOOK), FoundBy::Dht);
+        let named = sightings.flat_map(|sighting| &sighting.neighbors).copied();
+        self.join(some(named, NAMED_PER_LOOK), FoundBy::Dht);
     }
 
     async fn publish_on_and_on(&self, dht: &AsyncDht, looked: &Notify) {
@@ -288,6 +331,12 @@ impl Discovery {
     fn timeout(&self) -> Duration {
         Duration::from_millis(self.config.timeout_ms)
     }
+}
+
+/// So many of these at most, in an order by chance: nobody's ids come first.
+fn some(peers: impl Iterator<Item = EndpointId>, most: usize) -> impl Iterator<Item = EndpointId> {
+    let shuffled: BTreeSet<_> = peers.map(|peer| (rand::random::<u64>(), peer)).collect();
+    shuffled.into_iter().take(most).map(|(_, peer)| peer)
 }
 
 /// The slot of now: records are kept by the minute since the Unix epoch.

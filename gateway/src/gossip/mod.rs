@@ -23,6 +23,7 @@ mod outbound;
 mod peers;
 mod publisher;
 mod record;
+mod remembered;
 mod state;
 mod swarms;
 mod sync;
@@ -35,7 +36,10 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::D
 
 use ed25519_dalek::SigningKey;
 use futures_util::future::join_all;
-use iroh::{Endpoint, EndpointId, SecretKey, Watcher as _, protocol::Router};
+use iroh::{
+    Endpoint, EndpointId, SecretKey, Watcher as _, address_lookup::memory::MemoryLookup,
+    protocol::Router,
+};
 use serde::Serialize;
 use tokio::{sync::mpsc, time::timeout};
 use tracing::Instrument;
@@ -58,6 +62,7 @@ use self::{
     outbound::{Outbound, Outgoing},
     publisher::Publisher,
     record::RecordKeys,
+    remembered::Remembered,
     state::TopicState,
     swarms::{Swarm, Swarms},
     sync::{Library, StartLibrary, TopicSync},
@@ -67,8 +72,8 @@ use self::{
 use crate::{
     metrics::{Metrics, PhaseLabels},
     pipeline::{
-        EventReader, EventWriter, HowJoined, Ingest, JoinedTopics, PeerId, PrivateTopics,
-        SecretStore, TopicStore,
+        EventReader, EventWriter, HowJoined, Ingest, JoinedTopics, PeerId, PeerStore,
+        PrivateTopics, SecretStore, TopicStore,
     },
     protocol::{TopicName, frame::SYNC_ALPN, limits::Limits},
     tasks::Tasks,
@@ -106,6 +111,8 @@ pub struct StartGossip<'a> {
     pub private: PrivateTopics,
     /// Where topics that are joined by command or visit are kept.
     pub kept: Arc<dyn TopicStore>,
+    /// Where gateways are kept that were reached before.
+    pub peers: Arc<dyn PeerStore>,
     pub visits: VisitRules,
     pub limits: &'a Limits,
     pub ingest: Ingest,
@@ -195,6 +202,8 @@ impl Gossip {
             .map(|mdns| local::follow(mdns, &tasks));
         let dht = (start.discovery.dht)
             .then(|| SharedDht::start(start.discovery, endpoint.clone(), &tasks));
+        let hints = MemoryLookup::with_provenance("remembered");
+        endpoint::add_hints(&endpoint, hints.clone());
         let (knock, knocks) = mpsc::channel(joiner::QUEUE);
         let shared = Shared {
             gossip: gossip.clone(),
@@ -207,6 +216,9 @@ impl Gossip {
             configured: configured.into(),
             dht: dht.clone(),
             local,
+            peers: start.peers,
+            links: links.clone(),
+            hints,
             max_event_bytes,
             ingest: start.ingest.clone(),
             reader: start.reader.clone(),
@@ -341,6 +353,10 @@ struct Shared {
     configured: Arc<[EndpointId]>,
     dht: Option<SharedDht>,
     local: Option<LocalPeers>,
+    peers: Arc<dyn PeerStore>,
+    links: Links,
+    /// Addresses of remembered peers, for iroh.
+    hints: MemoryLookup,
     max_event_bytes: usize,
     ingest: Ingest,
     reader: Arc<dyn EventReader>,
@@ -393,6 +409,13 @@ impl Shared {
             dht: self.dht.clone(),
             configured: self.configured.clone(),
             local: self.local.clone(),
+            invited: Arc::default(),
+            remembered: Remembered::new(
+                self.peers.clone(),
+                state.clone(),
+                self.links.clone(),
+                self.hints.clone(),
+            ),
             state: state.clone(),
             join: join.clone(),
             metrics: self.metrics.clone(),

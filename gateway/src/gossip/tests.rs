@@ -16,8 +16,8 @@ use crate::{
     pipeline::{
         Affected, Audience, Candidate, Committed, Context, Count, Decision, EventWriter, Gone,
         IdSet, KeptTopic, LogEntry, MemorySecrets, Origin, Outcome, Policy, PolicyWorker, Presence,
-        Removal, Routing, Scan, Scope, Seq, Span, StartIngest, StoreError, Target, TopicDoor,
-        TopicIds, Viewer, Write,
+        RememberedPeer, Removal, Routing, Scan, Scope, Seq, Span, StartIngest, StoreError, Target,
+        TopicDoor, TopicIds, Viewer, Write,
     },
     protocol::{
         Event, EventId, Filter, VerifiedEvent, event::compute_id, frame::MAX_GOSSIP_BYTES, hex,
@@ -231,6 +231,33 @@ impl TopicStore for MemoryTopics {
     }
 }
 
+/// The gateways that were reached, in memory.
+#[derive(Default)]
+struct MemoryPeers(Mutex<Vec<RememberedPeer>>);
+
+impl PeerStore for MemoryPeers {
+    fn load(&self, topic: TopicName) -> BoxFuture<'_, Result<Vec<RememberedPeer>, StoreError>> {
+        let mut peers = self.0.lock().unwrap().clone();
+        peers.retain(|peer| peer.topic == topic);
+        async { Ok(peers) }.boxed()
+    }
+
+    fn reached(&self, peer: RememberedPeer) -> BoxFuture<'_, Result<(), StoreError>> {
+        let mut peers = self.0.lock().unwrap();
+        peers.retain(|known| (&known.topic, known.peer) != (&peer.topic, peer.peer));
+        peers.push(peer);
+        async { Ok(()) }.boxed()
+    }
+
+    fn missed(
+        &self,
+        _topic: TopicName,
+        _peers: Vec<PeerId>,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        async { Ok(()) }.boxed()
+    }
+}
+
 /// Lets everything pass.
 struct Open;
 
@@ -322,6 +349,7 @@ impl Gateway {
             joined: joined.clone(),
             private: PrivateTopics::new([(name("hidden"), [])]),
             kept: kept.clone(),
+            peers: Arc::<MemoryPeers>::default(),
             visits: VisitRules { most: visits, idle: Duration::from_secs(1) },
             limits: &limits,
             ingest: ingest.clone(),

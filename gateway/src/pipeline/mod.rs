@@ -11,6 +11,7 @@ pub mod joined;
 pub mod moderation;
 pub mod origin;
 pub mod ports;
+pub mod remembered;
 pub mod routing;
 pub mod scan;
 pub mod secrets;
@@ -26,6 +27,7 @@ pub use ports::{
     Affected, Committed, Context, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Passing,
     Policy, PolicyWorker, Presence, Removal, Scope, Seq, Span, StoreError, TopicIds, Write,
 };
+pub use remembered::{PeerStore, RememberedPeer};
 pub use routing::Routing;
 pub use scan::{Scan, ScanItem, ScanSender};
 pub use secrets::{MemorySecrets, RestingPlace, Secret, SecretError, SecretStore};

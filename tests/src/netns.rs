@@ -177,8 +177,8 @@ impl Namespace {
     /// A table of the packet filter with one rule, in place of an earlier one of this name.
     pub fn filter(&self, table: &str, hook: &str, rule: &str) {
         let rules = format!(
-            "table inet {table}\ndelete table inet {table}\ntable inet {table} {{ chain c {{ \
-             type filter hook {hook} priority 0; {rule} }} }}\n"
+            "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\nchain c {{\n\
+             type filter hook {hook} priority 0;\n{rule}\n}}\n}}\n"
         );
         self.nft(&rules);
     }

@@ -6,6 +6,11 @@
 //! before the old one ends; its join then stays unanswered for ever, and both sides sit there, one
 //! alone. A connection that opens and closes at once ends that: the other side takes the newest
 //! connection for the one that counts, sees it close, and forgets us.
+//!
+//! It also goes on sending into a connection that has ended when the peer was no neighbor yet, and
+//! never dials that peer again. Two that do so to one another never meet. A connection that is handed
+//! to gossip takes the place of the ended one on both sides, so the one that closes is followed by one
+//! that stays.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,8 +20,8 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use iroh::{Endpoint, EndpointId};
-use iroh_gossip::api::GossipSender;
+use iroh::{Endpoint, EndpointId, endpoint::Connection};
+use iroh_gossip::{api::GossipSender, net::Gossip};
 use tokio::{
     sync::mpsc,
     time::{Instant, interval, sleep, timeout},
@@ -96,6 +101,7 @@ pub async fn join(
 /// Makes endpoints forget an earlier life of ours, one task for all topics.
 pub struct Knocker {
     pub endpoint: Endpoint,
+    pub gossip: Gossip,
     pub swarms: Arc<Swarms>,
 }
 
@@ -124,14 +130,17 @@ impl Knocker {
     }
 
     async fn knock(&self, peer: EndpointId) {
-        let dialed = timeout(DIAL, self.endpoint.connect(peer, iroh_gossip::ALPN)).await;
-        let Ok(Ok(connection)) = dialed else { return };
+        let Some(connection) = self.dial(peer).await else { return };
         tracing::debug!(
             peer = %peer.fmt_short(),
             "no answer to our join; making the other side forget us and joining again"
         );
         connection.close(0u32.into(), b"joining again");
         sleep(FORGET).await;
+        let Some(connection) = self.dial(peer).await else { return };
+        if self.gossip.handle_connection(connection).await.is_err() {
+            return;
+        }
         // It has forgotten us in all topics, also where we were neighbors.
         for (state, join) in self.swarms.entrances() {
             let neighbors = state.neighbors();
@@ -139,5 +148,9 @@ impl Knocker {
                 let _ = join.try_send(vec![peer]);
             }
         }
+    }
+
+    async fn dial(&self, peer: EndpointId) -> Option<Connection> {
+        timeout(DIAL, self.endpoint.connect(peer, iroh_gossip::ALPN)).await.ok()?.ok()
     }
 }

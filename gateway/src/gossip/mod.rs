@@ -234,7 +234,8 @@ impl Gossip {
             Publisher::new(start.reader, start.ingest.passing(), start.metrics.clone());
         tasks.spawn("publisher", publisher.run(tasks.token().clone()));
         let swarms: Arc<Swarms> = Arc::default();
-        let knocker = Knocker { endpoint: endpoint.clone(), swarms: swarms.clone() };
+        let knocker =
+            Knocker { endpoint: endpoint.clone(), gossip: gossip.clone(), swarms: swarms.clone() };
         tasks.spawn("knocker", knocker.run(knocks, tasks.token().clone()));
         let membership = Arc::new(Membership {
             shared,

@@ -11,6 +11,8 @@ use secp256k1::{Keypair, Message, SECP256K1};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
+use iroh::EndpointAddr;
+
 use super::{config::IrohRelays, *};
 use crate::{
     pipeline::{
@@ -718,4 +720,29 @@ async fn visited_topics_are_bounded_and_left_when_nobody_is_there() {
     let refused = a.gossip.membership().clone().visit(name("four")).await.unwrap_err();
     assert!(refused.contains("not in the topic"), "{refused}");
     a.stop().await;
+}
+
+/// iroh-gossip goes on sending into a connection that has ended before the peer was a neighbor.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_hold_an_ended_connection_of_one_another_meet() {
+    let topic = name("test");
+    let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let b = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let address = EndpointAddr::new(to.gossip.endpoint.id())
+            .with_ip_addr(to.gossip.endpoint.bound_sockets()[0]);
+        let lookup = MemoryLookup::from_endpoint_info([address.clone()]);
+        from.gossip.endpoint.address_lookup().unwrap().add(lookup);
+        let connection = from.gossip.endpoint.connect(address, iroh_gossip::ALPN).await.unwrap();
+        connection.close(0u32.into(), b"gone");
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let swarm = from.gossip.membership().swarms.get(&topic).unwrap();
+        swarm.join.send(vec![to.gossip.endpoint.id()]).await.unwrap();
+    }
+    a.waits_for_neighbors().await;
+    b.waits_for_neighbors().await;
+    a.stop().await;
+    b.stop().await;
 }

@@ -64,8 +64,14 @@ async fn each_step_of_the_ladder_holds_alone() {
     let mut met = gateway("dht", &there).dht(&testnet).start().await;
     let topic = meet(&met).await;
     report(&format!("first neighbor through the DHT: {} ms", first_neighbor(&topic)));
+    // A look goes on after it found somebody.
+    let topic = eventually("the look has ended", MEETING, async || {
+        let topic = met.topic_status("town").await;
+        topic["steps"].get("dht_lookup").is_some().then_some(topic)
+    })
+    .await;
     let lookup = &topic["steps"]["dht_lookup"];
-    assert!(lookup["ok"] == true && lookup["attempts"].as_u64() > Some(0), "{topic}");
+    assert!(lookup["ok"] == true && lookup["neighbors"] == 1, "{topic}");
     assert!(topic["steps"].get("mdns").is_none() && topic["steps"].get("remembered").is_none());
     met.log_line(MEETING, |line| line.contains("remembering a neighbor")).await;
     met.interrupt().await;

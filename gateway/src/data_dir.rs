@@ -4,7 +4,13 @@ use std::{
     fs::{self, DirBuilder, File, TryLockError},
     io,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
+
+/// How often, and how far apart, a lock that somebody holds is tried.
+const LOOKS: usize = 15;
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The directory, locked as long as this lives.
 #[derive(Debug)]
@@ -40,7 +46,16 @@ impl DataDir {
             .write(true)
             .open(path.join("lock"))
             .map_err(unusable)?;
-        match lock.try_lock() {
+        let mut tried = lock.try_lock();
+        // A command that looks whether a gateway is running has it for a moment.
+        for _ in 0..LOOKS {
+            if !matches!(tried, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            thread::sleep(LOOK);
+            tried = lock.try_lock();
+        }
+        match tried {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(DataDirError::InUse(path.to_owned())),
             Err(TryLockError::Error(error)) => Err(unusable(error)),

@@ -19,7 +19,7 @@ use crate::{
     },
     pipeline::HowJoined,
     plugins::PluginChain,
-    protocol::{TopicName, topic::looks_like_invite},
+    protocol::{TopicName, private::invite::Joinable},
     store::Store,
     upstream::Stream,
 };
@@ -83,15 +83,14 @@ impl Commands {
                 json!({ "name": name, "invite": created })
             }
             Command::TopicCreate { name, private: false } => self.join(name).await?,
-            Command::TopicJoin { topic: NameOrInvite(text) } if looks_like_invite(&text) => {
-                let name = membership.accept(text.trim()).await.map_err(refusal)?;
-                json!({ "name": name, "already": false })
-            }
-            Command::TopicJoin { topic: NameOrInvite(text) } => {
-                let name = TopicName::new(&text)
-                    .map_err(|error| Refusal::new(Cause::Wrong, format!("{text:?}: {error}")))?;
-                self.join(name).await?
-            }
+            Command::TopicJoin { topic: NameOrInvite(text) } => match Joinable::parse(&text) {
+                Ok(Joinable::Name(name)) => self.join(name).await?,
+                Ok(Joinable::Invite(invite)) => {
+                    let name = membership.accept(*invite).await.map_err(refusal)?;
+                    json!({ "name": name, "already": false })
+                }
+                Err(error) => return Err(Refusal::new(Cause::Wrong, error)),
+            },
             Command::TopicLeave { name } => {
                 membership.leave(&name).await.map_err(refusal)?;
                 json!({ "name": name })

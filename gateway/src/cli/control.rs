@@ -93,7 +93,7 @@ fn is_held(data_dir: &Path) -> bool {
 
 #[cfg(unix)]
 mod exchange {
-    use std::{io, path::Path};
+    use std::{io, path::Path, time::Duration};
 
     use bytes::Bytes;
     use http_body_util::{BodyExt, Full};
@@ -106,6 +106,12 @@ mod exchange {
         api::{Command, Line, Refusal},
         socket,
     };
+
+    /// How long a command may take.
+    fn patience(command: &Command) -> Duration {
+        let seconds = if matches!(command, Command::TopicSync { .. }) { 3_600 } else { 120 };
+        Duration::from_secs(seconds)
+    }
 
     /// The most that is taken of one line of an answer.
     const MAX_LINE: usize = 64 << 20;
@@ -155,7 +161,11 @@ mod exchange {
                 _ = &mut connection => answer.await,
             }
         };
-        let result: Result<_, hyper::Error> = talk.await;
+        let result: Result<_, hyper::Error> =
+            match tokio::time::timeout(patience(command), talk).await {
+                Ok(result) => result,
+                Err(_) => return Err(broken("it does not answer".to_owned())),
+            };
         match result {
             Ok(Ok(result)) => result.map_err(Failure::Refused),
             Ok(Err(why)) => Err(broken(why)),

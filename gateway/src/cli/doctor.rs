@@ -29,10 +29,15 @@ pub(super) fn run(loaded: &Loaded, output: Output) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let running = control::ask(&loaded.data_dir, &Command::Status, drop).ok();
+    let (running, silent) = match control::ask(&loaded.data_dir, &Command::Status, drop) {
+        Ok(status) => (Some(status), None),
+        Err(control::Failure::NotRunning(_)) => (None, None),
+        Err(failure) => (None, Some(failure)),
+    };
     if !output.json {
         let whom = match &running {
             Some(_) => "asking the gateway that is running",
+            None if silent.is_some() => "a gateway is running but does not answer",
             None => "no gateway is running",
         };
         eprintln!("{} in {}; checking, up to half a minute …", whom, loaded.data_dir.display());
@@ -47,6 +52,9 @@ pub(super) fn run(loaded: &Loaded, output: Output) -> ExitCode {
     let (mut checks, clock) =
         runtime.block_on(async { tokio::join!(network, clock::check(loaded)) });
     checks.push(clock);
+    if let Some(failure) = &silent {
+        checks.push(Check::new("gateway", Verdict::Failed, failure.to_string()));
+    }
     checks.extend(ports::check(loaded, &running));
     checks.push(keyring(&running));
     checks.extend(disk::check(&loaded.data_dir));
@@ -81,7 +89,7 @@ fn keyring(running: &Running) -> Check {
     match running.as_ref().and_then(|status| status["secrets"].as_str()) {
         Some(place) => Check::new("keyring", Verdict::Ok, format!("secrets rest in: {place}")),
         None => {
-            let found = "the key is in the data directory (endpoint.key)";
+            let found = "secrets.store decides where secrets rest; a running gateway tells";
             Check::new("keyring", Verdict::NotChecked, found)
         }
     }

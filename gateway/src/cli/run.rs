@@ -11,6 +11,9 @@ const INTERRUPTED: i32 = 130;
 
 /// Runs the gateway until it is told to stop.
 pub fn run(loaded: Loaded) -> ExitCode {
+    // What is stored may be for its owner's eyes alone, also in a directory that others may list.
+    #[cfg(unix)]
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     // Huge pages make an idle gateway take three times the memory, and nothing faster. A system that
     // does not let us choose is no failure.
     #[cfg(target_os = "linux")]

@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     admin::api::{Command, NameOrInvite},
-    protocol::{TopicName, topic::looks_like_invite},
+    protocol::{
+        TopicName,
+        private::invite::{Joinable, JoinableError, is_meant_as_invite},
+    },
 };
 
 #[derive(Debug, Args)]
@@ -85,7 +88,7 @@ pub struct Topic {
 }
 
 fn name(text: &str) -> Result<TopicName, String> {
-    if looks_like_invite(text) {
+    if is_meant_as_invite(text) {
         return Err("this is an invite; `topic join` takes it".to_owned());
     }
     TopicName::new(text).map_err(|error| error.to_string())
@@ -139,8 +142,15 @@ pub(super) fn run(args: TopicArgs, places: Places) -> ExitCode {
         false => eprintln!("{}", described(&step)),
     };
     match control::ask(&data_dir, &command, progress) {
-        Ok(answer) if output.json => print(&format!("{answer}\n")),
-        Ok(answer) => print(&said(&command, &answer)),
+        Ok(answer) => {
+            let said = if output.json { format!("{answer}\n") } else { said(&command, &answer) };
+            let printed = print(&said);
+            let is_sync = matches!(command, Command::TopicSync { .. });
+            match is_sync && broken_off(&answer["result"]).is_some() {
+                true => ExitCode::FAILURE,
+                false => printed,
+            }
+        }
         Err(failure) => failure.report(),
     }
 }
@@ -156,12 +166,12 @@ fn name_or_invite(given: String) -> Result<String, String> {
         }
         _ => given,
     };
-    if looks_like_invite(&text) {
-        return Ok(text);
-    }
-    match TopicName::new(&text) {
+    match Joinable::parse(&text) {
         Ok(_) => Ok(text),
-        Err(error) => Err(format!("{error}; if this is an invite, it is mistyped")),
+        Err(JoinableError::Name(error)) => {
+            Err(format!("{error}; if this is an invite, it is mistyped"))
+        }
+        Err(JoinableError::Invite(error)) => Err(error.to_string()),
     }
 }
 
@@ -194,9 +204,27 @@ fn said(command: &Command, answer: &Value) -> String {
         Command::TopicLeave { .. } => format!("left {name}\n"),
         Command::TopicInvite { .. } => format!("{}\n", text(&answer["invite"])),
         Command::TopicRotate { .. } => format!("{name} has a new secret\n"),
-        Command::TopicSync { .. } => format!("{name} is reconciled\n"),
+        Command::TopicSync { .. } => reconciled(&name, &answer["result"]),
         Command::Status | Command::Peers | Command::Doctor => format!("{answer}\n"),
     }
+}
+
+/// What came of reconciling.
+fn reconciled(name: &str, result: &Value) -> String {
+    match (broken_off(result), result["neighbor"].is_null()) {
+        (Some(why), _) => format!("{name} is not reconciled: {why}\n"),
+        (None, true) => format!("nobody else is in {name} to reconcile with\n"),
+        (None, false) => format!("{name} is reconciled\n"),
+    }
+}
+
+/// Why a reconciliation did not do what it was asked for.
+fn broken_off(result: &Value) -> Option<String> {
+    if result["finished"] != true {
+        return Some("it was broken off".to_owned());
+    }
+    let failed = result["failed"].as_u64().unwrap_or_default();
+    (failed > 0).then(|| format!("it failed with {failed} neighbors; the log tells why"))
 }
 
 /// A table of topics as `status` describes them.
@@ -290,10 +318,13 @@ mod tests {
     #[test]
     fn what_is_neither_name_nor_invite_is_refused_here() {
         assert!(name_or_invite("cats".to_owned()).is_ok());
-        assert!(name_or_invite("ngw1whatever".to_owned()).is_ok(), "the gateway judges it");
-        // With another beginning it is far too long for a name.
-        let error = name_or_invite(format!("mgw1{}", "q".repeat(200))).unwrap_err();
-        assert!(error.contains("mistyped"), "{error}");
+        // An invite with a mistake anywhere, and what is too long for a name.
+        for wrong in ["ngw1whatever".to_owned(), format!("mgw1{}", "q".repeat(200))] {
+            let error = name_or_invite(wrong).unwrap_err();
+            assert!(error.contains("mistyped"), "{error}");
+        }
+        let error = name_or_invite("x y ".repeat(50)).unwrap_err();
+        assert!(error.contains("128 bytes"), "{error}");
         assert!(name("ngw1whatever").is_err());
     }
 

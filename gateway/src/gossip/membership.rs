@@ -19,7 +19,10 @@ use crate::{
         HowJoined, JoinedTopics, KeptTopic, PrivateTopics, StoreError, TopicDoor, TopicStore,
         joined::MAX_TOPICS,
     },
-    protocol::{TopicName, topic::looks_like_invite},
+    protocol::{
+        TopicName,
+        private::invite::{Invite, is_meant_as_invite},
+    },
 };
 
 /// How long the tasks of a topic that is left may take to say goodbye.
@@ -201,7 +204,7 @@ impl Membership {
     ///
     /// # Errors
     /// This version has no private topics beyond one gateway. An invite never makes a public topic.
-    pub async fn accept(&self, _invite: &str) -> Result<TopicName, TopicError> {
+    pub async fn accept(&self, _invite: Invite) -> Result<TopicName, TopicError> {
         Err(TopicError::NotBuilt("joining a private topic by an invite"))
     }
 
@@ -268,7 +271,7 @@ impl Membership {
 
     /// Whether a public topic may have this name.
     fn check(&self, name: &TopicName) -> Result<(), TopicError> {
-        if looks_like_invite(name.as_str()) {
+        if is_meant_as_invite(name.as_str()) {
             return Err(TopicError::Invite);
         }
         if self.private.contains(name) {

@@ -175,7 +175,7 @@ impl EventReader for MemoryLog {
         topic: TopicName,
         part: Part,
         span: Span,
-        _max: usize,
+        max: usize,
     ) -> BoxFuture<'_, Result<TopicIds, StoreError>> {
         let held = self.entries().clone().into_iter().filter(|e| e.topic.as_ref() == Some(&topic));
         let mut ids: Vec<_> = held
@@ -187,7 +187,12 @@ impl EventReader for MemoryLog {
         ids.retain(|(at, _)| (span.from..=span.until).contains(at));
         ids.sort_unstable();
         ids.dedup();
-        async move { Ok(TopicIds { ids, from: span.from }) }.boxed()
+        let mut from = span.from;
+        if let Some(cut) = ids.len().checked_sub(max + 1).map(|at| ids[at].0) {
+            from = cut + 1;
+            ids.retain(|(at, _)| *at >= from);
+        }
+        async move { Ok(TopicIds { ids, from }) }.boxed()
     }
 
     fn gone(
@@ -405,9 +410,12 @@ fn name(text: &str) -> TopicName {
 }
 
 fn event(kind: u16, content: &str) -> Event {
+    event_at(crate::clock::unix_now(), kind, content)
+}
+
+fn event_at(now: u64, kind: u16, content: &str) -> Event {
     let key = Keypair::from_seckey_slice(SECP256K1, &[7; 32]).unwrap();
     let author = hex::encode(&key.x_only_public_key().0.serialize());
-    let now = crate::clock::unix_now();
     let json = |id: &str, sig: &str| {
         format!(
             r#"{{"id":"{id}","pubkey":"{author}","created_at":{now},"kind":{kind},"tags":[],"content":"{content}","sig":"{sig}"}}"#
@@ -625,15 +633,23 @@ async fn topics_are_joined_and_left_while_it_runs() {
     b.gossip.membership().leave(&late).await.unwrap();
     assert!(!b.joined.contains("late") && b.kept.0.lock().unwrap().is_empty());
     assert_eq!(b.gossip.status().len(), 1);
+    let belated = Candidate {
+        event: event(2, "on its way when the topic was left"),
+        origin: Origin::Gossip { topic: late.clone(), peer: PeerId([1; 32]) },
+        target: Target::Topics(vec![late.clone()]),
+    };
+    assert!(matches!(b.ingest.submit(belated).await, Outcome::Refused(_)));
     assert!(!b.metrics.render().contains(r#""late""#), "{}", b.metrics.render());
     let gone = async {
-        while a.gossip.topic(&late).unwrap().state == TopicPhase::Joined {
+        let there = [TopicPhase::Joined, TopicPhase::Syncing];
+        while there.contains(&a.gossip.topic(&late).unwrap().state) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     timeout(Duration::from_secs(3), gone).await.expect("whoever leaves says goodbye");
     assert_eq!(a.gossip.topic(&late).unwrap().state, TopicPhase::Disconnected);
-    assert_eq!(a.gossip.topic(&first).unwrap().state, TopicPhase::Joined);
+    let state = a.gossip.topic(&first).unwrap().state;
+    assert!(matches!(state, TopicPhase::Joined | TopicPhase::Syncing), "{state:?}");
     a.gossip.measure();
     let figures = a.metrics.render();
     let gauge =
@@ -644,15 +660,15 @@ async fn topics_are_joined_and_left_while_it_runs() {
     // Whoever asks for a change and goes away leaves nothing half done.
     for _ in 0..3 {
         let join = b.gossip.membership().join(name("brief"), HowJoined::Command).now_or_never();
-        assert!(join.is_none(), "it takes a moment");
+        assert!(join.is_none_or(|joined| joined.is_ok()));
         while b.gossip.topic(&name("brief")).is_none() || !b.joined.contains("brief") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let leave = b.gossip.membership().leave(&name("brief")).now_or_never();
-        assert!(leave.is_none(), "it takes a moment");
-        // The next change waits for the end of this one.
+        assert!(leave.is_none_or(|left| left.is_ok()));
+        // Another one waits for the end of this one, or comes first: one of them did it whole.
         let again = b.gossip.membership().leave(&name("brief")).await;
-        assert!(matches!(again, Err(TopicError::NotJoined(_))), "{again:?}");
+        assert!(matches!(again, Ok(()) | Err(TopicError::NotJoined(_))), "{again:?}");
         assert!(!b.joined.contains("brief") && b.kept.0.lock().unwrap().is_empty());
         assert!(!b.metrics.render().contains(r#""brief""#));
     }

@@ -173,6 +173,13 @@ impl Ingest {
         let topics = match target {
             Target::Routed => self.routing.route(&event, now),
             Target::Topics(topics) => {
+                // A comparison may outlast its topic.
+                if let Some(own) = origin.topic()
+                    && !self.routing.joined.contains(own.as_str())
+                    && !self.routing.private.contains(own)
+                {
+                    return Outcome::Refused(Reason::error("this gateway has left the topic"));
+                }
                 let public = topics.iter().any(|topic| !self.routing.private.contains(topic));
                 if public && let Some(why) = kinds::barred_from_public_topics(&event, now) {
                     return Outcome::Refused(Reason::restricted(why));

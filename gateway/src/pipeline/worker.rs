@@ -82,9 +82,12 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         Err(error) => return answer(reply, store_failure(&error)),
     };
     let mut for_all = topics.is_empty();
+    // A new version that is meant for private topics alone does not leave them.
+    let stays = shared.routing.private.hide(&topics)
+        && !matches!(event.kind, kinds::DELETION | kinds::VANISH);
     for topic in shared.routing.ours(&affected.topics) {
         let barred = !shared.routing.private.contains(&topic)
-            && kinds::barred_from_public_topics(&event, received_at).is_some();
+            && (stays || kinds::barred_from_public_topics(&event, received_at).is_some());
         if !barred && !topics.contains(&topic) {
             topics.push(topic);
         }

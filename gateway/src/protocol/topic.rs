@@ -5,17 +5,6 @@ use std::{fmt, sync::Arc};
 /// The longest name, in bytes of UTF-8.
 pub const MAX_NAME_BYTES: usize = 128;
 
-/// What every invite to a private topic begins with. No topic can be joined under a name that begins
-/// so, in capitals or not: a mistyped invite is an error, never a new and empty topic.
-pub const INVITE_PREFIX: &str = "ngw1";
-
-/// Whether a text is meant to be an invite, perhaps a mistyped one.
-pub fn looks_like_invite(text: &str) -> bool {
-    let text = text.trim().as_bytes();
-    text.get(..INVITE_PREFIX.len())
-        .is_some_and(|start| start.eq_ignore_ascii_case(INVITE_PREFIX.as_bytes()))
-}
-
 /// A topic's name: 1 to 128 bytes of UTF-8 without control characters or surrounding white space.
 /// Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,16 +74,6 @@ impl<'de> serde::Deserialize<'de> for TopicName {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn invites_are_no_names() {
-        for invite in ["ngw1qqq", "NGW1QQQ", " ngw1", "ngw1\u{e4}"] {
-            assert!(looks_like_invite(invite), "{invite}");
-        }
-        for name in ["", "ngw", "ngw2", "nostr", "\u{e4}ngw1"] {
-            assert!(!looks_like_invite(name), "{name}");
-        }
-    }
 
     #[test]
     fn names_are_bounded_and_clean() {

@@ -437,7 +437,9 @@ impl Store {
     ) -> BoxFuture<'_, Result<T, StoreError>> {
         let (answer, result) = oneshot::channel();
         let queued = self.readers.run(move |connection| {
-            let _ = answer.send(query(connection));
+            if !answer.is_closed() {
+                let _ = answer.send(query(connection));
+            }
         });
         answered(queued, result)
     }

@@ -68,11 +68,12 @@ fn answer(
         map(connection, MAPPED);
         let mut next = Some(job);
         while let Some(job) = next {
-            let _at_work = breather.map(Breather::begin);
+            let at_work = breather.map(Breather::begin);
             // A query that panics takes its own answer with it and no other.
             if panic::catch_unwind(panic::AssertUnwindSafe(|| job(connection))).is_err() {
                 tracing::error!("a query panicked; this is a defect, please report it");
             }
+            drop(at_work);
             next = match jobs.recv_timeout(REST_AFTER) {
                 Ok(job) => Some(job),
                 Err(RecvTimeoutError::Timeout) => None,

@@ -20,8 +20,19 @@ use crate::{GATEWAY, alone};
 
 const MEETING: Duration = Duration::from_secs(60);
 
-/// Something that begins as invites do.
-const INVITE: &str = "ngw1qyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqszqgp";
+/// An invite as another member would have made it: the one of the published test vectors.
+fn invite() -> String {
+    let vectors = include_str!("../../../docs/private-topics.json");
+    let vectors: Value = serde_json::from_str(vectors).unwrap();
+    vectors["invite"].as_str().unwrap().to_owned()
+}
+
+/// The same with one wrong character.
+fn mistyped() -> String {
+    let invite = invite();
+    let wrong = if invite.as_bytes()[60] == b'q' { "p" } else { "q" };
+    format!("{}{wrong}{}", &invite[..60], &invite[61..])
+}
 
 fn builder(name: &str) -> GatewayBuilder {
     GatewayBuilder::new(GATEWAY, name).topics(&["town"])
@@ -62,6 +73,7 @@ fn post(body: &str) -> String {
 async fn without_a_gateway_the_commands_say_so() {
     let builder = builder("nobody");
     let data_dir = builder.data_dir().to_str().unwrap().to_owned();
+    let (invite, mistyped) = (invite(), mistyped());
     let commands: [&[&str]; 13] = [
         &["status"],
         &["status", "--json"],
@@ -70,7 +82,7 @@ async fn without_a_gateway_the_commands_say_so() {
         &["topic", "create", "cats"],
         &["topic", "create", "cats", "--private"],
         &["topic", "join", "cats"],
-        &["topic", "join", INVITE],
+        &["topic", "join", &invite],
         &["topic", "leave", "cats"],
         &["topic", "show", "cats"],
         &["topic", "peers", "cats"],
@@ -86,7 +98,8 @@ async fn without_a_gateway_the_commands_say_so() {
     for (command, words) in [
         (&["topic", "join", ""][..], &["empty"][..]),
         (&["topic", "join", &long], &["128 bytes", "invite"]),
-        (&["topic", "leave", INVITE], &["invite"]),
+        (&["topic", "join", &mistyped], &["mistyped"]),
+        (&["topic", "leave", &invite], &["invite"]),
         (&["topic", "create", "a\nb"], &["control characters"]),
         (&["topic", "rotate", "cats", "--grace", "10"], &["10m"]),
         (&["topic", "dance", "cats"], &["dance"]),
@@ -217,13 +230,24 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing() {
     refuses(&["topic", "join", "home"], &["private"]).await;
     refuses(&["topic", "leave", "home"], &["private"]).await;
     // An invite, whole or mistyped, is never a new topic, and is nowhere repeated.
-    for invite in [INVITE, &INVITE.to_uppercase(), "ngw1"] {
-        let refused = gateway.command(&["topic", "join", invite]).await;
-        assert_ne!(refused.code, Some(0), "{refused:?}");
-        assert!(invite.len() < 5 || !refused.stderr.contains(&invite[5..]), "{refused:?}");
+    let (whole, mistyped) = (invite(), mistyped());
+    for (text, code, says) in [
+        (whole.clone(), 1, "not built"),
+        (whole.to_uppercase(), 1, "not built"),
+        (mistyped.clone(), 2, "mistyped"),
+        (whole[..100].to_owned(), 2, "mistyped"),
+        (whole.replacen("ngw1", "ngv1", 1), 2, "mistyped"),
+    ] {
+        let refused = gateway.command(&["topic", "join", &text]).await;
+        refused.refuses(code, &[says]);
+        assert!(!refused.stderr.contains(&text[5..60]), "{refused:?}");
+        let body = json!({ "command": "topic_join", "topic": text }).to_string();
+        let answer = raw(&gateway.control_socket(), &post(&body)).await;
+        let status = if code == 1 { "HTTP/1.0 501" } else { "HTTP/1.0 400" };
+        assert!(answer.starts_with(status) && !answer.contains(&text[5..60]), "{answer}");
     }
     assert_eq!(topics(&gateway).await, ["town"]);
-    assert!(!gateway.log().iter().any(|line| line.contains(&INVITE[5..])), "it is a secret");
+    assert!(!gateway.log().iter().any(|line| line.contains(&whole[5..60])), "it is a secret");
     // With a hundred topics there is no room.
     for n in 1..100 {
         let body = format!(r#"{{"command":"topic_join","topic":"topic {n}"}}"#);
@@ -243,10 +267,15 @@ async fn the_socket_is_its_owners_and_takes_commands_alone() {
     let socket = builder.data_dir().join("control.sock");
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     builder.command(&["status"]).await.refuses(1, &["no gateway is running"]);
-    let gateway = builder.start().await;
+    let gateway = builder.clone().start().await;
     let found = fs::symlink_metadata(&socket).unwrap();
     assert!(found.file_type().is_socket());
     assert_eq!(found.permissions().mode() & 0o777, 0o600);
+    // Whoever made the directory: what is stored is for the owner's eyes.
+    for file in ["gateway.db", "search.db"] {
+        let mode = fs::metadata(builder.data_dir().join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{file}");
+    }
     gateway.command(&["status"]).await.succeeded();
 
     let long = format!(r#"{{"command":"topic_join","topic":"{}"}}"#, "x".repeat(200_000));

@@ -447,6 +447,21 @@ async fn what_is_public_and_in_a_private_topic_too_stays_public() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_version_for_a_private_topic_stays_there_though_the_old_one_was_public() {
+    let two = Two::start("new-version").await;
+    let keys = Keys::generate();
+    let profile = |text: &str, ago| events::event(&keys, 0, text, &[], events::now() - ago);
+    two.at("town").await.accept(&profile("public", 20)).await;
+    let mut clients = two.watching().await;
+    let private = profile("for the family", 10);
+    two.at("family").await.accept(&private).await;
+    is_news_for(&mut clients, [true, true, false, false], &private).await;
+    let [.., page] = &mut clients;
+    assert!(page.stored_ids(&[json!({"kinds": [0]})]).await.is_empty());
+    assert!(two.at("town").await.stored_ids(&[json!({"kinds": [0]})]).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_guarded_kind_is_guarded_by_itself_and_never_found_by_its_words() {
     let gateway = GatewayBuilder::new(GATEWAY, "guarded").start().await;
     let (alice, bob, eve) = (Keys::generate(), Keys::generate(), Keys::generate());

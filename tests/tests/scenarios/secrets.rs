@@ -75,7 +75,9 @@ impl LeftKey {
 /// All files under a directory.
 fn files(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+    // What is neither is the control socket.
+    let found = entries.filter(|path| path.is_dir() || path.is_file());
+    found.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 /// Which of the files about secrets are there.

@@ -56,6 +56,8 @@ struct Plan {
     running: bool,
     /// The next one is to cover the whole topic.
     deep: bool,
+    /// Something calls for it that one which the other side led may not have seen.
+    called: bool,
     count: u32,
     failures: u32,
     /// When to tell it that there is something new.
@@ -66,7 +68,8 @@ struct Plan {
 impl Plan {
     fn new(due: Instant) -> Self {
         let (last, hint, hinted) = (None, None, None);
-        Self { due, last, running: false, deep: true, count: 0, failures: 0, hint, hinted }
+        let (running, deep, called) = (false, true, false);
+        Self { due, last, running, deep, called, count: 0, failures: 0, hint, hinted }
     }
 
     /// Compares at this time, or sooner if that was planned, but not twice in a row.
@@ -74,6 +77,12 @@ impl Plan {
         let earliest = self.last.map_or(at, |last| at.max(last + APART));
         self.due = self.due.min(earliest);
         self.deep = true;
+    }
+
+    /// The same for what is not settled by a comparison that has begun already.
+    fn call(&mut self, at: Instant) {
+        self.soon(at);
+        self.called = true;
     }
 
     fn tell(&mut self, now: Instant) {
@@ -98,6 +107,7 @@ impl TopicSync {
                     plans.iter_mut().find(|(_, plan)| !plan.running && plan.due <= now)
             {
                 plan.running = true;
+                plan.called = false;
                 // What calls for another from here on is not lost.
                 plan.due = now + self.interval();
                 plan.count += 1;
@@ -126,7 +136,7 @@ impl TopicSync {
                         plans.entry(peer).or_insert_with(|| Plan::new(at)).soon(at);
                     }
                     if lagged {
-                        plans.values_mut().for_each(|plan| plan.soon(now));
+                        plans.values_mut().for_each(|plan| plan.call(now));
                     }
                 }
                 call = calls.recv() => {
@@ -234,14 +244,16 @@ impl TopicSync {
         match call {
             Call::Hint(peer) => {
                 if let Some(plan) = plans.get_mut(&peer) {
-                    plan.soon(now + AFTER_HINT.mul_f64(rand::random()));
+                    plan.call(now + AFTER_HINT.mul_f64(rand::random()));
                 }
             }
             Call::Followed(peer, gained) => {
                 if let Some(plan) = plans.get_mut(&peer) {
                     plan.last = Some(now);
                     plan.failures = 0;
-                    plan.due = now + self.interval();
+                    if !plan.called {
+                        plan.due = now + self.interval();
+                    }
                 }
                 self.pass_on(plans, peer, gained);
             }

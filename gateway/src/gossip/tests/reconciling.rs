@@ -88,7 +88,8 @@ async fn two_that_meet_have_the_same_afterwards_and_then_say_little() {
     let a = Gateway::start_with(alone(), topics, often.clone()).await;
     let peers = vec![a.address()];
     let b = Gateway::start_with(DiscoveryConfig { peers, ..alone() }, &[], often.clone()).await;
-    let only_a: Vec<_> = (0..1_500).map(|n| event(1, &format!("a {n}"))).collect();
+    let only_a: Vec<_> =
+        (0..1_500).map(|n| event_at(1_700_000_000 + n, 1, &format!("a {n}"))).collect();
     futures_util::future::join_all(only_a.iter().map(|event| a.publish(event))).await;
     // As if it had been in the topic before.
     b.stop().await;
@@ -124,6 +125,39 @@ async fn two_that_meet_have_the_same_afterwards_and_then_say_little() {
     assert!(b.gossip.membership().sync(&name("elsewhere")).is_err());
     b.stop().await;
     a.stop().await;
+}
+
+/// Ranges are small in the tests. Who leads has nothing here, so the other side asks for the splits;
+/// where two gateways meet, it is the other way round for one of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_topic_is_compared_in_ranges() {
+    let topic = name("test");
+    let follower = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let peers = vec![follower.address()];
+    // It is in another topic, so nothing but this comparison brings it anything.
+    let leader = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[name("other")]).await;
+    let events: Vec<_> =
+        (0..1_500).map(|n| event_at(1_700_000_000 + n / 2, 1, &format!("{n}"))).collect();
+    let published = events.iter().map(|event| follower.publish(event));
+    futures_util::future::join_all(published).await;
+    let state = Arc::new(TopicState::new(topic.clone(), leader.metrics.clone()));
+    let (desk, _calls) = leader.gossip.membership.shared.library.open(state);
+    let peer = follower.gossip.endpoint.id();
+    let lead =
+        async |deep| leader.gossip.membership.shared.library.lead(&desk, peer, deep).await.unwrap();
+    let report = lead(true).await;
+    assert_eq!((report.pulled.gained, report.offered), (1_500, 0));
+    assert!(report.ranges >= 6, "two small parts, and four ranges at least: {report:?}");
+    assert!(events.iter().all(|event| leader.log.has(&event.id, &topic)));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let report = lead(false).await;
+    assert_eq!((report.pulled.fetched, report.ranges, report.offered), (0, 3, 0));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!lead(true).await.unchanged);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(lead(true).await.unchanged);
+    leader.stop().await;
+    follower.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

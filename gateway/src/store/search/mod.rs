@@ -16,6 +16,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, OptionalExtension};
@@ -25,6 +26,8 @@ pub(super) use rank::Candidates;
 
 use crate::{pipeline::Seq, protocol::search};
 
+/// How long a search waits for the index to be opened.
+const OPENING: Duration = Duration::from_secs(2);
 /// Connections that are kept for the next search.
 const KEPT: usize = 4;
 
@@ -71,6 +74,11 @@ impl Search {
     }
 
     fn lend(&self) -> rusqlite::Result<Lent> {
+        // Right after the start the file may just be made. Whoever asks is on a thread of its own.
+        let begun = Instant::now();
+        while self.0.generation.load(Ordering::Acquire) == 0 && begun.elapsed() < OPENING {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let generation = self.0.generation.load(Ordering::Acquire);
         let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|(of, _)| *of == generation);

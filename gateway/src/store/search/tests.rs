@@ -326,3 +326,24 @@ async fn without_search_there_is_no_file_and_with_it_again_all_is_found() {
     assert_eq!(rows_in_index(&dir), 2);
     store.close().await;
 }
+
+/// A client may search before the thread of the index has made its file.
+#[test]
+fn a_search_right_after_the_start_waits_for_the_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = path(dir.path());
+    let search = Search::new(path.clone());
+    let follower = {
+        let search = search.clone();
+        tasks::thread("late", move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(index::Index::open(&path, 1, 0).unwrap());
+            search.0.generation.fetch_add(1, Ordering::AcqRel);
+        })
+        .unwrap()
+    };
+    let words = search::Search::parse("anything").unwrap();
+    let mut found = search.candidates(&words, true).unwrap();
+    assert_eq!(found.next_row(|| Ok::<_, rusqlite::Error>(())).unwrap(), None);
+    follower.join().unwrap();
+}

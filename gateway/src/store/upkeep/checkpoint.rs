@@ -137,6 +137,10 @@ impl Checkpoints {
                 } else if !anew.wanted {
                     refused_at = log.length + COPY_FROM / 2;
                 }
+            } else if anew.wanted && log.length < RESTART_FROM {
+                // It was wanted because nothing happened; that is over.
+                anew = Anew::default();
+                self.breather.want(false);
             }
             if committed {
                 self.stop.sleep(if anew.wanted { AGAIN } else { BUSY });

@@ -8,7 +8,7 @@
 # 3 this machine cannot build them (or, with --check, not in the way that gives the same bytes).
 set -euo pipefail
 
-plugins=(blocklist fixtures)
+plugins=(blocklist rotate-by-age fixtures)
 target=wasm32-unknown-unknown
 # The committed components come from this compiler, with the standard library built from source.
 committed_by=1.95.0
@@ -66,7 +66,7 @@ fi
 differs=0
 for plugin in "${plugins[@]}"; do
   mkdir -p "$out/$plugin"
-  "$build_dir/debug/componentize" "$build_dir/$target/release/$plugin.wasm" "$out/$plugin/$plugin.wasm"
+  "$build_dir/debug/componentize" "$build_dir/$target/release/${plugin//-/_}.wasm" "$out/$plugin/$plugin.wasm"
   (cd "$out/$plugin" && sha256sum "$plugin.wasm" > "$plugin.wasm.sha256")
   if [ ! "$check" ]; then
     echo "plugins/$plugin/$plugin.wasm: $(wc -c < "$plugin/$plugin.wasm") bytes"

@@ -20,8 +20,8 @@ use crate::{
     gossip::{Gossip, StartGossip, VisitRules},
     metrics::Metrics,
     pipeline::{
-        EventReader, EventWriter, Ingest, JoinedTopics, Moderation, Policy, PrivateTopics, Routing,
-        StartIngest, TopicDoor,
+        EventReader, EventWriter, Ingest, JoinedTopics, Moderation, Policy, PrivateTopics,
+        RotationPolicy, Routing, StartIngest, TopicDoor,
     },
     plugins::{self, PluginChain},
     protocol::limits::Limits,
@@ -81,6 +81,7 @@ impl App {
         let private = PrivateTopics::new(
             config.private_topic.iter().map(|topic| (topic.name.clone(), topic.readers.clone())),
         );
+        store.private_are(private.clone());
         let own_urls = relay::own_urls(&config.relay, relay_socket.local_addr()?);
         let routing = Arc::new(Routing {
             rules: config.route.iter().map(|r| (r.filter.clone(), r.topics.clone())).collect(),
@@ -125,6 +126,7 @@ impl App {
             ingest: ingest.clone(),
             reader: reader.clone(),
             writer: writer.clone(),
+            rotation: rotation_policy(&config, &plugins),
             metrics: metrics.clone(),
             tasks: &background,
         })
@@ -268,7 +270,9 @@ impl App {
 /// What other gateways sent and these rules refused is remembered, as long as they are the same.
 async fn tell_rules(config: &Config, data_dir: &DataDir, store: Arc<Store>) -> anyhow::Result<()> {
     let mut hash = DefaultHasher::new();
-    let settings = (&config.limits, &config.retention, config.storage.max_bytes);
+    // Another version may judge differently.
+    let version = env!("CARGO_PKG_VERSION");
+    let settings = (version, &config.limits, &config.retention, config.storage.max_bytes);
     format!("{settings:?}").hash(&mut hash);
     let (dir, _) = plugins_dir(config, data_dir);
     let told = tasks::blocking(move || {
@@ -283,6 +287,16 @@ fn plugins_dir(config: &Config, data_dir: &DataDir) -> (PathBuf, bool) {
     let named = !config.plugins.dir.as_os_str().is_empty();
     let dir = if named { config.plugins.dir.clone() } else { data_dir.path().join("plugins") };
     (dir, named)
+}
+
+/// The plugins that rotate secrets, if there are any, and how often they are asked.
+fn rotation_policy(
+    config: &Config,
+    plugins: &Arc<PluginChain>,
+) -> Option<(Arc<dyn RotationPolicy>, Duration)> {
+    let policy: Arc<dyn RotationPolicy> = plugins.clone();
+    let pause = Duration::from_secs(config.plugins.rotation_check_s);
+    (!policy.is_empty()).then_some((policy, pause))
 }
 
 async fn load_plugins(

@@ -142,6 +142,20 @@ impl GatewayBuilder {
         self
     }
 
+    /// Installs the shipped plugin that rotates secrets after so many seconds.
+    pub fn rotate_by_age(self, max_age: u64) -> Self {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/rotate-by-age");
+        let folder = self.plugin_folder("rotate-by-age");
+        let component = "rotate-by-age.wasm";
+        fs::copy(shipped.join(component), folder.join(component)).unwrap();
+        let manifest = fs::read_to_string(shipped.join("plugin.toml")).unwrap();
+        let wanted = format!("max_age = {max_age}");
+        let manifest = manifest.replace("max_age = 2592000", &wanted);
+        assert!(manifest.contains(&wanted), "{manifest}");
+        fs::write(folder.join("plugin.toml"), manifest).unwrap();
+        self.set("plugins", "rotation_check_s", "1")
+    }
+
     /// The folder of a plugin in the data directory, created.
     pub fn plugin_folder(&self, id: &str) -> PathBuf {
         let folder = self.data_dir().join("plugins").join(id);

@@ -73,21 +73,30 @@ impl Commands {
                 json!({ "checks": checks })
             }
             Command::TopicList => json!({ "topics": self.gossip.status() }),
-            Command::TopicShow { name } => self.topic(&name)?,
+            Command::TopicShow { name } => {
+                let mut shown = self.topic(&name)?;
+                if let Some(private) = membership.private_status(&name) {
+                    shown["private"] = json!(private);
+                }
+                shown
+            }
             Command::TopicPeers { name } => {
                 self.topic(&name)?;
                 json!({ "name": name, "peers": self.peers_in(&name) })
             }
             Command::TopicCreate { name, private: true } => {
-                let created = membership.create_private(&name).await.map_err(refusal)?;
-                json!({ "name": name, "invite": created })
+                membership.create_private(name.clone()).await.map_err(refusal)?;
+                json!({ "name": name, "already": false, "url": self.topic_url(&name) })
             }
             Command::TopicCreate { name, private: false } => self.join(name).await?,
+            // Whatever may have been meant as an invite is not repeated.
             Command::TopicJoin { topic: NameOrInvite(text) } => match Joinable::parse(&text) {
                 Ok(Joinable::Name(name)) => self.join(name).await?,
                 Ok(Joinable::Invite(invite)) => {
-                    let name = membership.accept(*invite).await.map_err(refusal)?;
-                    json!({ "name": name, "already": false })
+                    let name = invite.topic.name.clone();
+                    let joining = membership.accept(invite).await.map_err(refusal)?;
+                    let already = joining == Joining::Already;
+                    json!({ "name": name, "already": already, "url": self.topic_url(&name) })
                 }
                 Err(error) => return Err(Refusal::new(Cause::Wrong, error)),
             },
@@ -214,11 +223,15 @@ where
 fn refusal(error: TopicError) -> Refusal {
     let cause = match &error {
         TopicError::NotJoined(_) => Cause::Unknown,
-        TopicError::Invite => Cause::Wrong,
-        TopicError::NotBuilt(_) => Cause::NotBuilt,
-        TopicError::Store(_) => Cause::Failed,
+        TopicError::Invite | TopicError::Endpoint(_) => Cause::Wrong,
+        TopicError::Store(_) | TopicError::Secrets(_) => Cause::Failed,
         TopicError::Configured(_)
         | TopicError::Private(_)
+        | TopicError::NotPrivate(_)
+        | TopicError::NameTaken(_)
+        | TopicError::NameUsed(_)
+        | TopicError::NotAdmitted
+        | TopicError::Refused(_)
         | TopicError::TooMany
         | TopicError::TooManyVisits
         | TopicError::TooManyWatch

@@ -271,12 +271,14 @@ fn topic(answer: &Value) -> String {
         ("url", text(&answer["url"])),
         ("state", state(topic)),
         ("joined by", text(&topic["how"])),
+        ("private", if topic["private"] == true { "yes" } else { "no" }.to_owned()),
         ("first neighbor", first),
     ];
     let mut lines = String::new();
     for (name, value) in rows {
         lines.push_str(&format!("{name:<15} {value}\n"));
     }
+    lines.push_str(&private(&answer["private"]));
     let steps = topic["steps"].as_object().into_iter().flatten();
     let steps: Vec<Vec<String>> = steps
         .map(|(step, result)| {
@@ -299,6 +301,32 @@ fn topic(answer: &Value) -> String {
     }
     lines.push('\n');
     lines + &peers::table_of(&answer["peers"])
+}
+
+/// Who is in a private topic.
+fn private(private: &Value) -> String {
+    if private.is_null() {
+        return String::new();
+    }
+    let epoch = match private["epoch"].as_u64() {
+        Some(epoch) => epoch.to_string(),
+        None => "none: no member has let this gateway in yet".to_owned(),
+    };
+    let members: Vec<_> = list(&private["members"]).iter().collect();
+    let rows = [
+        ("epoch", epoch),
+        ("admin", if private["is_admin"] == true { "this gateway" } else { "another" }.to_owned()),
+        ("invites", format!("{} outstanding", number(&private["invites"]))),
+        ("members", members.len().to_string()),
+    ];
+    let mut lines = String::new();
+    for (name, value) in rows {
+        lines.push_str(&format!("{name:<15} {value}\n"));
+    }
+    for member in members {
+        lines.push_str(&format!("{:<15} {}\n", "", text(&member["id"])));
+    }
+    lines
 }
 
 #[cfg(test)]

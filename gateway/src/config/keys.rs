@@ -160,7 +160,14 @@ pub(super) const SECTIONS: &[Section] = &[
             key("visit_idle_s", Form::Number(1, 2_592_000)),
         ],
     },
-    Section { name: "plugins", list: false, keys: &[key("dir", Form::Text(values::any))] },
+    Section {
+        name: "plugins",
+        list: false,
+        keys: &[
+            key("dir", Form::Text(values::any)),
+            key("rotation_check_s", Form::Number(1, 86_400)),
+        ],
+    },
     Section {
         name: "secrets",
         list: false,

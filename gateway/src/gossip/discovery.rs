@@ -66,9 +66,8 @@ pub struct Discovery {
     pub config: Arc<DiscoveryConfig>,
     pub dht: Option<SharedDht>,
     pub configured: Arc<[EndpointId]>,
-    /// Whom the invite to a private topic named.
-    pub invited: Arc<[EndpointId]>,
-    pub remembered: Remembered,
+    /// `None` for private topics: those have their members.
+    pub remembered: Option<Remembered>,
     pub local: Option<LocalPeers>,
     pub state: Arc<TopicState>,
     /// To the topic, which joins whom we find. When it is full, we find them again.
@@ -81,10 +80,9 @@ impl Discovery {
     pub async fn run(self, token: CancellationToken) {
         let steps = async {
             tokio::join!(
-                self.meet_named(&self.configured, Step::Configured, FoundBy::Configured),
-                self.meet_named(&self.invited, Step::Invite, FoundBy::Invite),
+                self.meet_configured(),
                 self.meet_remembered(),
-                self.remembered.keep(),
+                self.remember(),
                 self.meet_local(),
                 self.use_dht(&token),
             );
@@ -92,17 +90,17 @@ impl Discovery {
         token.run_until_cancelled(steps).await;
     }
 
-    /// The peers that the configuration or an invite names: at start, and again while there are few
-    /// neighbors.
-    async fn meet_named(&self, peers: &[EndpointId], step: Step, by: FoundBy) {
-        if peers.is_empty() {
+    /// The peers named in the configuration: at start, and again while there are few neighbors.
+    async fn meet_configured(&self) {
+        if self.configured.is_empty() {
             return;
         }
         loop {
             if self.has_few() {
                 let began = Instant::now();
-                let count = self.join(some(peers.iter().copied(), PER_LOOK), by);
-                self.state.step(step, began, Ok(format!("asked {count}")));
+                let some = some(self.configured.iter().copied(), PER_LOOK);
+                let count = self.join(some, FoundBy::Configured);
+                self.state.step(Step::Configured, began, Ok(format!("asked {count}")));
             }
             self.rest().await;
         }
@@ -110,8 +108,9 @@ impl Discovery {
 
     /// The neighbors of earlier times: at start, and again while there are few.
     async fn meet_remembered(&self) {
+        let Some(remembered) = &self.remembered else { return };
         let began = Instant::now();
-        if let Err(error) = self.remembered.recall().await {
+        if let Err(error) = remembered.recall().await {
             tracing::warn!(%error, "cannot read who was reached before");
             self.state.step(Step::Remembered, began, Err(error.to_string()));
         }
@@ -119,14 +118,20 @@ impl Discovery {
         loop {
             let began = Instant::now();
             if self.has_few() {
-                let due = asked.due(self.remembered.choice(), &self.state.neighbors());
+                let due = asked.due(remembered.choice(), &self.state.neighbors());
                 if !due.is_empty() {
                     let count = self.join(due, FoundBy::Remembered);
                     self.state.step(Step::Remembered, began, Ok(format!("asked {count}")));
                 }
-                self.remembered.missed(asked.missed()).await;
+                remembered.missed(asked.missed()).await;
             }
             self.rest().await;
+        }
+    }
+
+    async fn remember(&self) {
+        if let Some(remembered) = &self.remembered {
+            match remembered.keep().await {}
         }
     }
 

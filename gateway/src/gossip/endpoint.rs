@@ -32,7 +32,7 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// Streams that a peer may have open on one connection. A fetch takes a bidirectional one; gossip
 /// takes a unidirectional one for each topic, of which there are at most 100, and one that it closed
 /// counts until all of it arrived.
-const BIDI_STREAMS: u32 = 16;
+const BIDI_STREAMS: u32 = 64;
 const UNI_STREAMS: u32 = 128;
 
 /// How often our addresses are put into the DHT again. The lookup itself tries a failed put only at

@@ -44,7 +44,8 @@ const ASKED: usize = 64;
 const DIAL: Duration = Duration::from_secs(5);
 /// What the other side gets to see the connection close, before we join again.
 const FORGET: Duration = Duration::from_millis(200);
-/// One endpoint is not disturbed more often than this.
+/// One endpoint is not disturbed more often than this, up to twice as rarely, at random: two that came
+/// back at the same time would else go on disturbing one another in step.
 const AGAIN: Duration = Duration::from_secs(10);
 /// Endpoints knocked at once, and remembered.
 const AT_ONCE: usize = 4;
@@ -116,13 +117,14 @@ impl Knocker {
                 Some(()) = knocks.next(), if !knocks.is_empty() => {}
                 peer = queue.recv(), if knocks.len() < AT_ONCE => {
                     let Some(peer) = peer else { return };
-                    if last.get(&peer).is_some_and(|at| at.elapsed() < AGAIN) {
+                    let now = Instant::now();
+                    if last.get(&peer).is_some_and(|until| now < *until) {
                         continue;
                     }
                     if last.len() >= REMEMBERED {
-                        last.retain(|_, at| at.elapsed() < AGAIN);
+                        last.retain(|_, until| now < *until);
                     }
-                    last.insert(peer, Instant::now());
+                    last.insert(peer, now + AGAIN.mul_f64(1.0 + rand::random::<f64>()));
                     knocks.push(self.knock(peer));
                 }
             }

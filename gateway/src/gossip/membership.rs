@@ -3,11 +3,14 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
+use iroh::{Endpoint, address_lookup::memory::MemoryLookup};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
+    links::Links,
+    private::{CircleError, Circles},
     publisher::Lanes,
     state::TopicPhase,
     swarms::{Swarm, Swarms},
@@ -16,12 +19,12 @@ use super::{
 use crate::{
     clock::unix_now,
     pipeline::{
-        HowJoined, JoinedTopics, KeptTopic, PrivateTopics, StoreError, TopicDoor, TopicStore,
-        joined::MAX_TOPICS,
+        HowJoined, JoinedTopics, KeptTopic, PrivateTopics, SecretError, SecretStore, StoreError,
+        TopicDoor, TopicStore, joined::MAX_TOPICS,
     },
     protocol::{
         TopicName,
-        private::invite::{Invite, is_meant_as_invite},
+        private::{epochs::Refusal, invite::is_meant_as_invite},
     },
 };
 
@@ -53,14 +56,38 @@ pub enum TopicError {
     TooManyVisits,
     #[error("a gateway is in at most {MAX_TOPICS} topics at once; leave another one first")]
     TooMany,
-    #[error("{0} is not built into this version yet")]
-    NotBuilt(&'static str),
+    #[error("{:?} is no private topic of this gateway", .0.as_str())]
+    NotPrivate(TopicName),
+    #[error("this gateway is in another topic of the name {:?}; leave that first", .0.as_str())]
+    NameTaken(TopicName),
+    #[error(
+        "this gateway was in another private topic of the name {:?}, and still has its events", .0.as_str()
+    )]
+    NameUsed(TopicName),
+    #[error("{0:?} is no endpoint id; `nostr-gateway topic show` lists those of the members")]
+    Endpoint(String),
+    #[error("no member has let this gateway in yet")]
+    NotAdmitted,
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("the secret could not be stored: {0}")]
+    Secrets(#[from] SecretError),
     #[error("many already watch this topic being reconciled; wait for one of them to end")]
     TooManyWatch,
     #[error("the gateway is stopping")]
     Stopping,
     #[error("the change could not be stored: {0}")]
     Store(#[from] StoreError),
+}
+
+impl From<CircleError> for TopicError {
+    fn from(error: CircleError) -> Self {
+        match error {
+            CircleError::Secrets(error) => Self::Secrets(error),
+            CircleError::Store(error) => Self::Store(error),
+            CircleError::Stopping => Self::Stopping,
+        }
+    }
 }
 
 /// What came of joining.
@@ -83,6 +110,12 @@ pub struct VisitRules {
 /// Which topics we are in, and all that changes with it.
 pub struct Membership {
     pub(super) shared: Shared,
+    pub(super) circles: Circles,
+    /// Addresses of endpoints, beside what the lookups find.
+    pub(super) known: MemoryLookup,
+    pub(super) endpoint: Endpoint,
+    pub(super) links: Links,
+    pub(super) secrets: Arc<dyn SecretStore>,
     pub(super) swarms: Arc<Swarms>,
     pub(super) joined: JoinedTopics,
     pub(super) private: PrivateTopics,
@@ -99,6 +132,7 @@ impl Membership {
     /// # Errors
     /// When the latter cannot be read.
     pub(super) async fn start(&self) -> Result<(), StoreError> {
+        self.start_private().await?;
         let configured = self.joined.all();
         for name in configured.iter() {
             self.enter(name.clone(), HowJoined::Config, unix_now()).await;
@@ -144,19 +178,20 @@ impl Membership {
     /// # Errors
     /// When we are not in it, the configuration says that we are, or it cannot be stored.
     pub async fn leave(self: &Arc<Self>, name: &TopicName) -> Result<(), TopicError> {
-        if self.private.contains(name) {
-            return Err(TopicError::Private(name.clone()));
-        }
         let (own, name) = (self.clone(), name.clone());
         self.whole(async move {
             let _changing = own.changing.lock().await;
-            own.leave_now(&name, |_| true).await.map(drop)
+            match own.circle(&name) {
+                Ok(circle) => own.leave_private(&circle).await,
+                Err(_) if own.private.contains(&name) => Err(TopicError::Private(name)),
+                Err(_) => own.leave_now(&name, |_| true).await.map(drop),
+            }
         })
         .await
     }
 
     /// Makes a change to its end, also when whoever asked for it goes away in the middle.
-    async fn whole<T: Send + 'static>(
+    pub(super) async fn whole<T: Send + 'static>(
         &self,
         change: impl Future<Output = Result<T, TopicError>> + Send + 'static,
     ) -> Result<T, TopicError> {
@@ -192,44 +227,6 @@ impl Membership {
         Ok(Joining::Joined)
     }
 
-    /// Makes a private topic. Returns an invite to it.
-    ///
-    /// # Errors
-    /// This version has no private topics beyond one gateway.
-    pub async fn create_private(&self, _name: &TopicName) -> Result<String, TopicError> {
-        Err(TopicError::NotBuilt("making a private topic"))
-    }
-
-    /// Joins the private topic that an invite is for. Returns its name.
-    ///
-    /// # Errors
-    /// This version has no private topics beyond one gateway. An invite never makes a public topic.
-    pub async fn accept(&self, _invite: Invite) -> Result<TopicName, TopicError> {
-        Err(TopicError::NotBuilt("joining a private topic by an invite"))
-    }
-
-    /// Makes an invite to a private topic, for one gateway or for many.
-    ///
-    /// # Errors
-    /// This version has no private topics beyond one gateway.
-    pub async fn invite(&self, _name: &TopicName, _once: bool) -> Result<String, TopicError> {
-        Err(TopicError::NotBuilt("inviting to a private topic"))
-    }
-
-    /// Gives a private topic a new secret, which the members whose endpoint ids are in `exclude` do
-    /// not get. The old one is read for so many seconds more.
-    ///
-    /// # Errors
-    /// This version has no private topics beyond one gateway.
-    pub async fn rotate(
-        &self,
-        _name: &TopicName,
-        _exclude: &[String],
-        _grace_s: Option<u64>,
-    ) -> Result<(), TopicError> {
-        Err(TopicError::NotBuilt("rotating the secret of a topic"))
-    }
-
     /// Reconciles a topic with all neighbors now. The answer tells how it goes, and ends with it.
     ///
     /// # Errors
@@ -258,6 +255,12 @@ impl Membership {
         self.store.forget(name.clone()).await?;
         // From here on nothing enters it, and its clients are sent away.
         self.joined.remove(name);
+        self.end(&swarm).await;
+        Ok(true)
+    }
+
+    pub(super) async fn end(&self, swarm: &Swarm) {
+        let name = swarm.state.name();
         self.swarms.remove(name);
         if !swarm.tasks.stop(LEAVE).await {
             tracing::warn!(topic = %name, "some tasks of the topic did not end in time");
@@ -266,7 +269,6 @@ impl Membership {
         let states = TopicPhase::ALL.map(TopicPhase::name);
         self.shared.metrics.forget_topic(name.as_str(), &states);
         tracing::info!(topic = %name, "left a topic");
-        Ok(true)
     }
 
     /// Whether a public topic may have this name.

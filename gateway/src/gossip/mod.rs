@@ -1,8 +1,9 @@
 //! The gateway's place in the swarms: endpoint, discovery, topics, and fetches between gateways.
 //!
-//! Public topics only so far. For each topic there are four tasks — the topic itself, discovery, the
+//! For each topic there are four tasks — the topic itself, discovery, the
 //! fetching of announced events, and the comparing with neighbors — in a group of their own, and one
-//! publisher carries the store's log into all of them. Topics are joined and left while the gateway
+//! publisher carries the store's log into all of them. A private topic has a swarm and a discovery for
+//! each epoch that is read (`private/`). Topics are joined and left while the gateway
 //! runs (`membership.rs`).
 
 mod addresses;
@@ -21,6 +22,7 @@ mod local;
 mod membership;
 mod outbound;
 mod peers;
+mod private;
 mod publisher;
 mod record;
 mod remembered;
@@ -47,6 +49,7 @@ use tracing::Instrument;
 pub use error::GossipError;
 pub use links::Path as PeerPath;
 pub use membership::{Joining, Membership, TopicError, VisitRules};
+pub use private::PrivateStatus;
 pub use state::{FoundBy, NeighborStatus, Step, StepResult, TopicPhase, TopicStatus};
 pub use sync::SyncProgress;
 
@@ -60,6 +63,7 @@ use self::{
     links::Links,
     local::LocalPeers,
     outbound::{Outbound, Outgoing},
+    private::{Circle, Circles, Parts, Tender, Voice},
     publisher::Publisher,
     record::RecordKeys,
     remembered::Remembered,
@@ -73,9 +77,9 @@ use crate::{
     metrics::{Metrics, PhaseLabels},
     pipeline::{
         EventReader, EventWriter, HowJoined, Ingest, JoinedTopics, PeerId, PeerStore,
-        PrivateTopics, SecretStore, TopicStore,
+        PrivateTopics, RotationPolicy, SecretStore, TopicStore,
     },
-    protocol::{TopicName, frame::SYNC_ALPN, limits::Limits},
+    protocol::{TopicName, frame::SYNC_ALPN, limits::Limits, private::MemberId},
     tasks::Tasks,
 };
 
@@ -118,6 +122,8 @@ pub struct StartGossip<'a> {
     pub ingest: Ingest,
     pub reader: Arc<dyn EventReader>,
     pub writer: Arc<dyn EventWriter>,
+    /// Decides when private topics get new secrets, and how often it is asked.
+    pub rotation: Option<(Arc<dyn RotationPolicy>, Duration)>,
     pub metrics: Arc<Metrics>,
     /// The group that this part's own group of tasks is a child of.
     pub tasks: &'a Tasks,
@@ -159,6 +165,8 @@ impl Gossip {
     pub async fn start(start: StartGossip<'_>) -> Result<Self, GossipError> {
         let key = identity::load_or_create(&*start.secrets, start.data_dir).await?;
         let (configured, addresses) = peers::parse_all(&start.discovery.peers)?;
+        let circles = Circles::new(MemberId(*key.public().as_bytes()));
+        let known = addresses.clone();
         let links = Links::default();
         let endpoint =
             endpoint::bind(start.endpoint, start.discovery, key.clone(), addresses, links.clone())
@@ -185,6 +193,7 @@ impl Gossip {
         });
         let server = SyncServer::new(
             start.joined.clone(),
+            circles.clone(),
             start.reader.clone(),
             library.clone(),
             trust.clone(),
@@ -239,6 +248,11 @@ impl Gossip {
         tasks.spawn("knocker", knocker.run(knocks, tasks.token().clone()));
         let membership = Arc::new(Membership {
             shared,
+            circles,
+            known,
+            endpoint: endpoint.clone(),
+            links: links.clone(),
+            secrets: start.secrets,
             swarms,
             joined: start.joined,
             private: start.private,
@@ -249,6 +263,11 @@ impl Gossip {
         });
         membership.start().await?;
         tasks.spawn("idle topics", membership.clone().leave_idle(tasks.token().clone()));
+        if let Some((policy, pause)) = start.rotation {
+            let swarms = membership.swarms.clone();
+            let asking = private::ask_on_and_on(swarms, policy, pause, tasks.token().clone());
+            tasks.spawn("rotation policy", asking);
+        }
         let metrics = start.metrics;
         Ok(Self { endpoint, gossip, router, membership, links, dht, health, metrics, tasks })
     }
@@ -386,7 +405,12 @@ impl Shared {
             gossip: self.gossip.clone(),
             state: state.clone(),
             ingest: self.ingest.clone(),
-            outbound: Outbound::new(outgoing, state.clone(), self.metrics.clone()),
+            voice: Voice::Own(Box::new(Outbound::new(
+                outgoing,
+                state.clone(),
+                self.metrics.clone(),
+            ))),
+            seal: None,
             join: found,
             knock: self.knock.clone(),
             announced,
@@ -410,13 +434,12 @@ impl Shared {
             dht: self.dht.clone(),
             configured: self.configured.clone(),
             local: self.local.clone(),
-            invited: Arc::default(),
-            remembered: Remembered::new(
+            remembered: Some(Remembered::new(
                 self.peers.clone(),
                 state.clone(),
                 self.links.clone(),
                 self.hints.clone(),
-            ),
+            )),
             state: state.clone(),
             join: join.clone(),
             metrics: self.metrics.clone(),
@@ -431,6 +454,60 @@ impl Shared {
         tasks.spawn("sync", sync.run(calls, token()).instrument(span.clone()));
         tasks.spawn("discovery", discovery.run(token()).instrument(span));
         (Swarm { state, join, how, joined_at, tasks }, queue)
+    }
+
+    /// Starts the tasks of a private topic. `first` is where the holder of an invite begins.
+    fn join_private(
+        &self,
+        circle: &Arc<Circle>,
+        first: Vec<EndpointId>,
+    ) -> (Swarm, mpsc::Sender<Outgoing>) {
+        let state = Arc::new(TopicState::private(circle.clone(), self.metrics.clone()));
+        let (queue, outgoing) = mpsc::channel(outbound::QUEUE);
+        let (meet, found) = mpsc::channel(JOIN_QUEUE);
+        let (announced, announcements) = mpsc::channel(ANNOUNCED_QUEUE);
+        let tasks = self.tasks.child();
+        let puller = Puller {
+            state: state.clone(),
+            reader: self.reader.clone(),
+            ingest: self.ingest.clone(),
+            connections: self.connections.clone(),
+            trust: self.trust.clone(),
+            max_event_bytes: self.max_event_bytes,
+            metrics: self.metrics.clone(),
+        };
+        let parts = Parts {
+            me: self.me.clone(),
+            id: self.id,
+            gossip: self.gossip.clone(),
+            config: self.config.clone(),
+            dht: self.dht.clone(),
+            ingest: self.ingest.clone(),
+            knock: self.knock.clone(),
+            announced,
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+            state: state.clone(),
+            meet: meet.clone(),
+            tasks: tasks.clone(),
+        };
+        let tender = Tender {
+            circle: circle.clone(),
+            parts,
+            connections: self.connections.clone(),
+            outbound: Outbound::new(outgoing, state.clone(), self.metrics.clone()),
+            found,
+            first,
+        };
+        let (desk, calls) = self.library.open(state.clone());
+        let sync = TopicSync { library: self.library.clone(), desk };
+        let token = || tasks.token().clone();
+        let span = tracing::info_span!("topic", name = %state.name());
+        tasks.spawn("private topic", tender.run(token()).instrument(span.clone()));
+        tasks.spawn("fetch", puller.run(announcements, token()).instrument(span.clone()));
+        tasks.spawn("sync", sync.run(calls, token()).instrument(span));
+        let (how, joined_at) = (HowJoined::Command, circle.keep().joined_at());
+        (Swarm { state, join: meet, how, joined_at, tasks }, queue)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
         Event,
         frame::{self, MAX_ANNOUNCED, MAX_GOSSIP_BYTES},
         kinds,
+        private::seal::{MAX_SEALABLE_BYTES, Sealer},
     },
 };
 
@@ -76,6 +77,8 @@ pub struct Outbound {
     queue: mpsc::Receiver<Outgoing>,
     frames: VecDeque<Frame>,
     pace: Pace,
+    /// In a private topic: that of the epoch to publish in.
+    seal: Option<Sealer>,
     state: Arc<TopicState>,
     metrics: Arc<Metrics>,
 }
@@ -86,7 +89,15 @@ impl Outbound {
         state: Arc<TopicState>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { queue, frames: VecDeque::new(), pace: Pace::new(Instant::now()), state, metrics }
+        let pace = Pace::new(Instant::now());
+        Self { queue, frames: VecDeque::new(), pace, seal: None, state, metrics }
+    }
+
+    /// From here on seals what goes out, and sends when there are neighbors in the swarm of this
+    /// epoch. What waits goes out there.
+    pub fn turn_to(&mut self, state: Arc<TopicState>, seal: Sealer) {
+        self.state = state;
+        self.seal = Some(seal);
     }
 
     /// Sends until gossip fails. Can be dropped at any point without losing a frame.
@@ -101,7 +112,7 @@ impl Outbound {
                 // Meanwhile the neighbors may have gone.
                 continue;
             }
-            let Some(bytes) = self.next() else { continue };
+            let Some(bytes) = self.next_sealed() else { continue };
             tokio::time::sleep_until(self.pace.next(Instant::now())).await;
             match timeout(BROADCAST, sender.broadcast(bytes)).await {
                 Ok(Ok(())) => {
@@ -133,11 +144,27 @@ impl Outbound {
         }
         let (now, unix) = (Instant::now(), unix_now());
         batch.retain(|event| self.is_due(event, now, unix));
-        let (frames, too_long) = plan(batch);
+        let longest = if self.seal.is_some() { MAX_SEALABLE_BYTES } else { MAX_GOSSIP_BYTES };
+        let (frames, too_long) = plan(batch, longest);
         for _ in 0..too_long {
             self.dropped("ephemeral too long");
         }
         self.frames.extend(frames);
+    }
+
+    /// [`Self::next`], sealed where the topic is private.
+    fn next_sealed(&mut self) -> Option<Bytes> {
+        let bytes = self.next()?;
+        let Some(seal) = &self.seal else { return Some(bytes) };
+        match seal.seal(&bytes) {
+            Ok(sealed) => Some(sealed.into()),
+            Err(_) => {
+                // It was planned with room for the seal.
+                self.dropped("too long to seal");
+                self.frames.pop_front();
+                None
+            }
+        }
     }
 
     /// The first frame that may still go out. It stays in its place until it was sent.
@@ -168,12 +195,12 @@ impl Outbound {
 
 /// The frames for a batch of events, in their order where they go whole; ids come last. Also how
 /// many ephemeral events did not fit.
-fn plan(batch: Vec<Outgoing>) -> (Vec<Frame>, usize) {
+fn plan(batch: Vec<Outgoing>, longest: usize) -> (Vec<Frame>, usize) {
     let under_load = batch.len() > QUIET;
     let (mut frames, mut ids, mut too_long) = (Vec::new(), Vec::new(), 0);
     for event in batch {
         // An oversize message silently breaks the neighbor that gets it: none may pass here.
-        let fits = event.event.json().len() <= MAX_GOSSIP_BYTES;
+        let fits = event.event.json().len() <= longest;
         match (event.is_ephemeral, fits) {
             (true, false) => too_long += 1,
             (true, true) => frames.push(Frame::Whole(event)),
@@ -278,21 +305,22 @@ mod tests {
     #[test]
     fn events_that_fit_go_whole_and_the_others_as_ids() {
         let batch = vec![event(1, 4_001, false), event(2, 4_000, false), event(3, 9_000, false)];
-        let (frames, too_long) = plan(batch);
+        let (frames, too_long) = plan(batch, MAX_GOSSIP_BYTES);
         assert_eq!(frames.iter().map(announced).collect::<Vec<_>>(), [0, 2]);
         assert_eq!(too_long, 0);
     }
 
     #[test]
     fn under_load_everything_is_announced_in_few_frames() {
-        let (frames, _) = plan((0..250).map(|n| event(n, 300, false)).collect());
+        let batch = (0..250).map(|n| event(n, 300, false)).collect();
+        let (frames, _) = plan(batch, MAX_GOSSIP_BYTES);
         assert_eq!(frames.iter().map(announced).collect::<Vec<_>>(), [100, 100, 50]);
     }
 
     #[test]
     fn ephemeral_events_are_never_announced() {
         let batch = (0..30).map(|n| event(n, if n == 0 { 5_000 } else { 300 }, true)).collect();
-        let (frames, too_long) = plan(batch);
+        let (frames, too_long) = plan(batch, MAX_GOSSIP_BYTES);
         assert_eq!((frames.len(), too_long), (29, 1));
         assert!(frames.iter().all(|frame| announced(frame) == 0));
     }

@@ -12,7 +12,7 @@ use iroh::EndpointId;
 use mainline::MutableItem;
 use sha2::{Digest, Sha512};
 
-use crate::protocol::TopicName;
+use crate::protocol::{TopicName, private::derive::EpochKeys};
 
 /// The initial secret of every public topic, as distributed-topic-tracker calls it. It is written
 /// in `docs/protocol.md` and protects nothing: it is there because the format wants one.
@@ -27,6 +27,7 @@ pub struct RecordKeys {
     topic: TopicId,
     secret_hash: [u8; 32],
     rotation: RotationHandle,
+    gossip: [u8; 32],
 }
 
 /// A valid record of somebody else.
@@ -63,19 +64,27 @@ impl RecordError {
 impl RecordKeys {
     /// Those of a public topic: the name, the well-known secret, the default rotation.
     pub fn public(name: &TopicName) -> Self {
-        Self::new(TopicId::new(name.as_str()), PUBLIC_SECRET)
+        let topic = TopicId::new(name.as_str());
+        let gossip = topic.hash();
+        Self::new(topic, PUBLIC_SECRET, gossip)
     }
 
-    fn new(topic: TopicId, secret: &[u8]) -> Self {
+    /// Those of one epoch of a private topic: nobody without its secret finds or reads anything.
+    pub fn private(keys: &EpochKeys) -> Self {
+        let topic = TopicId::from_hash(&keys.discovery_topic);
+        Self::new(topic, &*keys.discovery_secret, keys.gossip_topic)
+    }
+
+    fn new(topic: TopicId, secret: &[u8], gossip: [u8; 32]) -> Self {
         let mut secret_hash = [0; 32];
         secret_hash.copy_from_slice(&Sha512::digest(secret)[..32]);
         // The default rotation hashes; it never calls foreign code on our async workers.
-        Self { topic, secret_hash, rotation: RotationHandle::default() }
+        Self { topic, secret_hash, rotation: RotationHandle::default(), gossip }
     }
 
-    /// The gossip topic's id, as distributed-topic-tracker derives it.
+    /// The gossip topic's id; that of a public topic as distributed-topic-tracker derives it.
     pub fn gossip_id(&self) -> iroh_gossip::TopicId {
-        iroh_gossip::TopicId::from_bytes(self.topic.hash())
+        iroh_gossip::TopicId::from_bytes(self.gossip)
     }
 
     /// Where the records of a minute are: public key and salt of the DHT item.
@@ -188,7 +197,7 @@ mod tests {
         let value = keys("global").seal(MINUTE, &me(), []).unwrap().value().to_vec();
         assert_eq!(keys("global").open(MINUTE + 1, &value), Err(RecordError::Sealed));
         assert_eq!(keys("globe").open(MINUTE, &value), Err(RecordError::Sealed));
-        let other = RecordKeys::new(TopicId::new("global"), b"another secret");
+        let other = RecordKeys::new(TopicId::new("global"), b"another secret", [0; 32]);
         assert_eq!(other.open(MINUTE, &value), Err(RecordError::Sealed));
         assert_ne!(keys("global").place(MINUTE), keys("global").place(MINUTE + 1));
     }

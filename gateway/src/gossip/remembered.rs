@@ -117,7 +117,6 @@ impl Remembered {
     }
 
     async fn reached(&self, peer: RememberedPeer) {
-        tracing::debug!(peer = ?peer.peer, addresses = ?peer.addresses, "remembering a neighbor");
         if let Some(address) = address_of(&peer) {
             // In place of what was known: where it is now counts.
             self.hints.set_endpoint_info(address);
@@ -128,8 +127,10 @@ impl Remembered {
             known.insert(0, peer.clone());
             known.truncate(MAX_OF_TOPIC);
         }
-        if let Err(error) = self.store.reached(peer).await {
-            tracing::warn!(%error, "cannot remember a neighbor");
+        let id = peer.peer;
+        match self.store.reached(peer).await {
+            Ok(()) => tracing::debug!(peer = ?id, "remembering a neighbor"),
+            Err(error) => tracing::warn!(%error, "cannot remember a neighbor"),
         }
     }
 

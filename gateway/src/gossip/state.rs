@@ -6,10 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use iroh::EndpointId;
+use iroh::{
+    EndpointId,
+    endpoint::{Connection, RecvStream, SendStream},
+};
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
+use super::private::{self, Circle};
 use crate::{
     clock::unix_now,
     metrics::{Metrics, TopicLabels, WayLabels},
@@ -28,12 +32,12 @@ const MAX_ARRIVED: usize = 64;
 pub enum FoundBy {
     /// `discovery.peers`.
     Configured,
-    /// The invite to a private topic named it.
-    Invite,
     /// It was a neighbor before.
     Remembered,
     Mdns,
     Dht,
+    /// It is a member of the private topic.
+    Member,
     /// It came to us, or another neighbor introduced it.
     Incoming,
 }
@@ -43,10 +47,10 @@ impl FoundBy {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Configured => "configured",
-            Self::Invite => "invite",
             Self::Remembered => "remembered",
             Self::Mdns => "mdns",
             Self::Dht => "dht",
+            Self::Member => "member",
             Self::Incoming => "incoming",
         }
     }
@@ -61,7 +65,8 @@ pub enum Step {
     Mdns,
     Remembered,
     Configured,
-    Invite,
+    /// The members of a private topic.
+    Members,
 }
 
 impl Step {
@@ -73,7 +78,7 @@ impl Step {
             Self::Mdns => "mdns",
             Self::Remembered => "remembered",
             Self::Configured => "configured",
-            Self::Invite => "invite",
+            Self::Members => "members",
         }
     }
 
@@ -85,7 +90,7 @@ impl Step {
             Self::Mdns => Some(FoundBy::Mdns),
             Self::Remembered => Some(FoundBy::Remembered),
             Self::Configured => Some(FoundBy::Configured),
-            Self::Invite => Some(FoundBy::Invite),
+            Self::Members => Some(FoundBy::Member),
         }
     }
 }
@@ -166,7 +171,6 @@ impl TopicPhase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     Sync,
-    #[allow(dead_code, reason = "rotation takes it up")]
     Rotation,
 }
 
@@ -186,6 +190,7 @@ impl Drop for Busy {
 #[derive(Debug, Clone, Serialize)]
 pub struct TopicStatus {
     pub name: TopicName,
+    pub private: bool,
     pub how: HowJoined,
     /// Unix seconds.
     pub joined_at: u64,
@@ -209,6 +214,8 @@ pub struct NeighborStatus {
 /// Shared by the tasks of one topic.
 pub struct TopicState {
     name: TopicName,
+    /// The members, if the topic is private.
+    circle: Option<Arc<Circle>>,
     joining_since: Instant,
     known: Mutex<Known>,
     /// How many neighbors there are; wakes whoever waits for the first or the loss of the last.
@@ -223,6 +230,8 @@ struct Known {
     subscribed: bool,
     /// Why subscribing failed the last time.
     failure: Option<String>,
+    /// The swarms of a private topic's epochs, each with its neighbors.
+    swarms: BTreeMap<u64, BTreeSet<EndpointId>>,
     syncs: usize,
     rotations: usize,
     neighbors: BTreeSet<EndpointId>,
@@ -245,12 +254,85 @@ impl TopicState {
     pub fn new(name: TopicName, metrics: Arc<Metrics>) -> Self {
         Self {
             name,
+            circle: None,
             joining_since: Instant::now(),
             known: Mutex::default(),
             count: watch::Sender::new(0),
             stirred: Notify::new(),
             metrics,
         }
+    }
+
+    pub fn private(circle: Arc<Circle>, metrics: Arc<Metrics>) -> Self {
+        let name = circle.topic().name.clone();
+        Self { circle: Some(circle), ..Self::new(name, metrics) }
+    }
+
+    /// The members of a private topic.
+    pub fn circle(&self) -> Option<&Arc<Circle>> {
+        self.circle.as_ref()
+    }
+
+    /// Opens a stream for a request about this topic. Of a private one, only a member answers.
+    ///
+    /// # Errors
+    /// When the stream breaks, or the other side is no member; the text is for a debug log.
+    pub async fn open(&self, connection: &Connection) -> Result<(SendStream, RecvStream), String> {
+        match &self.circle {
+            None => connection.open_bi().await.map_err(|error| error.to_string()),
+            Some(circle) => {
+                private::call(circle, connection).await.map_err(|error| error.to_string())
+            }
+        }
+    }
+
+    /// Takes over the neighbors that one epoch's swarm has now, or none when it was left. The newest
+    /// swarm also says how the topic is doing. Swarms are numbered as they begin.
+    pub fn mirror(&self, number: u64, swarm: Option<&Self>) {
+        let seen = swarm.map(|swarm| {
+            let seen = swarm.known();
+            (
+                seen.neighbors.clone(),
+                seen.sources.clone(),
+                seen.subscribed,
+                seen.failure.clone(),
+                seen.steps.clone(),
+            )
+        });
+        let mut known = self.known();
+        match seen {
+            Some((neighbors, sources, subscribed, failure, steps)) => {
+                for id in &neighbors {
+                    let source = sources.get(id).copied().unwrap_or(FoundBy::Incoming);
+                    known.sources.entry(*id).or_insert(source);
+                }
+                if known.sources.len() > MAX_SOURCES {
+                    known.sources = sources;
+                }
+                known.swarms.insert(number, neighbors);
+                if known.swarms.keys().next_back() == Some(&number) {
+                    known.subscribed = subscribed;
+                    known.failure = failure;
+                    known.steps.extend(steps);
+                }
+            }
+            None => drop(known.swarms.remove(&number)),
+        }
+        let all: BTreeSet<_> = known.swarms.values().flatten().copied().collect();
+        if known.first_neighbor.is_none() && !all.is_empty() {
+            known.first_neighbor = Some(self.joining_since.elapsed());
+        }
+        let before = std::mem::replace(&mut known.neighbors, all);
+        let new: Vec<_> = known.neighbors.difference(&before).copied().collect();
+        new.into_iter().for_each(|peer| known.arrive(peer));
+        self.publish(known);
+    }
+
+    /// Neighbors came to one epoch's swarm, also if they are in that of another.
+    pub fn arrived(&self, peers: impl IntoIterator<Item = EndpointId>) {
+        let mut known = self.known();
+        peers.into_iter().for_each(|peer| known.arrive(peer));
+        self.publish(known);
     }
 
     pub fn name(&self) -> &TopicName {
@@ -430,6 +512,7 @@ impl TopicState {
             .collect();
         TopicStatus {
             name: self.name.clone(),
+            private: self.circle.is_some(),
             how,
             joined_at,
             state: known.phase(),
@@ -584,8 +667,8 @@ mod tests {
 
     #[test]
     fn ways_and_steps_are_written_as_they_are_named() {
-        use FoundBy::{Configured, Dht, Incoming, Invite, Mdns, Remembered};
-        for way in [Configured, Invite, Remembered, Mdns, Dht, Incoming] {
+        use FoundBy::{Configured, Dht, Incoming, Mdns, Member, Remembered};
+        for way in [Configured, Remembered, Mdns, Dht, Member, Incoming] {
             assert_eq!(serde_json::to_string(&way).unwrap(), format!("{:?}", way.name()));
         }
         for step in [
@@ -594,7 +677,7 @@ mod tests {
             Step::Mdns,
             Step::Remembered,
             Step::Configured,
-            Step::Invite,
+            Step::Members,
         ] {
             assert_eq!(serde_json::to_string(&step).unwrap(), format!("{:?}", step.name()));
         }

@@ -17,9 +17,9 @@ use super::{config::IrohRelays, *};
 use crate::{
     pipeline::{
         Affected, Audience, Candidate, Committed, Context, Count, Decision, EventWriter, Gone,
-        IdSet, KeptTopic, LogEntry, MemorySecrets, Origin, Outcome, Policy, PolicyWorker, Presence,
-        RememberedPeer, Removal, Routing, Scan, Scope, Seq, Span, StartIngest, StoreError, Target,
-        TopicDoor, TopicIds, Viewer, Write,
+        IdSet, KeptPrivate, KeptTopic, LogEntry, MemorySecrets, Origin, Outcome, Policy,
+        PolicyWorker, Presence, RememberedPeer, Removal, Routing, Scan, Scope, Seq, Span,
+        StartIngest, StoreError, Target, TopicDoor, TopicIds, Viewer, Write,
     },
     protocol::{
         Event, EventId, Filter, VerifiedEvent, event::compute_id, frame::MAX_GOSSIP_BYTES, hex,
@@ -217,9 +217,21 @@ impl EventReader for MemoryLog {
 
 /// The topics that were joined, in memory.
 #[derive(Default)]
-struct MemoryTopics(Mutex<Vec<KeptTopic>>);
+struct MemoryTopics(Mutex<Vec<KeptTopic>>, Mutex<Vec<KeptPrivate>>);
 
 impl TopicStore for MemoryTopics {
+    fn private(&self) -> BoxFuture<'_, Result<Vec<KeptPrivate>, StoreError>> {
+        let topics = self.1.lock().unwrap().clone();
+        async { Ok(topics) }.boxed()
+    }
+
+    fn keep_private(&self, topic: KeptPrivate) -> BoxFuture<'_, Result<(), StoreError>> {
+        let mut topics = self.1.lock().unwrap();
+        topics.retain(|kept| kept.name != topic.name);
+        topics.push(topic);
+        async { Ok(()) }.boxed()
+    }
+
     fn load(&self) -> BoxFuture<'_, Result<Vec<KeptTopic>, StoreError>> {
         let topics = self.0.lock().unwrap().clone();
         async { Ok(topics) }.boxed()
@@ -362,6 +374,7 @@ impl Gateway {
             ingest: ingest.clone(),
             reader: log.clone(),
             writer: log.clone(),
+            rotation: None,
             metrics: metrics.clone(),
             tasks: &Tasks::new(),
         })

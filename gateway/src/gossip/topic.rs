@@ -16,8 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    fetch::Announcement, joiner::join, outbound::Outbound, peer_id, state::TopicState,
-    watch::Health,
+    fetch::Announcement, joiner::join, peer_id, private::Voice, state::TopicState, watch::Health,
 };
 use crate::{
     metrics::{CauseLabels, Metrics, TopicLabels},
@@ -25,6 +24,7 @@ use crate::{
     protocol::{
         Event,
         frame::{self, FrameError, GossipFrame},
+        private::seal::Sealer,
     },
 };
 
@@ -49,7 +49,9 @@ pub struct Topic {
     pub gossip: Gossip,
     pub state: Arc<TopicState>,
     pub ingest: Ingest,
-    pub outbound: Outbound,
+    pub voice: Voice,
+    /// Opens the frames of a private topic; nothing else is read there.
+    pub seal: Option<Sealer>,
     /// Endpoints that discovery found.
     pub join: mpsc::Receiver<Vec<EndpointId>>,
     /// To the task that makes endpoints answer our joins.
@@ -72,6 +74,7 @@ impl Topic {
                     let reader = Reader {
                         id: self.id,
                         gossip: &self.gossip,
+                        seal: self.seal.as_ref(),
                         state: &self.state,
                         ingest: &self.ingest,
                         announced: &self.announced,
@@ -82,11 +85,12 @@ impl Topic {
                         () = reader.read(receiver) => {
                             tracing::warn!("the gossip topic ended; joining anew");
                         }
-                        _ = self.outbound.run(&sender) => {}
+                        () = self.voice.speak(&sender) => {}
                         never = join(self.me, &mut self.join, &sender, &self.state, &self.knock) => {
                             match never {}
                         }
                     }
+                    self.voice.fall_silent();
                     self.state.subscribed(false);
                     self.state.reset([]);
                 }
@@ -120,6 +124,7 @@ pub(super) async fn subscribe(
 struct Reader<'a> {
     id: TopicId,
     gossip: &'a Gossip,
+    seal: Option<&'a Sealer>,
     state: &'a TopicState,
     ingest: &'a Ingest,
     announced: &'a mpsc::Sender<Announcement>,
@@ -198,7 +203,17 @@ impl Reader<'_> {
     /// neighbor's fault, and costs no more than being counted.
     fn candidate(&self, message: &Message) -> Option<Candidate> {
         let peer = message.delivered_from;
-        match GossipFrame::decode(&message.content) {
+        let opened = match self.seal {
+            None => None,
+            Some(seal) => match seal.open(&message.content) {
+                Ok(frame) => Some(frame),
+                Err(_) => {
+                    self.dropped("not sealed for this epoch");
+                    return None;
+                }
+            },
+        };
+        match GossipFrame::decode(opened.as_deref().unwrap_or(&message.content)) {
             Ok(GossipFrame::Event(json)) => match Event::parse(json) {
                 Ok(event) => {
                     let topic = self.state.name().clone();

@@ -94,6 +94,11 @@ pub(super) struct Evaluation {
 }
 
 impl Ingest {
+    /// Whether the operator's rules refuse an event now.
+    pub fn is_banned(&self, event: &Event) -> bool {
+        self.moderation.refusal(event).is_some()
+    }
+
     /// Starts the worker threads, one per core.
     ///
     /// # Errors

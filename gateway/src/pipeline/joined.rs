@@ -171,8 +171,30 @@ pub struct KeptTopic {
     pub private: bool,
 }
 
+/// A private topic that outlives the process, without its secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptPrivate {
+    pub name: TopicName,
+    /// Unix seconds.
+    pub joined_at: u64,
+    /// Rosters, admissions and public keys.
+    pub state: Vec<u8>,
+    /// Endpoints to begin with, in the format of `discovery.peers`.
+    pub peers: Vec<String>,
+    /// When members were last spoken with: ids of 32 bytes, each with 8 bytes of Unix seconds.
+    pub seen: Vec<u8>,
+    /// It was left. What it brought stays private.
+    pub is_left: bool,
+}
+
 /// Where joined topics outlive the process.
 pub trait TopicStore: Send + Sync + 'static {
+    /// All private topics, those that were left too.
+    fn private(&self) -> BoxFuture<'_, Result<Vec<KeptPrivate>, StoreError>>;
+
+    /// Commits a private topic before it returns, in place of an earlier state of it.
+    fn keep_private(&self, topic: KeptPrivate) -> BoxFuture<'_, Result<(), StoreError>>;
+
     /// All of them, those joined first first.
     fn load(&self) -> BoxFuture<'_, Result<Vec<KeptTopic>, StoreError>>;
 

@@ -20,12 +20,13 @@ mod worker;
 
 pub use decision::{Decision, Outcome};
 pub use ingest::{Candidate, Ingest, StartIngest, Target};
-pub use joined::{HowJoined, JoinedTopics, KeptTopic, TopicDoor, TopicStore, Visit};
+pub use joined::{HowJoined, JoinedTopics, KeptPrivate, KeptTopic, TopicDoor, TopicStore, Visit};
 pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
 pub use ports::{
     Affected, Committed, Context, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Passing,
-    Policy, PolicyWorker, Presence, Removal, Scope, Seq, Span, StoreError, TopicIds, Write,
+    Policy, PolicyWorker, Presence, Removal, RotationAnswer, RotationMember, RotationPolicy,
+    RotationQuestion, Scope, Seq, Span, StoreError, TopicIds, Write,
 };
 pub use remembered::{PeerStore, RememberedPeer};
 pub use routing::Routing;

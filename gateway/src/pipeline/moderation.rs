@@ -238,10 +238,15 @@ impl Moderation {
         for (list, item, text) in &change.put {
             rules.put(*list, item, text)?;
         }
-        if let Some(store) = &self.store {
-            store.save(change).await?;
+        // The rules first: what the old ones still refuse would be remembered after the store forgot
+        // what a lifted ban kept out.
+        let before = self.rules.swap(Arc::new(rules));
+        if let Some(store) = &self.store
+            && let Err(error) = store.save(change).await
+        {
+            self.rules.store(before);
+            return Err(error.into());
         }
-        self.rules.store(Arc::new(rules));
         Ok(())
     }
 }

@@ -295,6 +295,51 @@ pub trait PolicyWorker {
     fn evaluate(&mut self, event: &VerifiedEvent, context: &Context<'_>) -> Decision;
 }
 
+/// A private topic whose admin's key is here, for a rotation policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RotationQuestion {
+    pub name: TopicName,
+    pub epoch: u64,
+    /// When the epoch began; Unix seconds.
+    pub since: u64,
+    /// Unix seconds.
+    pub now: u64,
+    pub members: Vec<RotationMember>,
+}
+
+/// A member as a rotation policy sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RotationMember {
+    /// Endpoint id, hexadecimal.
+    pub id: String,
+    pub is_self: bool,
+    /// On the roster since; Unix seconds.
+    pub since: Option<u64>,
+    /// When it was last spoken with; Unix seconds.
+    pub last_seen: Option<u64>,
+}
+
+/// What a rotation policy wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RotationAnswer {
+    Keep,
+    Rotate {
+        /// Seconds for which the old secret is still read.
+        grace: u32,
+        /// Endpoint ids of members to leave out, hexadecimal. Not checked.
+        exclude: Vec<String>,
+    },
+}
+
+/// Decides when private topics get new secrets: in practice plugins.
+pub trait RotationPolicy: Send + Sync + 'static {
+    /// Whether there is nobody to ask.
+    fn is_empty(&self) -> bool;
+
+    /// May take as long as a plugin may: not on an async worker.
+    fn decide(&self, question: &RotationQuestion) -> RotationAnswer;
+}
+
 /// An ephemeral event on its way out; it has no place in the log.
 #[derive(Debug, Clone)]
 pub struct Passing {

@@ -25,6 +25,15 @@ impl PrivateTopics {
         Self(Arc::new(ArcSwap::from_pointee(topics)))
     }
 
+    /// From here on the topic is private. One that was so before keeps its readers.
+    pub fn insert(&self, name: &TopicName) {
+        self.0.rcu(|topics| {
+            let mut topics = BTreeMap::clone(topics);
+            topics.entry(name.clone()).or_default();
+            topics
+        });
+    }
+
     pub fn contains(&self, name: &TopicName) -> bool {
         self.0.load().contains_key(name)
     }

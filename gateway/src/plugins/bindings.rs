@@ -9,6 +9,19 @@ wasmtime::component::bindgen!({
     ownership: Borrowing { duplicate_if_necessary: true },
 });
 
+/// The world `secret-rotation`, with the same capabilities.
+pub mod rotation {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "secret-rotation",
+        with: {
+            "nostr-gateway:plugin/log": super::nostr_gateway::plugin::log,
+            "nostr-gateway:plugin/config": super::nostr_gateway::plugin::config,
+            "nostr-gateway:plugin/clock": super::nostr_gateway::plugin::clock,
+        },
+    });
+}
+
 /// The WIT package, as it stands in the names of imports.
 pub const PACKAGE: &str = "nostr-gateway:plugin";
 

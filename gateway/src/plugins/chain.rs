@@ -15,7 +15,7 @@ use wasmtime::Engine;
 
 use super::{
     engine::{self, EngineError},
-    manifest::{self, AppliesTo, Manifest, OnFailure},
+    manifest::{self, AppliesTo, Manifest, OnFailure, World},
     plugin::Plugin,
     printable::one_line,
     worker::ChainWorker,
@@ -45,6 +45,8 @@ pub struct PluginChain {
 pub(super) struct Entry {
     pub id: String,
     pub version: String,
+    /// One with an unreadable manifest counts as an event filter.
+    pub world: World,
     pub applies_to: AppliesTo,
     pub on_failure: OnFailure,
     pub loaded: Loaded,
@@ -128,6 +130,14 @@ impl PluginChain {
         self.entries.iter().map(|entry| entry.summary()).collect()
     }
 
+    pub(super) fn entries(&self) -> &[Arc<Entry>] {
+        &self.entries
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Whether there is no plugin.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -136,7 +146,13 @@ impl PluginChain {
 
 impl Policy for PluginChain {
     fn worker(&self) -> Box<dyn PolicyWorker> {
-        Box::new(ChainWorker::new(&self.entries, &self.metrics))
+        let filters: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|entry| entry.world == World::EventFilter)
+            .cloned()
+            .collect();
+        Box::new(ChainWorker::new(&filters, &self.metrics))
     }
 }
 
@@ -182,17 +198,20 @@ impl Found {
 
     fn load(self, engine: &Engine, id: String, taken: bool) -> Entry {
         let manifest_file = self.folder.join(manifest::FILE_NAME);
+        let world = self.manifest.as_ref().map_or(World::EventFilter, |manifest| manifest.world);
         let broken = |version, applies_to, on_failure, file: &Path, cause: String| {
-            let consequence = match on_failure {
-                OnFailure::Stop => "events in its scope are refused",
-                OnFailure::Pass => "events in its scope pass unseen",
+            let consequence = match (world, on_failure) {
+                (World::SecretRotation, _) => "it rotates no secrets",
+                (_, OnFailure::Stop) => "events in its scope are refused",
+                (_, OnFailure::Pass) => "events in its scope pass unseen",
             };
             tracing::error!(
                 plugin = %id, file = %file.display(),
                 "the plugin does not run, {consequence}: {cause}"
             );
             let loaded = Loaded::Broken(cause);
-            Entry { id: id.clone(), version, applies_to, on_failure, loaded, failures: 0.into() }
+            let id = id.clone();
+            Entry { id, version, world, applies_to, on_failure, loaded, failures: 0.into() }
         };
         let manifest = match self.manifest {
             Ok(manifest) => manifest,
@@ -212,7 +231,7 @@ impl Found {
         match Plugin::load(engine, &self.folder, manifest) {
             Ok(plugin) => {
                 let loaded = Loaded::Ready(plugin);
-                Entry { id, version, applies_to, on_failure, loaded, failures: 0.into() }
+                Entry { id, version, world, applies_to, on_failure, loaded, failures: 0.into() }
             }
             Err(error) => {
                 let cause = format!("{file}: {error}");

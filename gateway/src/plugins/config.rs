@@ -5,9 +5,17 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// `[plugins]`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PluginsConfig {
     /// The directory with one folder per plugin; empty for `plugins` in the data directory.
     pub dir: PathBuf,
+    /// Seconds between two questions to rotation policies.
+    pub rotation_check_s: u64,
+}
+
+impl Default for PluginsConfig {
+    fn default() -> Self {
+        Self { dir: PathBuf::new(), rotation_check_s: 60 }
+    }
 }

@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use wasmtime::{Store, StoreLimitsBuilder, Trap};
+use wasmtime::{Engine, Store, StoreLimitsBuilder, Trap};
 
 use super::{
     bindings::{EventFilter, nostr_gateway::plugin::types},
     capabilities::Host,
     deadline::Deadline,
-    plugin::Plugin,
+    plugin::{Guest, Plugin},
     printable::one_line,
     verdict::Verdict,
 };
 
 /// How long making an instance and its `init` may take, in milliseconds: it reads its
 /// configuration, which calls do not.
-const INIT_MS: u64 = 2_000;
+pub const INIT_MS: u64 = 2_000;
 
 /// What interpreters compiled to WebAssembly need; the memory itself is bounded by the manifest.
 const MAX_CORE_INSTANCES: usize = 64;
@@ -58,34 +58,15 @@ impl Instance {
     /// # Errors
     /// When it breaks a limit, traps, or says that it cannot run.
     pub fn new(plugin: &Arc<Plugin>) -> Result<Self, Failure> {
-        let limits = &plugin.manifest.limits;
-        let bytes = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-        let host = Host {
-            limits: StoreLimitsBuilder::new()
-                .memory_size(bytes(limits.memory_mib.saturating_mul(1024 * 1024)))
-                // The size is a bound for each memory.
-                .memories(1)
-                .instances(MAX_CORE_INSTANCES)
-                .tables(MAX_TABLES)
-                .table_elements(MAX_TABLE_ELEMENTS)
-                .trap_on_grow_failure(true)
-                .build(),
-            deadline: Deadline::new(INIT_MS),
-            log: Arc::clone(&plugin.log),
-            config: Arc::clone(&plugin.config),
+        let Guest::Filter(component) = &plugin.component else {
+            return Err(Failure::Trap("it is no event filter".to_owned()));
         };
-        let mut store = Store::new(plugin.component.engine(), host);
-        store.limiter(|host| &mut host.limits);
-        store.set_hostcall_fuel(bytes(limits.output_bytes));
-
-        // Making an instance runs guest code too.
-        store.epoch_deadline_callback(Deadline::reached);
-        store.set_epoch_deadline(store.data().deadline.first_epochs());
+        let mut store = store(plugin, component.engine());
         let failed = |error: wasmtime::Error| plugin.failure(&error, INIT_MS);
-        let exports = plugin.component.instantiate(&mut store).map_err(failed)?;
+        let exports = component.instantiate(&mut store).map_err(failed)?;
         match exports.nostr_gateway_plugin_filter().call_init(&mut store).map_err(failed)? {
             Ok(()) => Ok(Self { store, exports, plugin: Arc::clone(plugin) }),
-            Err(text) => Err(Failure::Init(one_line(&text, CAUSE_BYTES))),
+            Err(text) => Err(Failure::init(&text)),
         }
     }
 
@@ -99,9 +80,7 @@ impl Instance {
         context: types::Context<'_>,
     ) -> Result<Verdict, Failure> {
         let time_ms = self.plugin.manifest.limits.time_ms;
-        let deadline = Deadline::new(time_ms);
-        self.store.set_epoch_deadline(deadline.first_epochs());
-        self.store.data_mut().deadline = deadline;
+        begin(&mut self.store, time_ms);
         let filter = self.exports.nostr_gateway_plugin_filter();
         let verdict = filter
             .call_evaluate(&mut self.store, event, context)
@@ -110,8 +89,49 @@ impl Instance {
     }
 }
 
+/// A store for one instance, with all limits of the manifest. Making an instance runs guest code
+/// too, so the time of `init` runs from here on.
+pub fn store(plugin: &Plugin, engine: &Engine) -> Store<Host> {
+    let limits = &plugin.manifest.limits;
+    let bytes = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    let host = Host {
+        limits: StoreLimitsBuilder::new()
+            .memory_size(bytes(limits.memory_mib.saturating_mul(1024 * 1024)))
+            // The size is a bound for each memory.
+            .memories(1)
+            .instances(MAX_CORE_INSTANCES)
+            .tables(MAX_TABLES)
+            .table_elements(MAX_TABLE_ELEMENTS)
+            .trap_on_grow_failure(true)
+            .build(),
+        deadline: Deadline::new(INIT_MS),
+        log: Arc::clone(&plugin.log),
+        config: Arc::clone(&plugin.config),
+    };
+    let mut store = Store::new(engine, host);
+    store.limiter(|host| &mut host.limits);
+    store.set_hostcall_fuel(bytes(limits.output_bytes));
+    store.epoch_deadline_callback(Deadline::reached);
+    store.set_epoch_deadline(store.data().deadline.first_epochs());
+    store
+}
+
+/// Begins the time of a call.
+pub fn begin(store: &mut Store<Host>, time_ms: u64) {
+    let deadline = Deadline::new(time_ms);
+    store.set_epoch_deadline(deadline.first_epochs());
+    store.data_mut().deadline = deadline;
+}
+
+impl Failure {
+    /// What a plugin said for not running.
+    pub fn init(text: &str) -> Self {
+        Self::Init(one_line(text, CAUSE_BYTES))
+    }
+}
+
 impl Plugin {
-    fn failure(&self, error: &wasmtime::Error, time_ms: u64) -> Failure {
+    pub fn failure(&self, error: &wasmtime::Error, time_ms: u64) -> Failure {
         let limits = &self.manifest.limits;
         match error.downcast_ref::<Trap>() {
             Some(Trap::Interrupt) => return Failure::Time(time_ms),

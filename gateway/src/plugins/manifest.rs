@@ -49,6 +49,18 @@ pub struct Manifest {
 pub enum World {
     #[serde(rename = "event-filter")]
     EventFilter,
+    #[serde(rename = "secret-rotation")]
+    SecretRotation,
+}
+
+impl World {
+    /// The name, in manifests and in `wit/`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::EventFilter => "event-filter",
+            Self::SecretRotation => "secret-rotation",
+        }
+    }
 }
 
 /// An interface of the host.
@@ -359,7 +371,7 @@ file = "a.wasm"
         assert_eq!(replaced("1.0.0", "one"), "version: want a semantic version such as 1.0.0");
         assert_eq!(
             replaced("event-filter", "event-sink"),
-            "line 4: unknown variant `event-sink`, expected `event-filter`"
+            "line 4: unknown variant `event-sink`, expected `event-filter` or `secret-rotation`"
         );
     }
 

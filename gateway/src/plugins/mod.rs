@@ -18,6 +18,7 @@ mod lower;
 pub mod manifest;
 mod plugin;
 mod printable;
+mod rotation;
 mod verdict;
 mod worker;
 

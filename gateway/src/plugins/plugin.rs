@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 use wasmtime::{Engine, component::Component};
 
 use super::{
-    bindings::EventFilterPre,
+    bindings::{EventFilterPre, rotation::SecretRotationPre},
     capabilities::{Host, PluginLog},
     grants::{self, GrantError},
     instance::{Failure, Instance},
-    manifest::{self, Manifest},
+    manifest::{self, Manifest, World},
     printable::one_line,
+    rotation::RotationInstance,
 };
 
 /// The largest component, in bytes. Interpreters are the largest ones: Python takes 18 MB.
@@ -32,16 +33,22 @@ pub enum PluginError {
     Compile(String),
     #[error(transparent)]
     Grant(#[from] GrantError),
-    #[error("it does not fit the world event-filter: {0}")]
-    World(String),
+    #[error("it does not fit the world {0}: {1}")]
+    World(&'static str, String),
     #[error("it did not start: {0}")]
     Start(#[from] Failure),
+}
+
+/// A component that fits its world.
+pub enum Guest {
+    Filter(EventFilterPre<Host>),
+    Rotation(SecretRotationPre<Host>),
 }
 
 /// A plugin that can be instantiated.
 pub struct Plugin {
     pub manifest: Manifest,
-    pub component: EventFilterPre<Host>,
+    pub component: Guest,
     pub log: Arc<PluginLog>,
     pub config: Arc<BTreeMap<String, String>>,
 }
@@ -68,15 +75,21 @@ impl Plugin {
         let linker = grants::linker(engine, &component, &manifest.capabilities)?;
         let component = linker
             .instantiate_pre(&component)
-            .and_then(EventFilterPre::new)
-            .map_err(|error| PluginError::World(brief(&error)))?;
+            .and_then(|component| match manifest.world {
+                World::EventFilter => EventFilterPre::new(component).map(Guest::Filter),
+                World::SecretRotation => SecretRotationPre::new(component).map(Guest::Rotation),
+            })
+            .map_err(|error| PluginError::World(manifest.world.name(), brief(&error)))?;
         let plugin = Arc::new(Self {
             log: Arc::new(PluginLog::new(manifest.id.clone())),
             config: Arc::new(manifest.config_json()),
             component,
             manifest,
         });
-        Instance::new(&plugin)?;
+        match plugin.component {
+            Guest::Filter(_) => drop(Instance::new(&plugin)?),
+            Guest::Rotation(_) => drop(RotationInstance::new(&plugin)?),
+        }
         Ok(plugin)
     }
 }

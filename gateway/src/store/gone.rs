@@ -12,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
     names::Names,
+    privacy,
     writes::{Order, Writes},
 };
 use crate::{
@@ -20,14 +21,14 @@ use crate::{
 };
 
 /// Rows of one topic; beyond that the oldest are dropped, those of [`Part::Rest`] first.
-pub(super) const MAX_OF_TOPIC: u64 = 200_000;
+pub(super) const MAX_OF_TOPIC: u64 = 1_000_000;
 /// Rows dropped with one order.
 const CHUNK: u64 = 2_000;
 /// Refused events that wait to be written.
 const WAITING: usize = 10_000;
 
 /// As it stands in the column `cause`.
-const fn number(gone: Gone) -> u8 {
+const fn number(gone: Gone) -> i64 {
     match gone {
         Gone::Refused => 1,
         Gone::Banned => 2,
@@ -39,16 +40,26 @@ const fn number(gone: Gone) -> u8 {
 }
 
 /// What a change of the operator's rules can bring back.
-pub(super) const BANNED: u8 = number(Gone::Banned);
+pub(super) const BANNED: i64 = number(Gone::Banned);
+/// Added to the cause of what was in private topics alone.
+const PRIVATE: i64 = 16;
+
+/// The causes of what a topic's members may be told are below this: a public topic may have been private
+/// once.
+pub(super) const fn causes_below(topic_is_private: bool) -> i64 {
+    if topic_is_private { i64::MAX } else { PRIVATE }
+}
 
 /// An event that is not stored, in one topic, whose number is known.
 pub(super) fn add(
     connection: &Connection,
     topic: i64,
     event: &Event,
+    is_private: bool,
     gone: Gone,
 ) -> rusqlite::Result<()> {
-    insert(connection, topic, Part::of(event.kind), event.created_at, &event.id, gone)
+    let cause = number(gone) + if is_private { PRIVATE } else { 0 };
+    insert(connection, topic, Part::of(event.kind), event.created_at, &event.id, cause)
 }
 
 fn insert(
@@ -57,14 +68,16 @@ fn insert(
     part: Part,
     created_at: u64,
     id: &EventId,
-    gone: Gone,
+    cause: i64,
 ) -> rusqlite::Result<()> {
+    // What comes again in public is no secret any more.
     connection
         .prepare_cached(
-            "INSERT OR IGNORE INTO gone (topic, part, created_at, id, cause) \
-             VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO gone (topic, part, created_at, id, cause) VALUES (?1, ?2, ?3, ?4, ?5) \
+             ON CONFLICT DO UPDATE SET cause = excluded.cause \
+             WHERE cause >= 16 AND excluded.cause < 16",
         )?
-        .execute(params![topic, part.number(), created_at.cast_signed(), id.0, number(gone)])?;
+        .execute(params![topic, part.number(), created_at.cast_signed(), id.0, cause])?;
     Ok(())
 }
 
@@ -75,10 +88,11 @@ pub(super) fn add_row(
     event: &Event,
     gone: Gone,
 ) -> rusqlite::Result<()> {
+    let private = if privacy::of_row(connection, row)? { PRIVATE } else { 0 };
     connection
         .prepare_cached(
             "INSERT OR IGNORE INTO gone (topic, part, created_at, id, cause) \
-             SELECT topic, ?3, ?1, ?4, ?5 FROM memberships \
+             SELECT topic, ?3, ?1, ?4, ?5 + ?6 FROM memberships \
              WHERE topic IN (SELECT topic FROM topics) AND created_at = ?1 AND event = ?2",
         )?
         .execute(params![
@@ -86,7 +100,8 @@ pub(super) fn add_row(
             row,
             Part::of(event.kind).number(),
             event.id.0,
-            number(gone)
+            number(gone),
+            private
         ])?;
     Ok(())
 }
@@ -96,7 +111,7 @@ struct Refused {
     part: Part,
     created_at: u64,
     id: EventId,
-    why: Gone,
+    cause: i64,
 }
 
 /// Refused events on their way into the table.
@@ -111,13 +126,13 @@ struct Queue {
 }
 
 impl Refusals {
-    /// Never waits.
+    /// Never waits. Each topic comes with whether it is private.
     pub fn add(
         &self,
         writes: &Writes,
         changes: &Arc<AtomicU64>,
         event: &VerifiedEvent,
-        topics: &[TopicName],
+        topics: impl ExactSizeIterator<Item = (TopicName, bool)>,
         why: Gone,
     ) {
         let queue = &self.0;
@@ -126,12 +141,12 @@ impl Refusals {
             if waiting.len() + topics.len() > WAITING {
                 return;
             }
-            waiting.extend(topics.iter().map(|topic| Refused {
-                topic: topic.clone(),
+            waiting.extend(topics.map(|(topic, is_private)| Refused {
+                topic,
                 part: Part::of(event.kind),
                 created_at: event.created_at,
                 id: event.id,
-                why,
+                cause: number(why) + if is_private { PRIVATE } else { 0 },
             }));
         }
         if queue.ordered.swap(true, Ordering::AcqRel) {
@@ -144,15 +159,18 @@ impl Refusals {
                 std::mem::take(&mut *taken.waiting.lock().unwrap_or_else(PoisonError::into_inner));
             let mut topics = Names::topics();
             for refused in waiting {
-                let Refused { topic, part, created_at, id, why } = refused;
+                let Refused { topic, part, created_at, id, cause } = refused;
                 let topic = topics.number(connection, topic.as_str())?;
-                insert(connection, topic, part, created_at, &id, why)?;
+                insert(connection, topic, part, created_at, &id, cause)?;
             }
-            changes.fetch_add(1, Ordering::Relaxed);
             Ok(0)
         });
+        // After the commit: whoever sees the change finds it in the file.
+        let done = Box::new(move |_| {
+            changes.fetch_add(1, Ordering::Relaxed);
+        });
         // A busy writer is not waited for: the next refusal tries again.
-        if !writes.try_send(Order::Run(change, Box::new(drop))) {
+        if !writes.try_send(Order::Run(change, done)) {
             queue.ordered.store(false, Ordering::Release);
         }
     }
@@ -162,16 +180,17 @@ impl Refusals {
 pub(super) fn find(
     connection: &Connection,
     topic: i64,
+    is_private: bool,
     ids: &[EventId],
 ) -> rusqlite::Result<Vec<(u64, EventId)>> {
     let mut statement = connection.prepare_cached(
         "SELECT created_at FROM gone INDEXED BY gone_by_id \
-         WHERE substr(id, 1, 8) = ?1 AND id = ?2 AND topic = ?3",
+         WHERE substr(id, 1, 8) = ?1 AND id = ?2 AND topic = ?3 AND cause < ?4",
     )?;
     let mut found = Vec::new();
     for id in ids {
-        let at: Option<i64> =
-            statement.query_row(params![&id.0[..8], id.0, topic], |row| row.get(0)).optional()?;
+        let asked = params![&id.0[..8], id.0, topic, causes_below(is_private)];
+        let at: Option<i64> = statement.query_row(asked, |row| row.get(0)).optional()?;
         found.extend(at.map(|at| (at.cast_unsigned(), *id)));
     }
     Ok(found)
@@ -215,6 +234,49 @@ pub(super) fn trim(
     Ok(total)
 }
 
+/// The way of a row of the table: its primary key.
+type Key = (i64, i64, i64, EventId);
+
+/// Retention has room again for what it removed from a topic, or from all: forgets it, chunk by chunk,
+/// so that others may bring it.
+pub(super) fn forget_evicted(
+    connection: &Connection,
+    writes: &Writes,
+    topic: Option<&str>,
+    changes: &AtomicU64,
+) -> Result<u64, StoreError> {
+    let evicted = number(Gone::Evicted);
+    let (mut forgotten, mut after) = (0, (0, 0, 0, EventId([0; 32])));
+    loop {
+        let mut next = connection.prepare_cached(
+            "SELECT topic, part, created_at, id FROM gone \
+             WHERE (topic, part, created_at, id) > (?1, ?2, ?3, ?4) AND cause & 15 = ?5 \
+             AND (?6 IS NULL OR topic = (SELECT topic FROM topics WHERE name = ?6)) \
+             ORDER BY topic, part, created_at, id LIMIT ?7",
+        )?;
+        let (number, part, at, id) = after;
+        let asked = params![number, part, at, id.0, evicted, topic, CHUNK.cast_signed()];
+        let rows = next.query_map(asked, |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, EventId(row.get(3)?)))
+        })?;
+        let keys: Vec<Key> = rows.collect::<rusqlite::Result<_>>()?;
+        let Some(last) = keys.last() else { return Ok(forgotten) };
+        after = *last;
+        let change = Box::new(move |connection: &Connection| {
+            let mut delete = connection.prepare_cached(
+                "DELETE FROM gone WHERE topic = ?1 AND part = ?2 AND created_at = ?3 AND id = ?4",
+            )?;
+            let mut deleted = 0;
+            for (topic, part, at, id) in &keys {
+                deleted += delete.execute(params![topic, part, at, id.0])? as u64;
+            }
+            Ok(deleted)
+        });
+        forgotten += writes.ask(|answer| Order::Run(change, answer))?;
+        changes.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// With other limits, plugins or retention, what these refused may be welcome: forgets it, once.
 /// `rules` stands for all of them.
 pub(super) fn rules_are(writes: &Writes, rules: i64) -> Result<u64, StoreError> {
@@ -226,7 +288,7 @@ pub(super) fn rules_are(writes: &Writes, rules: i64) -> Result<u64, StoreError> 
             return Ok(0);
         }
         let forgotten = connection.execute(
-            "DELETE FROM gone WHERE cause IN (?1, ?2)",
+            "DELETE FROM gone WHERE cause & 15 IN (?1, ?2)",
             [number(Gone::Refused), number(Gone::Evicted)],
         )?;
         connection

@@ -36,7 +36,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -56,8 +56,8 @@ use crate::{
     clock::unix_now,
     metrics::Metrics,
     pipeline::{
-        Affected, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Presence, Removal, Scan,
-        Scope, Seq, Span, StoreError, TopicIds, Viewer, Write,
+        Affected, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Presence, PrivateTopics,
+        Removal, Scan, Scope, Seq, Span, StoreError, TopicIds, Viewer, Write,
     },
     protocol::{Event, EventId, Filter, TopicName, VerifiedEvent, kinds::Part},
     tasks,
@@ -84,6 +84,8 @@ pub struct Store {
     stored_at_start: u64,
     door: Door,
     refusals: gone::Refusals,
+    /// Which topics are private; until it is told, none.
+    private: OnceLock<PrivateTopics>,
     background: Mutex<Background>,
     data_dir: PathBuf,
     config: StorageConfig,
@@ -187,11 +189,21 @@ impl Store {
             stored_at_start,
             door: Door::default(),
             refusals: gone::Refusals::default(),
+            private: OnceLock::new(),
             background: Mutex::new(background),
             data_dir: data_dir.to_owned(),
             config: config.clone(),
             metrics,
         })
+    }
+
+    /// Says which topics are private. What a topic had when it was private is not shown in it later.
+    pub fn private_are(&self, private: PrivateTopics) {
+        let _ = self.private.set(private);
+    }
+
+    fn is_private(&self, topic: &TopicName) -> bool {
+        self.private.get().is_some_and(|private| private.contains(topic))
     }
 
     /// Starts what removes events: those that expired, and those that are past what is kept.
@@ -322,6 +334,7 @@ impl EventWriter for Store {
     }
 
     fn refused(&self, event: &VerifiedEvent, topics: &[TopicName], why: Gone) {
+        let topics = topics.iter().map(|topic| (topic.clone(), self.is_private(topic)));
         self.refusals.add(&self.writes, &self.memory.gone_changes, event, topics, why);
     }
 }
@@ -388,7 +401,8 @@ impl EventReader for Store {
         topic: TopicName,
         ids: Vec<EventId>,
     ) -> BoxFuture<'_, Result<Vec<Arc<str>>, StoreError>> {
-        self.ask(move |connection| query::fetch(connection, &topic, &ids))
+        let private = self.is_private(&topic);
+        self.ask(move |connection| query::fetch(connection, &topic, private, &ids))
     }
 
     fn missing(
@@ -406,7 +420,10 @@ impl EventReader for Store {
         span: Span,
         max: usize,
     ) -> BoxFuture<'_, Result<TopicIds, StoreError>> {
-        self.ask_long(move |connection, _| query::topic_ids(connection, &topic, part, span, max))
+        let private = self.is_private(&topic);
+        self.ask_long(move |connection, _| {
+            query::topic_ids(connection, &topic, private, part, span, max)
+        })
     }
 
     fn gone(
@@ -414,8 +431,9 @@ impl EventReader for Store {
         topic: TopicName,
         ids: Vec<EventId>,
     ) -> BoxFuture<'_, Result<Vec<(u64, EventId)>, StoreError>> {
+        let private = self.is_private(&topic);
         self.ask(move |connection| match query::topic_number(connection, &topic)? {
-            Some(topic) => Ok(gone::find(connection, topic, &ids)?),
+            Some(topic) => Ok(gone::find(connection, topic, private, &ids)?),
             None => Ok(Vec::new()),
         })
     }

@@ -61,7 +61,7 @@ impl ModerationTable {
         for statement in brings_back(&change) {
             match statement {
                 Again::Banned => {
-                    sqlx::query("DELETE FROM gone WHERE cause = ?1")
+                    sqlx::query("DELETE FROM gone WHERE cause & 15 = ?1")
                         .bind(BANNED)
                         .execute(&mut *transaction)
                         .await?;

@@ -18,6 +18,13 @@ pub(super) fn is_private(column: i64) -> bool {
     column == PRIVATE
 }
 
+/// The column's value that is not for a topic's members: a public topic may have been private once, or
+/// its name that of a private one.
+pub(super) fn hidden(topic_is_private: bool) -> i64 {
+    // No event has -1.
+    if topic_is_private { -1 } else { PRIVATE }
+}
+
 /// Whether it was, once the step at this position was done.
 fn was_private_after(column: i64, position: i64) -> bool {
     is_private(column) || column > position

@@ -50,6 +50,7 @@ pub(super) fn run(mut connection: Connection, queue: &Receiver<Order>, shared: &
         topics: Names::topics(),
         origins: Names::origins(),
         head: *shared.tail.head().borrow(),
+        gone: 0,
     };
     let mut group = Vec::new();
     while collect(queue, &mut group) {
@@ -85,7 +86,7 @@ pub(super) fn run(mut connection: Connection, queue: &Receiver<Order>, shared: &
 /// under way is there; the other half is verified meanwhile. A lone event is committed at once.
 fn collect(queue: &Receiver<Order>, group: &mut Vec<Order>) -> bool {
     let Ok(first) = queue.recv() else { return false };
-    let mut under_way = first.under_way();
+    let mut under_way = first.under_way().unwrap_or(0);
     group.push(first);
     let deadline = Instant::now() + LONGEST_WAIT;
     while group.len() < MAX_GROUP {
@@ -97,7 +98,7 @@ fn collect(queue: &Receiver<Order>, group: &mut Vec<Order>) -> bool {
                 Err(_) => break,
             },
         };
-        under_way = next.under_way();
+        under_way = next.under_way().unwrap_or(under_way);
         group.push(next);
     }
     true
@@ -110,10 +111,11 @@ enum Done {
 }
 
 impl Order {
-    fn under_way(&self) -> usize {
+    /// Only events know; other orders between them say nothing of it.
+    fn under_way(&self) -> Option<usize> {
         match self {
-            Self::Write(write) => write.under_way,
-            Self::Remove(..) | Self::Evict(..) | Self::Run(..) => 0,
+            Self::Write(write) => Some(write.under_way),
+            Self::Remove(..) | Self::Evict(..) | Self::Run(..) => None,
         }
     }
 
@@ -142,6 +144,8 @@ struct Writer<'m> {
     origins: Names,
     /// The newest log position, given to an event that is not committed yet or to the last one.
     head: Seq,
+    /// Changes of what is gone that are not committed yet.
+    gone: u64,
 }
 
 #[derive(Default)]
@@ -177,6 +181,8 @@ impl Writer<'_> {
             open::set_head(&transaction, self.head)?;
         }
         transaction.commit()?;
+        // Not before: whoever sees the change finds it in the file.
+        self.memory.gone_changes.fetch_add(std::mem::take(&mut self.gone), Ordering::Relaxed);
         Ok(commit)
     }
 
@@ -186,6 +192,7 @@ impl Writer<'_> {
         self.origins.forget();
         self.memory.authors.clear();
         self.head = head;
+        self.gone = 0;
     }
 
     fn apply(
@@ -282,8 +289,8 @@ impl Writer<'_> {
     ) -> rusqlite::Result<()> {
         for topic in &write.topics {
             let topic = self.topics.number(connection, topic.as_str())?;
-            gone::add(connection, topic, &write.event, why)?;
-            self.memory.gone_changes.fetch_add(1, Ordering::Relaxed);
+            gone::add(connection, topic, &write.event, write.private, why)?;
+            self.gone += 1;
         }
         Ok(())
     }

@@ -29,6 +29,8 @@ pub mod config;
 #[macro_use]
 mod export;
 pub mod log;
+#[macro_use]
+pub mod rotation;
 
 #[doc(hidden)]
 pub mod bindings {

@@ -111,8 +111,8 @@ async fn what_was_missed_while_away_comes_afterwards() {
     // Deleted while it was away: neither the event nor its deletion was heard.
     let before = events::event(&keys, 1, "to be deleted", &[], events::now() - 50);
     let b = b.restart().await;
-    publish(&b, std::slice::from_ref(&before)).await;
     let mut expected = held(&a).await;
+    publish(&b, std::slice::from_ref(&before)).await;
     expected.push(before.id.to_hex());
     expected.sort();
     becomes(&a, &expected).await;

@@ -3,10 +3,11 @@
 use std::{collections::HashSet, io, time::Duration};
 
 use futures_util::{Stream, stream};
-use iroh::endpoint::{Connection, RecvStream};
+use iroh::endpoint::{Connection, RecvStream, SendStream};
 use tokio::{io::AsyncRead, time::timeout};
 
 use super::wire::{self, Rest, WireError};
+use crate::gossip::state::TopicState;
 use crate::protocol::{Event, EventId, event::compute_id, kinds::Class};
 
 /// How long an answer may go without progress.
@@ -19,13 +20,33 @@ pub enum Piece {
     End(Rest),
 }
 
-/// Sends a request and returns the stream with its answer.
+/// How long a stream is waited for: the other side allows so many, and each that ends makes room.
+const OPENING: Duration = Duration::from_secs(60);
+
+/// Opens a stream for a request about a topic.
+///
+/// # Errors
+/// When the connection is broken or has no room, or the other side is no member; the text is for a
+/// debug log.
+pub async fn open(
+    topic: &TopicState,
+    connection: &Connection,
+) -> Result<(SendStream, RecvStream), String> {
+    let opened = timeout(OPENING, topic.open(connection)).await;
+    opened.unwrap_or_else(|_| Err("no room for a stream".to_owned()))
+}
+
+/// Sends a request about a topic and returns the stream with its answer.
 ///
 /// # Errors
 /// When the connection is broken or stalls; the text is for a debug log.
-pub async fn ask(connection: &Connection, bytes: &[u8]) -> Result<RecvStream, String> {
+pub async fn ask(
+    topic: &TopicState,
+    connection: &Connection,
+    bytes: &[u8],
+) -> Result<RecvStream, String> {
+    let (mut send, receive) = open(topic, connection).await?;
     let sending = async {
-        let (mut send, receive) = connection.open_bi().await.map_err(|e| e.to_string())?;
         send.write_all(bytes).await.map_err(|e| e.to_string())?;
         send.finish().map_err(|e| e.to_string())?;
         Ok(receive)

@@ -113,7 +113,8 @@ impl Puller {
         let peer = job.peer();
         let connection = self.connections.to(peer).await?;
         let request = Request { topic: self.state.name().clone(), ids: wanted };
-        let answer = answers::ask(&connection, &wire::encode_request(&request, None)).await?;
+        let answer =
+            answers::ask(&self.state, &connection, &wire::encode_request(&request, None)).await?;
         let wanted = request.ids.into_iter().collect();
         let mut pieces = pin!(answers::pieces(answer, wanted, self.max_event_bytes));
         let mut submissions = FuturesUnordered::new();

@@ -17,12 +17,13 @@ use tokio::{
 
 use super::{
     trust::{Trust, Way},
-    wire::{self, Rest, WireError},
+    wire::{self, ANSWER_BYTES, Rest, WireError},
 };
 use crate::{
     clock::unix_now,
     gossip::{
         door::{BUSY, Places},
+        private::{self, Circles, TalkError},
         sync::Library,
     },
     metrics::{CauseLabels, Metrics},
@@ -33,18 +34,19 @@ use crate::{
 const CONNECTIONS: usize = 256;
 /// One to use, and one that a peer left behind when it crashed.
 const CONNECTIONS_PER_PEER: usize = 2;
-const STREAMS_PER_CONNECTION: usize = 16;
+const STREAMS_PER_CONNECTION: usize = 64;
 /// Requests answered at once, over all peers. Each holds a few events in memory.
-const REQUESTS: usize = 64;
+const REQUESTS: usize = 256;
+/// Of each kind on one connection: whoever reads slowly must not hold the places of all.
+const REQUESTS_PER_CONNECTION: usize = 4;
+/// What each id that is asked for counts, in bytes of the peer's minute.
+const ID_COST: usize = 64;
 /// A connection that asks for nothing this long is closed.
 const IDLE: Duration = Duration::from_secs(60);
 /// How long a request and its answer may take together.
 const REQUEST: Duration = Duration::from_secs(30);
 /// How long a peer may take to read one event.
 const STALLED: Duration = Duration::from_secs(5);
-/// An answer ends before it exceeds this many bytes, unless the first event does alone; the rest can be
-/// asked for again.
-const ANSWER_BYTES: usize = 8 << 20;
 /// How many events are read from the store at a time.
 const CHUNK: usize = 8;
 const CHUNK_TAKEN: usize = 64;
@@ -63,6 +65,8 @@ const LOOKS: u32 = 3;
 const DONE: VarInt = VarInt::from_u32(0);
 /// What a stream with a malformed request is reset with.
 const MALFORMED: VarInt = VarInt::from_u32(2);
+/// What a stream of a private topic is reset with that is not answered, for whatever reason.
+const UNKNOWN: VarInt = VarInt::from_u32(3);
 
 /// The handler of our ALPN. Cheap to clone.
 #[derive(Clone)]
@@ -70,6 +74,7 @@ pub struct SyncServer(Arc<Shared>);
 
 struct Shared {
     joined: JoinedTopics,
+    circles: Circles,
     reader: Arc<dyn EventReader>,
     library: Arc<Library>,
     trust: Arc<Trust>,
@@ -78,9 +83,23 @@ struct Shared {
     requests: Semaphore,
 }
 
+/// Requests of one connection that are answered at once.
+struct Turns {
+    fetches: Semaphore,
+    takes: Semaphore,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        let places = || Semaphore::new(REQUESTS_PER_CONNECTION);
+        Self { fetches: places(), takes: places() }
+    }
+}
+
 impl SyncServer {
     pub fn new(
         joined: JoinedTopics,
+        circles: Circles,
         reader: Arc<dyn EventReader>,
         library: Arc<Library>,
         trust: Arc<Trust>,
@@ -88,6 +107,7 @@ impl SyncServer {
     ) -> Self {
         Self(Arc::new(Shared {
             joined,
+            circles,
             reader,
             library,
             trust,
@@ -125,6 +145,7 @@ impl ProtocolHandler for SyncServer {
 impl Shared {
     async fn serve(&self, connection: &Connection) {
         let peer = connection.remote_id();
+        let turns = Turns::default();
         let mut answers = FuturesUnordered::new();
         loop {
             tokio::select! {
@@ -134,7 +155,9 @@ impl Shared {
                 {
                     match stream {
                         Ok(Ok(_)) if self.trust.is_banned(&peer) => return,
-                        Ok(Ok((send, receive))) => answers.push(self.stream(peer, send, receive)),
+                        Ok(Ok((send, receive))) => {
+                            answers.push(self.stream(connection, &turns, send, receive));
+                        }
                         Ok(Err(_)) => return,
                         Err(_) if answers.is_empty() => return,
                         Err(_) => {}
@@ -144,17 +167,29 @@ impl Shared {
         }
     }
 
-    async fn stream(&self, peer: EndpointId, mut send: SendStream, mut receive: RecvStream) {
-        let result = match timeout(REQUEST, opening(&mut receive)).await {
-            Ok(Ok((kind, topic))) => {
-                self.request(peer, kind, &topic, &mut send, &mut receive).await
-            }
+    async fn stream(
+        &self,
+        connection: &Connection,
+        turns: &Turns,
+        mut send: SendStream,
+        mut receive: RecvStream,
+    ) {
+        let peer = connection.remote_id();
+        let from = (peer, turns);
+        let result = match timeout(REQUEST, wire::read_type(&mut receive)).await {
+            Ok(Ok(wire::PRIVATE)) => self.private(connection, turns, &mut send, &mut receive).await,
+            Ok(Ok(kind)) => self.public(from, kind, &mut send, &mut receive).await,
             Ok(Err(error)) => Err(error),
             Err(_) => Err(slow()),
         };
         match result {
-            Ok(()) => {
+            Ok(Served::Yes) => {
                 let _ = send.finish();
+            }
+            Ok(Served::Unknown) => {
+                self.count("unknown private topic");
+                let _ = send.reset(UNKNOWN);
+                let _ = receive.stop(UNKNOWN);
             }
             Err(WireError::Io(error)) if error.kind() == io::ErrorKind::TimedOut => {
                 self.count("served too slowly");
@@ -171,25 +206,76 @@ impl Shared {
         }
     }
 
+    /// A request by a topic's name: a private topic is unknown to it.
+    async fn public(
+        &self,
+        from: (EndpointId, &Turns),
+        kind: u8,
+        send: &mut SendStream,
+        receive: &mut RecvStream,
+    ) -> Result<Served, WireError> {
+        let topic = timeout(REQUEST, wire::read_topic(receive)).await.map_err(|_| slow())??;
+        let is_ours = self.joined.contains(topic.as_str());
+        self.request(from, kind, &topic, is_ours, send, receive).await?;
+        Ok(Served::Yes)
+    }
+
+    /// A stream of a private topic: first both find out who the other is, then there may be a request.
+    async fn private(
+        &self,
+        connection: &Connection,
+        turns: &Turns,
+        send: &mut SendStream,
+        receive: &mut RecvStream,
+    ) -> Result<Served, WireError> {
+        let peer = connection.remote_id();
+        let circle = match private::answer(&self.circles, connection, send, receive).await {
+            Ok(circle) => circle,
+            Err(TalkError::Malformed) => return Err(WireError::Malformed("a private stream")),
+            Err(error) => {
+                tracing::debug!(%error, peer = %peer.fmt_short(), "a private stream is not answered");
+                return Ok(Served::Unknown);
+            }
+        };
+        let name = &circle.topic().name;
+        let mut kind = [0];
+        match timeout(REQUEST, receive.read(&mut kind)).await.map_err(|_| slow())? {
+            Ok(Some(1)) => {}
+            // It came for the meeting alone.
+            Ok(_) => return Ok(Served::Yes),
+            Err(error) => return Err(WireError::Io(io::Error::other(error))),
+        }
+        let kind = wire::read_type(&mut &kind[..]).await?;
+        let topic = timeout(REQUEST, wire::read_topic(receive)).await.map_err(|_| slow())??;
+        if kind == wire::PRIVATE || topic != *name {
+            return Err(WireError::Malformed("another topic than that of the stream"));
+        }
+        self.request((peer, turns), kind, name, true, send, receive).await?;
+        Ok(Served::Yes)
+    }
+
     /// Answers a request whose type and topic are known.
     async fn request(
         &self,
-        peer: EndpointId,
+        (peer, turns): (EndpointId, &Turns),
         kind: u8,
         topic: &TopicName,
+        is_ours: bool,
         send: &mut SendStream,
         receive: &mut RecvStream,
     ) -> Result<(), WireError> {
-        let is_ours = self.joined.contains(topic.as_str());
         match kind {
             // It has time limits of its own.
             wire::RECONCILE => self.library.follow(peer, topic, is_ours, send, receive).await,
             wire::HINT => {
-                self.library.hinted(peer, topic);
+                if is_ours {
+                    self.library.hinted(peer, topic);
+                }
                 Ok(())
             }
             kind => {
-                let answer = self.answer(peer, kind, topic, is_ours, send, receive);
+                let turns = if kind == wire::TAKE { &turns.takes } else { &turns.fetches };
+                let answer = self.answer((peer, turns), kind, topic, is_ours, send, receive);
                 timeout(REQUEST, answer).await.unwrap_or_else(|_| Err(slow()))
             }
         }
@@ -198,7 +284,7 @@ impl Shared {
     /// Sends the events of a [`wire::FETCH`] or [`wire::TAKE`].
     async fn answer(
         &self,
-        peer: EndpointId,
+        (peer, turns): (EndpointId, &Semaphore),
         kind: u8,
         topic: &TopicName,
         is_ours: bool,
@@ -209,13 +295,20 @@ impl Shared {
         let longest = if taken { receive.read_u32().await? as usize } else { usize::MAX };
         let ids = wire::read_ids(receive, if taken { wire::MAX_TAKEN } else { wire::MAX_IDS });
         let ids = ids.await?;
+        // Looking for what is not there costs as well.
+        self.trust.spend(peer, Way::Out, ids.len() * ID_COST);
         let mut rest = Rest::default();
+        if taken && !is_ours && self.library.left_lately(topic) {
+            // It was promised when we were in the topic. "Nothing" would look like a lie.
+            return Err(WireError::Io(io::ErrorKind::NotConnected.into()));
+        }
         if is_ours {
             let pause = self.trust.pause(peer, Way::Out);
             tokio::time::sleep(pause.min(LONGEST_PAUSE)).await;
             let room = if pause > LONGEST_PAUSE { 0 } else { ANSWER_BYTES };
             let trust = Some((&*self.trust, peer));
             let mut answer = Answer { longest, trust, ..Answer::new(send, room) };
+            let _turn = turns.acquire().await;
             // Before the store is read: what is committed from here on must wake us.
             let mut head = self.reader.head();
             let seen = *head.borrow_and_update();
@@ -224,10 +317,19 @@ impl Shared {
             let missing = answer.missing(&ids);
             if answer.room > 0 && !missing.is_empty() {
                 let gone = self.reader.gone(topic.clone(), missing.clone()).await;
-                rest.gone = gone.unwrap_or_default();
+                rest.gone = gone.unwrap_or_else(|error| {
+                    tracing::warn!(%error, "cannot look up what is gone for a peer");
+                    answer.room = 0;
+                    Vec::new()
+                });
                 rest.gone.append(&mut answer.too_long);
-                rest.gone.sort_unstable();
-                rest.gone.dedup();
+                if taken && let Some(desk) = self.library.desk(topic) {
+                    // It asks for what it told us is gone there: it has forgotten that, and we have not.
+                    rest.gone.extend(desk.gone_at(peer, &missing));
+                }
+                // By id: two may know different times.
+                rest.gone.sort_unstable_by_key(|(_, id)| *id);
+                rest.gone.dedup_by_key(|(_, id)| *id);
                 if !taken && rest.gone.len() < missing.len() {
                     let gone: HashSet<_> = rest.gone.iter().map(|(_, id)| *id).collect();
                     let late: Vec<_> =
@@ -263,6 +365,8 @@ impl Shared {
                 Ok(found) => found,
                 Err(error) => {
                     tracing::warn!(%error, "cannot read events for a peer");
+                    // Not "nothing there": the answer is cut short.
+                    answer.room = 0;
                     return Ok(());
                 }
             };
@@ -336,10 +440,11 @@ impl Shared {
     }
 }
 
-/// The first bytes of a request: its type and topic.
-async fn opening(receive: &mut RecvStream) -> Result<(u8, TopicName), WireError> {
-    let kind = wire::read_type(receive).await?;
-    Ok((kind, wire::read_topic(receive).await?))
+/// What became of a stream.
+enum Served {
+    Yes,
+    /// It is of no private topic that we and the peer are both in.
+    Unknown,
 }
 
 fn slow() -> WireError {

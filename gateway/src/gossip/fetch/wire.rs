@@ -10,6 +10,13 @@ use crate::protocol::{EventId, TopicName, topic::MAX_NAME_BYTES};
 pub const MAX_IDS: usize = 100;
 /// The most ids in one request for events that the other side said it has.
 pub const MAX_TAKEN: usize = 1_000;
+/// An answer ends before it exceeds this many bytes of events, unless the first event does alone; the
+/// rest can be asked for again.
+pub const ANSWER_BYTES: usize = 8 << 20;
+
+/// The longest event that is passed over when it is too long; after a longer one the answer is not read
+/// on.
+const LONGEST_SKIPPED: usize = 32 << 20;
 
 /// Types of requests. For announced events: the answer waits for those that are on their way.
 pub const FETCH: u8 = 0x01;
@@ -19,6 +26,9 @@ pub const RECONCILE: u8 = 0x02;
 pub const HINT: u8 = 0x03;
 /// For events that the other side has: its answer waits for nothing.
 pub const TAKE: u8 = 0x04;
+
+/// The first byte of a message's length, with which the streams of private topics begin.
+pub const PRIVATE: u8 = 0x00;
 
 /// What a request for events names: which events of which topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,7 +110,7 @@ pub fn encode_request(request: &Request, longest: Option<usize>) -> Vec<u8> {
 /// Reads the type of a request.
 pub async fn read_type(stream: &mut (impl AsyncRead + Unpin)) -> Result<u8, WireError> {
     match stream.read_u8().await? {
-        kind @ (FETCH | RECONCILE | HINT | TAKE) => Ok(kind),
+        kind @ (FETCH | RECONCILE | HINT | TAKE | PRIVATE) => Ok(kind),
         other => Err(WireError::Type(other)),
     }
 }
@@ -178,19 +188,28 @@ pub async fn read_rest(
     Ok(Rest { cut, gone })
 }
 
-/// Reads one event of an answer; `None` at its end. Nothing longer than `max` bytes is taken into
-/// memory.
+/// Reads one event of an answer; `None` at its end. Events longer than `max` bytes are passed over, so
+/// that they do not keep the others from us; nothing longer is taken into memory.
 pub async fn read_event(
     stream: &mut (impl AsyncRead + Unpin),
     max: usize,
 ) -> Result<Option<String>, WireError> {
-    let length = stream.read_u32().await?;
-    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    let length = loop {
+        let length = stream.read_u32().await?;
+        let bytes = usize::try_from(length).unwrap_or(usize::MAX);
+        if bytes <= max {
+            break bytes;
+        }
+        if bytes > LONGEST_SKIPPED {
+            return Err(WireError::TooLong(bytes));
+        }
+        let mut event = (&mut *stream).take(length.into());
+        if tokio::io::copy(&mut event, &mut tokio::io::sink()).await? < length.into() {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+    };
     if length == 0 {
         return Ok(None);
-    }
-    if length > max {
-        return Err(WireError::TooLong(length));
     }
     let mut json = vec![0; length];
     stream.read_exact(&mut json).await?;
@@ -252,7 +271,12 @@ mod tests {
         let after = stream;
         assert_eq!(read_rest(&mut stream, 1).await.unwrap(), rest);
         assert!(matches!(read_rest(&mut &after[..], 0).await, Err(WireError::TooMany)));
-        assert!(matches!(read_event(&mut &bytes[..], 1).await, Err(WireError::TooLong(2))));
+        let mut stream = &bytes[..];
+        assert_eq!(read_event(&mut stream, 2).await.unwrap().as_deref(), Some("{}"));
+        assert_eq!(read_event(&mut stream, 2).await.unwrap(), None, "the other is too long");
+        assert_eq!(stream, after);
+        let broken_off = [&[0, 0, 0, 9][..], b"1234"].concat();
+        assert!(matches!(read_event(&mut &broken_off[..], 2).await, Err(WireError::Io(_))));
         assert!(matches!(read_event(&mut &[0xff; 4][..], 9).await, Err(WireError::TooLong(_))));
     }
 }

@@ -278,4 +278,12 @@ impl Desk {
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Those of the ids that this peer said are gone there.
+    pub fn gone_at(&self, peer: EndpointId, ids: &[EventId]) -> Vec<(u64, EventId)> {
+        let wanted: HashSet<_> = ids.iter().collect();
+        let kept = self.kept();
+        let there = kept.gone.get(&peer).into_iter().flat_map(|there| &there.ids);
+        there.filter(|(_, _, id)| wanted.contains(id)).map(|(_, at, id)| (*at, *id)).collect()
+    }
 }

@@ -6,7 +6,10 @@ use iroh::{
     EndpointId,
     endpoint::{RecvStream, SendStream},
 };
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::TryAcquireError::NoPermits,
+    time::{sleep, timeout},
+};
 
 use super::{
     desk::{Call, Desk},
@@ -40,6 +43,8 @@ struct Range {
     span: Span,
     set: Arc<Set>,
     rounds: usize,
+    /// It was to begin later, so it may begin anew.
+    split: bool,
     offered: Vec<EventId>,
 }
 
@@ -61,7 +66,12 @@ impl Library {
         let Frame::Hello { spans, .. } = talk.read().await? else {
             return Err(WireError::Malformed("no greeting"));
         };
+        // Those whom we know come before those whom anybody can make up.
+        let is_neighbor = desk.as_ref().is_some_and(|desk| desk.state.neighbors().contains(&peer));
+        let stranger = (!is_neighbor).then(|| self.strangers.try_acquire()).transpose();
+        let place = self.followed_by.try_place(peer);
         let permit = self.following.try_acquire();
+        let permit = stranger.and_then(|stranger| Ok((stranger, place.ok_or(NoPermits)?, permit?)));
         let turn = desk.as_ref().and_then(|desk| desk.follow(self.start.me, peer, PAUSE));
         let (Some(desk), Some(_turn), Ok(_permit)) = (&desk, &turn, &permit) else {
             let _ = talk.write(&Frame::NotNow).await;
@@ -134,11 +144,12 @@ impl Talk<'_> {
                         range.as_ref().filter(|r| r.part == part && r.span.until == span.until);
                     let rounds = rounds.map_or(0, |range| range.rounds);
                     let (set, from) = self.library.set(desk, peer, part, span).await?;
-                    let open = Range { part, span, set, rounds, offered: Vec::new() };
+                    let open = Range { part, span, set, rounds, split: false, offered: vec![] };
                     let open = range.insert(open);
                     if from > span.from {
                         open.span.from = from;
                         open.rounds += 1;
+                        open.split = true;
                         self.write(&Frame::Split(from)).await?;
                     } else {
                         self.compare(open, message).await?;
@@ -231,10 +242,28 @@ impl Talk<'_> {
 fn follows(before: Option<&Range>, part: Part, span: Span) -> bool {
     let Some(before) = before else { return span.from <= span.until };
     let older = span.until < before.span.from;
-    let again = span.until == before.span.until && span.from == before.span.from;
+    let again = before.split && span == before.span;
     span.from <= span.until && (part > before.part || (part == before.part && (older || again)))
 }
 
 fn lie(what: &'static str) -> Failure {
     Failure::Lie(WireError::Malformed(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_begins_anew_only_where_a_split_was_asked_for() {
+        let span = Span { from: 5, until: 9 };
+        let before = |split| {
+            let set = Arc::new(Set::new(&[]).unwrap());
+            Range { part: Part::Rest, span, set, rounds: 1, split, offered: Vec::new() }
+        };
+        assert!(follows(Some(&before(true)), Part::Rest, span));
+        assert!(!follows(Some(&before(false)), Part::Rest, span), "it costs a look into the store");
+        assert!(follows(Some(&before(false)), Part::Rest, Span { from: 0, until: 4 }));
+        assert!(!follows(Some(&before(true)), Part::Rest, Span { from: 4, until: 9 }));
+    }
 }

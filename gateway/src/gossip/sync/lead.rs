@@ -16,7 +16,10 @@ use super::{
     wire::{self, Frame, MAX_OFFERED},
 };
 use crate::{
-    gossip::fetch::wire::{RECONCILE, WireError, encode_opening},
+    gossip::fetch::{
+        answers,
+        wire::{RECONCILE, WireError, encode_opening},
+    },
     pipeline::Span,
     protocol::{EventId, kinds::Part},
 };
@@ -47,8 +50,11 @@ impl Library {
     /// # Errors
     /// When it was broken off. What came before is kept.
     pub async fn lead(&self, desk: &Desk, peer: EndpointId, deep: bool) -> Result<Report, Failure> {
-        let _turn = desk.lead(peer).ok_or(Failure::NotNow)?;
+        // In this order: who only waits stands in nobody's way, and not in the peer's either, which
+        // may begin meanwhile.
+        let _place = self.leading_to.place(peer).await;
         let _permit = self.leading.acquire().await;
+        let _turn = desk.lead(peer).ok_or(Failure::NotNow)?;
         let led = timeout(SESSION, self.session(desk, peer, deep)).await;
         let led = led.unwrap_or(Err(Failure::Slow));
         if let Err(Failure::Lie(_)) = led {
@@ -69,8 +75,8 @@ impl Library {
         let connection = self.start.connections.to(peer).await.map_err(|error| {
             if does_not_speak(&error) { Failure::DoesNotSpeak } else { Failure::Broken(error) }
         })?;
-        let (send, receive) =
-            connection.open_bi().await.map_err(|error| Failure::Broken(error.to_string()))?;
+        let opened = answers::open(&desk.state, &connection).await;
+        let (send, receive) = opened.map_err(Failure::Broken)?;
         let mut talk = Talk { library: self, send, receive };
         let ours = self.state();
         let spans = self.spans(desk.topic());
@@ -127,11 +133,7 @@ impl Talk<'_> {
         span: Span,
         report: &mut Report,
     ) -> Result<u64, Failure> {
-        let (from, mut found) = self.compare(desk, peer, part, span).await?;
-        for ids in [&mut found.have, &mut found.need] {
-            ids.sort_unstable();
-            ids.dedup();
-        }
+        let (from, found) = self.compare(desk, peer, part, span).await?;
         let (needed, offered) = (found.need.len(), found.have.len());
         desk.tell(peer, |progress| {
             progress.needed += needed;
@@ -176,10 +178,20 @@ impl Talk<'_> {
                     })
                     .await?;
                     found = so_far;
-                    if found.need.len() > MOST_DIFFERENT {
+                    // What lacks there may be named again and again, up to so often in honesty.
+                    if found.need.len() > MOST_DIFFERENT || found.have.len() > 2 * MOST_DIFFERENT {
                         return Err(lie("more than a range can hold"));
                     }
-                    let Some(next) = next else { return Ok((span.from, found)) };
+                    let Some(next) = next else {
+                        let sorted = sets::in_turn(&library.turns, move || {
+                            for ids in [&mut found.have, &mut found.need] {
+                                ids.sort_unstable();
+                                ids.dedup();
+                            }
+                            Ok(found)
+                        });
+                        return Ok((span.from, sorted.await?));
+                    };
                     Frame::Compare(next)
                 }
                 // The other side has too many, so it is asked for less.

@@ -10,11 +10,12 @@ use std::{
 use iroh::EndpointId;
 use tokio::{
     sync::{Semaphore, mpsc, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{
     desk::{Call, Desk, SyncProgress},
+    per_peer::PerPeer,
     sets::{self, Set},
 };
 use crate::{
@@ -42,6 +43,15 @@ pub const MOST_DIFFERENT: usize = 500_000;
 const LEADING: usize = 16;
 /// Comparisons that others lead at once. They wait for us more than we for them.
 const FOLLOWING: usize = 16;
+/// Of them, those that others lead who are no neighbors.
+const STRANGERS: usize = 4;
+/// Comparisons with one peer at once that we lead, and as many that it leads: their requests share
+/// the streams of one connection.
+const WITH_ONE_PEER: usize = 4;
+/// Requests to one peer at once, over all topics. It answers no more at once.
+const TAKES_FROM_ONE_PEER: usize = 4;
+/// A peer that compared with us may ask for so long for what it was told that we have.
+const LEFT_LATELY: Duration = Duration::from_secs(120);
 /// Calls that may wait at one desk; what does not fit comes again.
 const CALLS: usize = 32;
 
@@ -69,8 +79,13 @@ pub struct Library {
     /// Tells our states from those of an earlier run.
     instance: u64,
     desks: Mutex<HashMap<TopicName, Arc<Desk>>>,
+    left: Mutex<HashMap<TopicName, Instant>>,
     pub leading: Semaphore,
     pub following: Semaphore,
+    pub strangers: Semaphore,
+    pub leading_to: PerPeer,
+    pub followed_by: PerPeer,
+    pub takes: PerPeer,
     /// Half of the cores may compare.
     pub turns: Arc<Semaphore>,
 }
@@ -131,8 +146,13 @@ impl Library {
             start,
             instance: rand::random(),
             desks: Mutex::default(),
+            left: Mutex::default(),
             leading: Semaphore::new(LEADING),
             following: Semaphore::new(FOLLOWING),
+            strangers: Semaphore::new(STRANGERS),
+            leading_to: PerPeer::new(WITH_ONE_PEER),
+            followed_by: PerPeer::new(WITH_ONE_PEER),
+            takes: PerPeer::new(TAKES_FROM_ONE_PEER),
             turns: Arc::new(Semaphore::new(turns)),
         })
     }
@@ -151,7 +171,16 @@ impl Library {
         let mut desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
         if desks.get(desk.topic()).is_some_and(|open| Arc::ptr_eq(open, desk)) {
             desks.remove(desk.topic());
+            let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+            left.retain(|_, at| at.elapsed() < LEFT_LATELY);
+            left.insert(desk.topic().clone(), Instant::now());
         }
+    }
+
+    /// Whether a peer may not know yet that we left the topic.
+    pub fn left_lately(&self, topic: &TopicName) -> bool {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.get(topic).is_some_and(|at| at.elapsed() < LEFT_LATELY)
     }
 
     pub fn desk(&self, topic: &TopicName) -> Option<Arc<Desk>> {
@@ -160,7 +189,10 @@ impl Library {
 
     /// A neighbor says that it has something new. From others it means nothing.
     pub fn hinted(&self, peer: EndpointId, topic: &TopicName) {
-        if let Some(desk) = self.desk(topic) {
+        // The queue is short: what means nothing takes no place in it.
+        if let Some(desk) = self.desk(topic)
+            && desk.state.neighbors().contains(&peer)
+        {
             let _ = desk.calls.try_send(Call::Hint(peer));
         }
     }
@@ -175,10 +207,11 @@ impl Library {
 
     /// Tells a peer that there is something new here.
     pub async fn hint(&self, peer: EndpointId, topic: &TopicName) {
+        let Some(desk) = self.desk(topic) else { return };
         let bytes = wire::encode_opening(wire::HINT, topic);
         let sending = async {
             let connection = self.start.connections.to(peer).await.ok()?;
-            let (mut send, _receive) = connection.open_bi().await.ok()?;
+            let (mut send, _receive) = desk.state.open(&connection).await.ok()?;
             send.write_all(&bytes).await.ok()?;
             send.finish().ok()?;
             // Dropped before, the stream would be reset.

@@ -9,6 +9,7 @@ mod desk;
 mod follow;
 mod lead;
 mod library;
+mod per_peer;
 mod pull;
 mod sets;
 pub(super) mod wire;

@@ -16,7 +16,7 @@ use crate::{
         fetch::{
             answers::{self, Piece},
             trust::Way,
-            wire::{self, MAX_TAKEN, Request},
+            wire::{self, ANSWER_BYTES, MAX_TAKEN, Request, WireError},
         },
         peer_id,
     },
@@ -29,6 +29,8 @@ use crate::{
 const AT_ONCE: usize = 4;
 /// Events of one request in the pipeline at once.
 const SUBMISSIONS: usize = 256;
+/// Refused events that are kept whole until they are remembered.
+const REFUSED: usize = 64;
 /// How long one request may take.
 const TAKE: Duration = Duration::from_secs(120);
 /// Before a look at whether others brought what they fetch, and after an answer without anything.
@@ -49,6 +51,22 @@ pub struct Pulled {
     pub gone: usize,
     /// Promised, and neither there nor gone; or our own store failed.
     pub lost: usize,
+}
+
+/// Counts what became of an event, and hands back those that are to be remembered as refused.
+fn note((event, outcome): (Event, Outcome), pulled: &mut Pulled) -> Option<(Event, Prefix)> {
+    match outcome {
+        Outcome::Stored(_) | Outcome::Joined(_) => pulled.gained += 1,
+        Outcome::Refused(reason) => match reason.prefix {
+            Prefix::Error | Prefix::RateLimited => pulled.lost += 1,
+            // The store remembers by itself.
+            Prefix::Replaced => {}
+            prefix => return Some((event, prefix)),
+        },
+        Outcome::Shadowed => return Some((event, Prefix::Mute)),
+        Outcome::Duplicate | Outcome::Passed => {}
+    }
+    None
 }
 
 /// What came of one request.
@@ -125,6 +143,7 @@ impl Library {
         if missing.is_empty() {
             return Ok(Taken::default());
         }
+        let _place = self.takes.place(peer).await;
         sleep(self.start.trust.pause(peer, Way::In)).await;
         timeout(TAKE, self.request(desk, peer, part, missing)).await.map_err(|_| Failure::Slow)?
     }
@@ -140,32 +159,28 @@ impl Library {
         let connection = start.connections.to(peer).await.map_err(Failure::Broken)?;
         let request = Request { topic: desk.topic().clone(), ids };
         let bytes = wire::encode_request(&request, Some(start.max_event_bytes));
-        let answer = answers::ask(&connection, &bytes).await.map_err(Failure::Broken)?;
+        let answer =
+            answers::ask(&desk.state, &connection, &bytes).await.map_err(Failure::Broken)?;
         let mut missing: HashSet<_> = request.ids.iter().copied().collect();
         let mut pieces = pin!(answers::pieces(answer, missing.clone(), start.max_event_bytes));
         let mut submissions = FuturesUnordered::new();
         let (mut taken, mut refused, mut bytes) = (Taken::default(), Vec::new(), 0);
-        let mut note = |(event, outcome): (Event, Outcome), pulled: &mut Pulled| match outcome {
-            Outcome::Stored(_) | Outcome::Joined(_) => pulled.gained += 1,
-            Outcome::Refused(reason) => match reason.prefix {
-                Prefix::Error | Prefix::RateLimited => pulled.lost += 1,
-                // The store remembers by itself.
-                Prefix::Replaced => {}
-                prefix => refused.push((event, prefix)),
-            },
-            Outcome::Shadowed => refused.push((event, Prefix::Mute)),
-            Outcome::Duplicate | Outcome::Passed => {}
-        };
         let ended = loop {
             tokio::select! {
                 Some(done) = submissions.next(), if !submissions.is_empty() => {
-                    note(done, &mut taken.pulled);
+                    refused.extend(note(done, &mut taken.pulled));
+                    if refused.len() >= REFUSED {
+                        self.remember(desk, peer, std::mem::take(&mut refused)).await;
+                    }
                 }
                 piece = pieces.next(), if submissions.len() < SUBMISSIONS => match piece {
                     Some(Ok(Piece::Event(event))) => {
                         missing.remove(&event.id);
                         taken.pulled.fetched += 1;
                         bytes += event.json().len();
+                        if bytes > ANSWER_BYTES + start.max_event_bytes {
+                            break Err(WireError::TooMany);
+                        }
                         start.trust.spend(peer, Way::In, event.json().len());
                         submissions.push(self.submit(desk, peer, event));
                     }
@@ -176,7 +191,7 @@ impl Library {
             }
         };
         while let Some(done) = submissions.next().await {
-            note(done, &mut taken.pulled);
+            refused.extend(note(done, &mut taken.pulled));
         }
         self.bytes("events in", bytes);
         self.remember(desk, peer, refused).await;
@@ -213,11 +228,16 @@ impl Library {
             return;
         }
         let (writer, topic) = (self.start.writer.clone(), desk.topic().clone());
+        let ingest = self.start.ingest.clone();
         let forged = tasks::blocking(move || {
             let now = unix_now();
             let mut forged = 0;
             for (event, prefix) in refused {
                 let why = if prefix == Prefix::Blocked { Gone::Banned } else { Gone::Refused };
+                // A ban that was lifted meanwhile must not be remembered.
+                if prefix == Prefix::Blocked && !ingest.is_banned(&event) {
+                    continue;
+                }
                 let early = event.created_at > now;
                 match VerifiedEvent::verify(event) {
                     Ok(event) if !early => {

@@ -160,6 +160,52 @@ async fn a_large_topic_is_compared_in_ranges() {
     follower.stop().await;
 }
 
+/// The other side remembers for an hour what we said is gone here. When we have forgotten it, that is no
+/// promise which it breaks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_remembers_what_we_forgot_is_no_liar() {
+    let topic = name("test");
+    let honest = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let peers = vec![honest.address()];
+    let a = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[name("other")]).await;
+    let there = honest.gossip.membership.shared.library.desk(&topic).unwrap();
+    let forgotten: Vec<_> = (0..20).map(|n| (1_700_000_000, EventId([n; 32]))).collect();
+    there.gone_there(a.gossip.endpoint.id(), Part::Rest, &forgotten);
+    let state = Arc::new(TopicState::new(topic.clone(), a.metrics.clone()));
+    let (desk, _calls) = a.gossip.membership.shared.library.open(state);
+    let peer = honest.gossip.endpoint.id();
+    let lead = async || a.gossip.membership.shared.library.lead(&desk, peer, true).await.unwrap();
+    let report = lead().await;
+    assert_eq!((report.pulled.gone, report.pulled.lost), (20, 0));
+    assert!(!a.metrics.render().contains("promise"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(lead().await.pulled.gone, 0, "now it is the same on both sides");
+    a.stop().await;
+    honest.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_leave_room_for_neighbors() {
+    let topic = name("test");
+    let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let address = peers::parse(&a.address()).unwrap();
+    let mut open = Vec::new();
+    for n in 0..6 {
+        let endpoint = stranger().await;
+        let connection = endpoint.connect(address.clone(), SYNC_ALPN).await.unwrap();
+        let (mut send, mut receive) = begin(&connection, &topic).await;
+        wire::write(&mut send, &greeting()).await.unwrap();
+        let heard = wire::read(&mut receive).await.unwrap().unwrap();
+        assert_eq!(heard == Frame::NotNow, n >= 4, "{n}: {heard:?}");
+        open.push((endpoint, connection, send, receive));
+    }
+    assert!(a.gossip.membership.shared.library.following.available_permits() >= 12);
+    for (endpoint, ..) in open {
+        endpoint.close().await;
+    }
+    a.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_leads_badly_gets_nothing_and_is_shut_out() {
     let topic = name("test");

@@ -3,6 +3,7 @@
 
 mod limits;
 mod loading;
+mod rotation;
 mod verdicts;
 
 use std::{

@@ -128,14 +128,17 @@ impl<'q> Check<'q> {
                 if self.ask_topic && !self.member.exists([topic, created_at, place.row])? {
                     return Ok(None);
                 }
+                // The topic may be public now, and have been private when the event came.
+                if privacy::is_private(row.get(4)?)
+                    && !readable(&mut self.readable, self.connection, self.viewer)?.contains(&topic)
+                {
+                    return Ok(None);
+                }
             }
             // One that is in private topics alone is shown to their readers (DESIGN, "Origin").
             None => {
                 if privacy::is_private(row.get(4)?) {
-                    let readable = match &mut self.readable {
-                        Some(readable) => readable,
-                        none => none.insert(readable_topics(self.connection, self.viewer)?),
-                    };
+                    let readable = readable(&mut self.readable, self.connection, self.viewer)?;
                     let mut reads = false;
                     for topic in readable {
                         reads = reads || self.member.exists([*topic, created_at, place.row])?;
@@ -184,10 +187,18 @@ fn may_read(viewer: &Viewer, json: &str) -> Result<bool, StoreError> {
     Ok(viewer.may_read(&event))
 }
 
-fn readable_topics(connection: &Connection, viewer: &Viewer) -> rusqlite::Result<Vec<i64>> {
-    let mut numbers = Vec::new();
-    for topic in viewer.private_topics() {
-        numbers.extend(topic_number(connection, topic)?);
+/// The numbers of the private topics that the viewer may read, looked up once.
+fn readable<'n>(
+    known: &'n mut Option<Vec<i64>>,
+    connection: &Connection,
+    viewer: &Viewer,
+) -> rusqlite::Result<&'n [i64]> {
+    if known.is_none() {
+        let mut numbers = Vec::new();
+        for topic in viewer.private_topics() {
+            numbers.extend(topic_number(connection, topic)?);
+        }
+        *known = Some(numbers);
     }
-    Ok(numbers)
+    Ok(known.as_deref().unwrap_or_default())
 }

@@ -123,17 +123,21 @@ fn topics_before(
     Ok(before)
 }
 
-/// The canonical JSON of those of these events that are in the topic.
+/// The canonical JSON of those of these events that are in the topic. Those that are in private topics
+/// alone only if this `is_private`: it may have been so once.
 pub(in crate::store) fn fetch(
     connection: &Connection,
     topic: &TopicName,
+    is_private: bool,
     ids: &[EventId],
 ) -> Result<Vec<Arc<str>>, StoreError> {
     let Some(topic) = topic_number(connection, topic)? else { return Ok(Vec::new()) };
     let mut text = connection.prepare_cached(TEXT)?;
     let mut found = Vec::new();
     for place in places_of(connection, ids)? {
-        if is_member(connection, topic, place.created_at, place.row)? {
+        if is_member(connection, topic, place.created_at, place.row)?
+            && (is_private || !privacy::of_row(connection, place.row)?)
+        {
             let json: Box<str> = text.query_row([place.row], |row| row.get(0))?;
             found.push(json.into());
         }

@@ -6,31 +6,34 @@ use super::lookup::topic_number;
 use crate::{
     pipeline::{Span, StoreError, TopicIds},
     protocol::{EventId, TopicName, kinds::Part},
+    store::{gone, privacy},
 };
 
 /// Newest first, by the topic's own index. The kinds are those of the other parts.
 pub(super) const REST: &str = "SELECT memberships.created_at, events.id FROM memberships \
          CROSS JOIN events ON events.row = memberships.event \
          WHERE memberships.topic = ?1 AND memberships.created_at BETWEEN ?2 AND ?3 \
-         AND events.kind NOT IN (0, 3, 5, 62, 10002) ORDER BY memberships.created_at DESC";
+         AND events.kind NOT IN (0, 3, 5, 62, 10002) AND events.private <> ?4 ORDER BY memberships.created_at DESC";
 
 pub(super) const OF_KIND: &str = "SELECT created_at, id FROM events INDEXED BY events_by_kind \
-         WHERE kind = ?4 AND created_at BETWEEN ?2 AND ?3 \
+         WHERE kind = ?5 AND created_at BETWEEN ?2 AND ?3 AND private <> ?4 \
          AND EXISTS (SELECT 1 FROM memberships WHERE memberships.topic = ?1 \
          AND memberships.created_at = events.created_at AND memberships.event = events.row) \
          ORDER BY created_at DESC";
 
 pub(super) const GONE: &str = "SELECT created_at, id FROM gone \
-         WHERE topic = ?1 AND part = ?4 AND created_at BETWEEN ?2 AND ?3 ORDER BY created_at DESC";
+         WHERE topic = ?1 AND part = ?5 AND created_at BETWEEN ?2 AND ?3 AND cause < ?4 ORDER BY created_at DESC";
 
 /// How many times `max` a single second may hold.
 const CROWDED: usize = 8;
 
 /// See [`crate::pipeline::EventReader::topic_ids`]. Events that have expired count until they are
-/// removed: to others they are gone already.
+/// removed: to others they are gone already. Unless the topic `is_private`, it has nothing of what it
+/// had when it was.
 pub(in crate::store) fn topic_ids(
     connection: &Connection,
     topic: &TopicName,
+    is_private: bool,
     part: Part,
     span: Span,
     max: usize,
@@ -42,23 +45,24 @@ pub(in crate::store) fn topic_ids(
     let until = i64::try_from(span.until).unwrap_or(i64::MAX);
     let mut from = i64::try_from(span.from).unwrap_or(i64::MAX);
     let mut ids = Vec::new();
+    let private = privacy::hidden(is_private);
     // What one query leaves out for the sake of `max`, the next ones need not read.
-    let mut read = |sql: &str, number: Option<u16>| -> rusqlite::Result<()> {
+    let mut read = |sql: &str, hidden: i64, number: Option<u16>| -> rusqlite::Result<()> {
         let mut statement = snapshot.prepare_cached(sql)?;
         let mut rows = match number {
-            Some(number) => statement.query(params![topic, from, until, number])?,
-            None => statement.query(params![topic, from, until])?,
+            Some(number) => statement.query(params![topic, from, until, hidden, number])?,
+            None => statement.query(params![topic, from, until, hidden])?,
         };
         from = newest(&mut rows, max, from, &mut ids)?;
         Ok(())
     };
     if part.kinds().is_empty() {
-        read(REST, None)?;
+        read(REST, private, None)?;
     }
     for kind in part.kinds() {
-        read(OF_KIND, Some(*kind))?;
+        read(OF_KIND, private, Some(*kind))?;
     }
-    read(GONE, Some(part.number().into()))?;
+    read(GONE, gone::causes_below(is_private), Some(part.number().into()))?;
     let mut ids: Vec<_> = ids.into_iter().filter(|(at, _)| *at >= from).collect();
     ids.sort_unstable();
     ids.dedup();

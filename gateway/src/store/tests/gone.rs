@@ -71,6 +71,90 @@ async fn what_is_not_held_any_more_still_counts() {
     store.close().await;
 }
 
+/// What was in a topic while it was private does not show when its name is that of a public one.
+#[tokio::test]
+async fn what_a_topic_had_when_it_was_private_stays_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let author = Author::new(1);
+    let private = PrivateTopics::new([(topic("x"), [])]);
+    store.private_are(private.clone());
+    let then = author.verified(10, 1, &[], "then");
+    let (profile, newer) = (author.verified(11, 0, &[], ""), author.verified(12, 0, &[], ""));
+    let refused = author.verified(13, 1, &[], "refused");
+    for event in [&then, &profile, &newer] {
+        write_as(&store, event, &["x"], true).await;
+    }
+    store.refused(&refused, &[topic("x")], Gone::Refused);
+    flush(&store).await;
+    let all = vec![then.id, profile.id, newer.id, refused.id];
+    assert_eq!(ids(&store, Part::Rest).await, [then.id, refused.id]);
+    assert_eq!(ids(&store, Part::Profiles).await, [profile.id, newer.id]);
+    assert_eq!(store.fetch(topic("x"), all.clone()).await.unwrap().len(), 2);
+    assert_eq!(store.gone(topic("x"), all.clone()).await.unwrap().len(), 2);
+    let reader = Viewer::new([].into(), true, &private);
+    let seen = async |viewer: &Viewer| {
+        let (filter, viewer) = (Filter::parse("{}").unwrap(), Arc::new(viewer.clone()));
+        let IdSet::All(ids) =
+            store.ids(filter, Scope::Topic(topic("x")), viewer, 99).await.unwrap()
+        else {
+            panic!("they are few");
+        };
+        ids.len()
+    };
+    assert_eq!(seen(&reader).await, 2);
+    store.close().await;
+
+    let store = open(&dir).await;
+    let now = author.verified(20, 1, &[], "now");
+    write(&store, &now, &["x"]).await;
+    assert_eq!(ids(&store, Part::Rest).await, [now.id]);
+    assert!(ids(&store, Part::Profiles).await.is_empty());
+    assert!(store.fetch(topic("x"), all.clone()).await.unwrap().is_empty());
+    assert!(store.gone(topic("x"), all).await.unwrap().is_empty());
+    let public = Viewer::new([].into(), true, &PrivateTopics::default());
+    let IdSet::All(seen) = store
+        .ids(Filter::parse("{}").unwrap(), Scope::Topic(topic("x")), Arc::new(public), 99)
+        .await
+        .unwrap()
+    else {
+        panic!("they are few");
+    };
+    assert_eq!(seen, [(20, now.id)]);
+    // What comes again in public is remembered as everything else is.
+    store.refused(&refused, &[topic("x")], Gone::Refused);
+    flush(&store).await;
+    assert_eq!(store.gone(topic("x"), vec![refused.id]).await.unwrap(), [(13, refused.id)]);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn what_was_evicted_is_forgotten_when_there_is_room_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let author = Author::new(1);
+    for n in 0..5 {
+        store.refused(&author.verified(n, 1, &[], ""), &[topic("x")], Gone::Evicted);
+        store.refused(&author.verified(n, 1, &[], "y"), &[topic("y")], Gone::Evicted);
+        store.refused(&author.verified(n, 0, &[], ""), &[topic("x")], Gone::Refused);
+    }
+    flush(&store).await;
+    let (path, writes, before) =
+        (dir.path().join("gateway.db"), store.writes.clone(), store.version());
+    let changes = store.memory.gone_changes.clone();
+    let forgotten = tasks::blocking(move || {
+        let reader = crate::store::open::reader(&path).unwrap();
+        [Some("x"), None].map(|topic| {
+            crate::store::gone::forget_evicted(&reader, &writes, topic, &changes).unwrap()
+        })
+    });
+    assert_eq!(forgotten.await.unwrap(), [5, 5]);
+    assert_eq!(store.version(), before + 2);
+    assert!(ids(&store, Part::Rest).await.is_empty());
+    assert_eq!(ids(&store, Part::Profiles).await.len(), 5);
+    store.close().await;
+}
+
 #[tokio::test]
 async fn refusals_are_remembered_as_long_as_the_rules_are_the_same() {
     let dir = tempfile::tempdir().unwrap();

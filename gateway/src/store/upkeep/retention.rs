@@ -11,7 +11,10 @@ use super::{CHUNK, Upkeep, compaction, door::Entry};
 use crate::{
     clock::unix_now,
     pipeline::StoreError,
-    store::config::{EXEMPT, RetentionConfig},
+    store::{
+        config::{EXEMPT, RetentionConfig},
+        gone,
+    },
 };
 
 /// A rule and what is known about the events it covers.
@@ -213,7 +216,16 @@ impl Upkeep {
         }
         if lack && bounded {
             // There is room again: older events may come.
-            rule.entry.removed_before.store(0, Ordering::Release);
+            if rule.entry.removed_before.swap(0, Ordering::AcqRel) > 0 {
+                let topic = Some(&*rule.config.topic).filter(|topic| !topic.is_empty());
+                let gone = &self.gone_changes;
+                let events = gone::forget_evicted(&self.database, &self.writes, topic, gone)?;
+                tracing::info!(
+                    events,
+                    cause = rule.cause,
+                    "there is room again; they may come again"
+                );
+            }
         }
         if removed > 0 {
             tracing::info!(events = removed, cause = rule.cause, "removed by retention");

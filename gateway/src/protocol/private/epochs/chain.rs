@@ -72,6 +72,13 @@ impl Chain {
         (self.head.place(), self.head.hash())
     }
 
+    /// When the first roster of the newest epoch was issued.
+    pub fn epoch_since(&self) -> u64 {
+        let newest = self.head.place().epoch;
+        let own = self.links.iter().rev().take_while(|(_, header)| header.place.epoch == newest);
+        own.last().map_or(self.head.header().issued_at, |(_, header)| header.issued_at)
+    }
+
     fn contains(&self, hash: RosterHash) -> bool {
         self.place_of(hash).is_some()
     }

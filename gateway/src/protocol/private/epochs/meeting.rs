@@ -12,6 +12,13 @@ use crate::protocol::private::{
 };
 
 impl Epochs {
+    /// Whether somebody at this position has what we lack.
+    pub fn is_behind(&self, position: &Position) -> bool {
+        let theirs = (position.place, position.hash);
+        position.hash != RosterHash::NONE
+            && self.chain.as_ref().is_none_or(|chain| is_newer(theirs, chain.position()))
+    }
+
     pub(super) fn met(
         &mut self,
         peer: MemberId,

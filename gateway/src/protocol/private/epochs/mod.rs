@@ -238,6 +238,12 @@ impl Epochs {
         self.chain.as_ref().map(Chain::head)
     }
 
+    /// When the newest epoch began, by the admin's clock, in seconds since the Unix epoch. The oldest
+    /// roster of it that is remembered counts.
+    pub fn epoch_since(&self) -> Option<u64> {
+        self.chain.as_ref().map(Chain::epoch_since)
+    }
+
     pub fn is_admin(&self) -> bool {
         self.admin.is_some()
     }

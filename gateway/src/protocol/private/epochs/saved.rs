@@ -49,6 +49,18 @@ impl Epochs {
         out
     }
 
+    /// Which topic a saved [`Self::open_state`] is of.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn topic_of(open: &[u8]) -> Result<Topic, Malformed> {
+        let mut reader = Reader::new(open);
+        if reader.u8()? != VERSION {
+            return Err(Malformed);
+        }
+        Ok(Topic { admin: reader.array()?, name: reader.name()? })
+    }
+
     /// What belongs into the secret store: at most [`MAX_SECRET_BYTES`].
     pub fn secret_state(&self) -> Zeroizing<Vec<u8>> {
         let mut out = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES));

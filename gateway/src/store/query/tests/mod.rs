@@ -35,7 +35,10 @@ impl World {
         viewer: &Viewer,
     ) -> Vec<&'w VerifiedEvent> {
         let in_scope = |held: &Held| match scope {
-            Scope::Topic(name) => held.topics.contains(name.as_str()),
+            Scope::Topic(name) => {
+                held.topics.contains(name.as_str())
+                    && (!held.private || viewer.may_read_topic(name))
+            }
             Scope::All => {
                 !held.private || held.topics.iter().any(|name| viewer.may_read_topic(&topic(name)))
             }

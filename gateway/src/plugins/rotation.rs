@@ -1,0 +1,127 @@
+//! Plugins of the world `secret-rotation`: when a private topic gets a new secret.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use wasmtime::Store;
+
+use super::{
+    bindings::{
+        nostr_gateway::plugin::log::Level,
+        rotation::{
+            SecretRotation,
+            exports::nostr_gateway::plugin::rotation::{Decision, Member, Topic},
+        },
+    },
+    capabilities::Host,
+    chain::{Entry, Loaded, PluginChain},
+    instance::{self, Failure},
+    manifest::World,
+    plugin::{Guest, Plugin},
+};
+use crate::{
+    metrics::PluginLabels,
+    pipeline::{RotationAnswer, RotationPolicy, RotationQuestion},
+};
+
+/// One living instance.
+pub struct RotationInstance {
+    store: Store<Host>,
+    exports: SecretRotation,
+    plugin: Arc<Plugin>,
+}
+
+impl RotationInstance {
+    /// Makes an instance and calls its `init`. Runs guest code: never on an async worker.
+    ///
+    /// # Errors
+    /// When it breaks a limit, traps, or says that it cannot run.
+    pub fn new(plugin: &Arc<Plugin>) -> Result<Self, Failure> {
+        let Guest::Rotation(component) = &plugin.component else {
+            return Err(Failure::Trap("it is no rotation policy".to_owned()));
+        };
+        let mut store = instance::store(plugin, component.engine());
+        let failed = |error: wasmtime::Error| plugin.failure(&error, instance::INIT_MS);
+        let exports = component.instantiate(&mut store).map_err(failed)?;
+        let guest = exports.nostr_gateway_plugin_rotation();
+        match guest.call_init(&mut store).map_err(failed)? {
+            Ok(()) => Ok(Self { store, exports, plugin: Arc::clone(plugin) }),
+            Err(text) => Err(Failure::init(&text)),
+        }
+    }
+
+    fn decide(&mut self, topic: &Topic) -> Result<Decision, Failure> {
+        let time_ms = self.plugin.manifest.limits.time_ms;
+        instance::begin(&mut self.store, time_ms);
+        let guest = self.exports.nostr_gateway_plugin_rotation();
+        let decision = guest.call_decide(&mut self.store, topic);
+        decision.map_err(|error| self.plugin.failure(&error, time_ms))
+    }
+}
+
+impl RotationPolicy for PluginChain {
+    fn is_empty(&self) -> bool {
+        !self.entries().iter().any(|entry| entry.world == World::SecretRotation)
+    }
+
+    /// The first plugin that wants to rotate is followed. One that fails is passed over: what it
+    /// would have decided nobody knows.
+    fn decide(&self, question: &RotationQuestion) -> RotationAnswer {
+        let topic = lowered(question);
+        let policies = self.entries().iter().filter(|e| e.world == World::SecretRotation);
+        for entry in policies {
+            let topics = &entry.applies_to.topics;
+            if !topics.is_empty() && !topics.contains(&question.name) {
+                continue;
+            }
+            if let Some(Decision::Rotate(plan)) = self.ask(entry, &topic) {
+                return RotationAnswer::Rotate { grace: plan.grace, exclude: plan.exclude };
+            }
+        }
+        RotationAnswer::Keep
+    }
+}
+
+impl PluginChain {
+    /// A new instance for each question: they are rare.
+    fn ask(&self, entry: &Entry, topic: &Topic) -> Option<Decision> {
+        let count = |verdict| {
+            let labels = PluginLabels { plugin: entry.id.clone(), verdict };
+            self.metrics().plugin_calls.get_or_create(&labels).inc();
+        };
+        let Loaded::Ready(plugin) = &entry.loaded else {
+            count("failed");
+            return None;
+        };
+        let _span = tracing::debug_span!("plugin", name = %entry.id).entered();
+        let decided = RotationInstance::new(plugin).and_then(|mut policy| policy.decide(topic));
+        match decided {
+            Ok(decision) => {
+                count(if matches!(decision, Decision::Keep) { "keep" } else { "rotate" });
+                Some(decision)
+            }
+            Err(failure) => {
+                count("failed");
+                self.metrics().plugin_traps.inc();
+                entry.failures.fetch_add(1, Ordering::Relaxed);
+                plugin.log.write(Level::Error, &format!("the plugin failed: {failure}"));
+                None
+            }
+        }
+    }
+}
+
+fn lowered(question: &RotationQuestion) -> Topic {
+    let members = question.members.iter().map(|member| Member {
+        id: member.id.clone(),
+        is_self: member.is_self,
+        since: member.since,
+        last_seen: member.last_seen,
+    });
+    Topic {
+        name: question.name.to_string(),
+        epoch: question.epoch,
+        since: question.since,
+        now: question.now,
+        members: members.collect(),
+    }
+}

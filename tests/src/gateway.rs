@@ -423,6 +423,15 @@ impl Gateway {
         self.restart().await
     }
 
+    /// The same with other settings.
+    pub async fn restart_with(
+        mut self,
+        change: impl FnOnce(GatewayBuilder) -> GatewayBuilder,
+    ) -> Self {
+        self.builder = change(self.builder);
+        self.restart().await
+    }
+
     /// Starts it again after its end, with the same data directory. The ports may differ.
     pub async fn restart(self) -> Self {
         let Self { builder, mut child, .. } = self;

@@ -28,6 +28,7 @@ mod peers;
 mod private;
 mod publisher;
 mod record;
+mod remembered;
 #[cfg(test)]
 mod sim;
 mod state;
@@ -42,7 +43,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::D
 
 use ed25519_dalek::SigningKey;
 use futures_util::future::join_all;
-use iroh::{EndpointId, SecretKey, Watcher as _};
+use iroh::{EndpointId, SecretKey, Watcher as _, address_lookup::memory::MemoryLookup};
 use serde::Serialize;
 use tokio::{sync::mpsc, time::timeout};
 use tracing::Instrument;
@@ -68,6 +69,7 @@ use self::{
     private::{Circle, Circles, Parts, Tender, Voice},
     publisher::Publisher,
     record::RecordKeys,
+    remembered::Remembered,
     state::TopicState,
     swarms::{Swarm, Swarms},
     sync::{Library, StartLibrary, TopicSync},
@@ -77,8 +79,8 @@ use self::{
 use crate::{
     metrics::{Metrics, PhaseLabels},
     pipeline::{
-        EventReader, EventWriter, HowJoined, Ingest, JoinedTopics, PeerId, PrivateTopics,
-        RotationPolicy, SecretStore, TopicStore,
+        EventReader, EventWriter, HowJoined, Ingest, JoinedTopics, PeerId, PeerStore,
+        PrivateTopics, RotationPolicy, SecretStore, TopicStore,
     },
     protocol::{TopicName, limits::Limits, private::MemberId},
     tasks::Tasks,
@@ -116,6 +118,8 @@ pub struct StartGossip<'a> {
     pub private: PrivateTopics,
     /// Where topics that are joined by command or visit are kept.
     pub kept: Arc<dyn TopicStore>,
+    /// Where gateways are kept that were reached before.
+    pub peers: Arc<dyn PeerStore>,
     pub visits: VisitRules,
     pub limits: &'a Limits,
     pub ingest: Ingest,
@@ -167,11 +171,13 @@ impl Gossip {
         let circles = Circles::new(MemberId(*key.public().as_bytes()));
         let known = addresses.clone();
         let links = Links::default();
+        let hints = MemoryLookup::with_provenance("remembered");
         let plan = Plan {
             endpoint: start.endpoint.clone(),
             discovery: start.discovery.clone(),
             key: key.clone(),
             configured: addresses,
+            remembered: hints.clone(),
             links: links.clone(),
         };
         let net = Net::new(plan.build().await?);
@@ -225,6 +231,9 @@ impl Gossip {
             configured: configured.into(),
             dht: dht.clone(),
             local,
+            peers: start.peers,
+            links: links.clone(),
+            hints,
             max_event_bytes,
             ingest: start.ingest.clone(),
             reader: start.reader.clone(),
@@ -368,6 +377,10 @@ struct Shared {
     configured: Arc<[EndpointId]>,
     dht: Option<SharedDht>,
     local: Option<LocalPeers>,
+    peers: Arc<dyn PeerStore>,
+    links: Links,
+    /// Addresses of remembered peers, for iroh.
+    hints: MemoryLookup,
     max_event_bytes: usize,
     ingest: Ingest,
     reader: Arc<dyn EventReader>,
@@ -430,6 +443,12 @@ impl Shared {
             dht: self.dht.clone(),
             configured: self.configured.clone(),
             local: self.local.clone(),
+            remembered: Some(Remembered::new(
+                self.peers.clone(),
+                state.clone(),
+                self.links.clone(),
+                self.hints.clone(),
+            )),
             state: state.clone(),
             join: join.clone(),
             metrics: self.metrics.clone(),

@@ -79,6 +79,8 @@ pub struct Plan {
     pub discovery: DiscoveryConfig,
     pub key: SecretKey,
     pub configured: MemoryLookup,
+    /// Addresses of earlier neighbors, which change.
+    pub remembered: MemoryLookup,
     pub links: Links,
 }
 
@@ -115,7 +117,10 @@ impl Plan {
 
     async fn open(&self, config: &EndpointConfig) -> Result<Endpoint, GossipError> {
         let (key, configured) = (self.key.clone(), self.configured.clone());
-        endpoint::bind(config, &self.discovery, key, configured, self.links.clone()).await
+        let endpoint =
+            endpoint::bind(config, &self.discovery, key, configured, self.links.clone()).await?;
+        endpoint::add_hints(&endpoint, self.remembered.clone());
+        Ok(endpoint)
     }
 }
 

@@ -93,6 +93,7 @@ impl Parts {
             config: self.config.clone(),
             dht: self.dht.clone(),
             configured: Arc::new([]),
+            remembered: None,
             local: None,
             state: state.clone(),
             join: self.meet.clone(),

@@ -27,7 +27,7 @@ use crate::{
     protocol::limits::Limits,
     relay::{self, Access, Connections, Listener, Management, Rates, Relay},
     secrets,
-    store::{JoinedTable, Store},
+    store::{JoinedTable, PeerTable, Store},
     subscriptions::Subscriptions,
     tasks::{self, Tasks},
     upstream::Stream,
@@ -117,6 +117,7 @@ impl App {
             joined: joined.clone(),
             private: private.clone(),
             kept: Arc::new(JoinedTable::new(data_dir.path())),
+            peers: Arc::new(PeerTable::new(data_dir.path())),
             visits: VisitRules {
                 most: config.topics.join_on_visit,
                 idle: Duration::from_secs(config.topics.visit_idle_s),

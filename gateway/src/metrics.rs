@@ -1,5 +1,7 @@
 //! The gateway's figures, as Prometheus reads them. One registry, made in `app` and handed around.
 
+use std::time::Duration;
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -26,6 +28,26 @@ pub struct TopicLabels {
 pub struct PhaseLabels {
     pub topic: String,
     pub state: &'static str,
+}
+
+/// Labels of [`Metrics::discovery_steps`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StepLabels {
+    pub step: &'static str,
+    /// `"ok"` or `"failed"`.
+    pub result: &'static str,
+}
+
+/// Labels of figures that exist once per step of discovery.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OneStepLabels {
+    pub step: &'static str,
+}
+
+/// Labels of [`Metrics::neighbors_found`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WayLabels {
+    pub by: &'static str,
 }
 
 /// A cause, for things that are counted and dropped.
@@ -66,9 +88,14 @@ pub struct Metrics {
     pub frames_sent: Family<TopicLabels, Counter>,
     pub frames_received: Family<TopicLabels, Counter>,
     pub frames_dropped: Family<CauseLabels, Counter>,
+    pub rebuilds: Family<CauseLabels, Counter>,
     pub records_published: Counter,
     pub records_dropped: Family<CauseLabels, Counter>,
     pub lookups: Counter,
+    pub discovery_steps: Family<StepLabels, Counter>,
+    pub discovery_step_seconds: Family<OneStepLabels, Counter<f64, std::sync::atomic::AtomicU64>>,
+    pub discovery_step_last: Family<OneStepLabels, Gauge>,
+    pub neighbors_found: Family<WayLabels, Counter>,
     pub fetches: Family<CauseLabels, Counter>,
     pub syncs: Family<CauseLabels, Counter>,
     pub sync_rounds: Counter,
@@ -167,6 +194,11 @@ impl Default for Metrics {
                 "frames_dropped",
                 "Gossip frames that were malformed or not wanted",
             ),
+            rebuilds: register(
+                &mut registry,
+                "gossip_rebuilds",
+                "Endpoints that were opened anew because gossip or the old one did not work",
+            ),
             records_published: register(
                 &mut registry,
                 "dht_records_published",
@@ -178,6 +210,26 @@ impl Default for Metrics {
                 "Discovery records that were malformed or forged",
             ),
             lookups: register(&mut registry, "dht_lookups", "Discovery lookups in the DHT"),
+            discovery_steps: register(
+                &mut registry,
+                "discovery_steps",
+                "Attempts of each step of discovery, over all topics, by result",
+            ),
+            discovery_step_seconds: register(
+                &mut registry,
+                "discovery_step_seconds",
+                "Time that the attempts of each step of discovery took",
+            ),
+            discovery_step_last: register(
+                &mut registry,
+                "discovery_step_last_timestamp_seconds",
+                "When each step of discovery last ended, since the Unix epoch",
+            ),
+            neighbors_found: register(
+                &mut registry,
+                "neighbors_found",
+                "Neighbors that came, by how they were found",
+            ),
             fetches: register(&mut registry, "fetches", "Fetches of announced events from peers"),
             syncs: register(&mut registry, "syncs", "Comparisons with other gateways by result"),
             sync_rounds: register(
@@ -240,6 +292,15 @@ impl Metrics {
         for state in states {
             self.topic_state.remove(&PhaseLabels { topic: topic.to_owned(), state });
         }
+    }
+
+    /// Notes an attempt of a step of discovery that ended `at`, in Unix seconds.
+    pub fn discovery_step(&self, step: &'static str, ok: bool, took: Duration, at: u64) {
+        let result = if ok { "ok" } else { "failed" };
+        self.discovery_steps.get_or_create(&StepLabels { step, result }).inc();
+        let labels = OneStepLabels { step };
+        self.discovery_step_seconds.get_or_create(&labels).inc_by(took.as_secs_f64());
+        self.discovery_step_last.get_or_create(&labels).set(i64::try_from(at).unwrap_or(i64::MAX));
     }
 
     /// The text that Prometheus scrapes (OpenMetrics).

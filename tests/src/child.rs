@@ -133,6 +133,11 @@ impl Child {
         stdin.shutdown().await.expect("the child reads its input");
     }
 
+    /// Its process id, or that of the program it became; nothing after its end.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.id()
+    }
+
     /// Sends a signal by its name: `INT`, `TERM`, `KILL`, `STOP`, `CONT`.
     pub fn signal(&self, signal: &str) {
         let Some(id) = self.process.id() else { return };

@@ -397,6 +397,11 @@ impl Gateway {
         self.child.kill().await;
     }
 
+    /// The process id. In a namespace, `ip netns exec` becomes the program.
+    pub fn pid(&self) -> u32 {
+        self.child.pid().expect("the gateway runs")
+    }
+
     pub fn signal(&self, signal: &str) {
         self.child.signal(signal);
     }
@@ -415,6 +420,15 @@ impl Gateway {
     /// Starts it again after its end, as a configured relay is: same data directory, same address.
     pub async fn restart_in_place(mut self) -> Self {
         self.builder = self.builder.set("relay", "listen", &format!("{:?}", self.relay));
+        self.restart().await
+    }
+
+    /// The same with other settings.
+    pub async fn restart_with(
+        mut self,
+        change: impl FnOnce(GatewayBuilder) -> GatewayBuilder,
+    ) -> Self {
+        self.builder = change(self.builder);
         self.restart().await
     }
 

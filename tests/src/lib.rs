@@ -10,6 +10,7 @@ pub mod events;
 mod gateway;
 pub mod http;
 mod keyring;
+mod lan;
 mod netns;
 mod relay;
 
@@ -18,6 +19,7 @@ pub use client::{Difference, PATIENCE, RawClient, publish_until_the_end, sdk_cli
 pub use dht::Testnet;
 pub use gateway::{Finished, Gateway, GatewayBuilder};
 pub use keyring::{Keyring, SessionBus};
+pub use lan::Lan;
 pub use netns::{Namespace, Network};
 pub use relay::{IndependentRelay, free_port};
 

@@ -2,9 +2,10 @@
 
 use std::{
     fs,
+    io::Write as _,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::atomic::{AtomicU8, Ordering},
 };
 
@@ -16,14 +17,14 @@ static NETWORKS: AtomicU8 = AtomicU8::new(0);
 
 /// A switch, and this process as a host on it (address `.254`). All is removed when it is dropped.
 pub struct Network {
-    prefix: String,
+    pub(crate) prefix: String,
     subnet: [u8; 3],
     switch: String,
 }
 
 /// A host on the switch, or one with a loopback interface alone.
 pub struct Namespace {
-    name: String,
+    pub(crate) name: String,
     address: Ipv4Addr,
 }
 
@@ -34,6 +35,9 @@ impl Network {
         let missing = match Command::new("ip").args(["netns", "list"]).output() {
             Err(_) => "the command ip is missing",
             Ok(_) if !is_root() => "network namespaces need root",
+            Ok(_) if Command::new("nft").arg("--version").output().is_err() => {
+                "the command nft is missing"
+            }
             Ok(_) => return Some(Self::create()),
         };
         let required = ["CI", "NOSTR_GATEWAY_REQUIRE_NETNS"]
@@ -102,6 +106,12 @@ impl Network {
         ip(&["-n", &self.switch, "link", "set", &port, state]);
     }
 
+    /// Of the UDP datagrams that arrive at a host, so many in a hundred are lost. 0 ends it.
+    pub fn lose(&self, host: &Namespace, percent: u8) {
+        let rule = format!("meta l4proto udp numgen random mod 100 < {percent} drop");
+        host.filter("loss", "input", if percent == 0 { "" } else { &rule });
+    }
+
     /// Lets two hosts reach all others and not one another.
     pub fn part(&self, one: &Namespace, other: &Namespace) {
         for (here, there) in [(one, other), (other, one)] {
@@ -110,12 +120,20 @@ impl Network {
         }
     }
 
+    /// Undoes [`Self::part`].
+    pub fn heal(&self, one: &Namespace, other: &Namespace) {
+        for (here, there) in [(one, other), (other, one)] {
+            let address = format!("{}/32", there.address);
+            ip(&["-n", &here.name, "route", "del", "blackhole", &address]);
+        }
+    }
+
     /// Adds a host without a network: loopback alone.
     pub fn add_isolated(&self, label: &str) -> Namespace {
         self.bare(label, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)
     }
 
-    fn bare(&self, label: &str, address: Ipv4Addr, dht: Ipv4Addr) -> Namespace {
+    pub(crate) fn bare(&self, label: &str, address: Ipv4Addr, dht: Ipv4Addr) -> Namespace {
         let name = format!("{}-{label}", self.prefix);
         let namespace = Namespace { name, address };
         let etc = namespace.etc();
@@ -149,6 +167,40 @@ impl Namespace {
         command
     }
 
+    /// Takes mDNS away from this host, or gives it back.
+    pub fn without_mdns(&self, without: bool) {
+        let rule = if without { "udp dport 5353 drop" } else { "" };
+        self.filter("mdns-in", "input", rule);
+        self.filter("mdns-out", "output", rule);
+    }
+
+    /// Cuts the UDP between this host and others off, both ways, or lets it through again. TCP goes
+    /// on, so that the scenario can watch.
+    pub fn cut_udp(&self, out: bool) {
+        let rule = if out { "meta l4proto udp drop" } else { "" };
+        self.filter("cut-in", "input", rule);
+        self.filter("cut-out", "output", rule);
+    }
+
+    /// A table of the packet filter with one rule, in place of an earlier one of this name.
+    pub fn filter(&self, table: &str, hook: &str, rule: &str) {
+        let rules = format!(
+            "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\nchain c {{\n\
+             type filter hook {hook} priority 0;\n{rule}\n}}\n}}\n"
+        );
+        self.nft(&rules);
+    }
+
+    /// Applies rules of nftables.
+    pub fn nft(&self, rules: &str) {
+        let mut command = self.command(Path::new("nft"));
+        command.args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut nft = command.spawn().unwrap();
+        nft.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+        let output = nft.wait_with_output().unwrap();
+        assert!(output.status.success(), "{rules}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     fn etc(&self) -> PathBuf {
         Path::new("/etc/netns").join(&self.name)
     }
@@ -166,7 +218,7 @@ fn remove_namespace(name: &str) {
     let _ = Command::new("ip").args(["netns", "del", name]).output();
 }
 
-fn ip(arguments: &[&str]) {
+pub(crate) fn ip(arguments: &[&str]) {
     let output = Command::new("ip").args(arguments).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {}: {errors}", arguments.join(" "));

@@ -286,12 +286,18 @@ fn topic(answer: &Value) -> String {
                 Some(true) => text(&result["result"]),
                 _ => format!("failed: {}", text(&result["result"])),
             };
-            vec![step.replace('_', " "), format!("{} ms", number(&result["took_ms"])), outcome]
+            let tried = match result["failures"].as_u64() {
+                None | Some(0) => number(&result["attempts"]).to_string(),
+                Some(failed) => format!("{} ({failed} failed)", number(&result["attempts"])),
+            };
+            let took = format!("{} ms", number(&result["took_ms"]));
+            let found = number(&result["neighbors"]).to_string();
+            vec![step.replace('_', " "), tried, found, took, outcome]
         })
         .collect();
     if !steps.is_empty() {
         lines.push('\n');
-        lines.push_str(&table(&["DISCOVERY", "TOOK", "RESULT"], &steps));
+        lines.push_str(&table(&["DISCOVERY", "TRIED", "FOUND", "TOOK", "RESULT"], &steps));
     }
     lines.push('\n');
     lines + &peers::table_of(&answer["peers"])

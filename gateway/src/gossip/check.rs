@@ -116,7 +116,7 @@ impl Gossip {
     pub async fn check(&self, config: &EndpointConfig, discovery: &DiscoveryConfig) -> Vec<Check> {
         let unresolved = || "none of the bootstrap nodes has an IPv4 address".to_owned();
         let client = self.dht.as_ref().map(|dht| dht.now().ok_or_else(unresolved));
-        look(&self.endpoint, config, discovery, std::future::ready(client)).await
+        look(&self.net.endpoint(), config, discovery, std::future::ready(client)).await
     }
 }
 

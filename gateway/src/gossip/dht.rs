@@ -2,15 +2,15 @@
 
 use std::{
     net::{SocketAddr, ToSocketAddrs},
+    sync::Arc,
     time::Duration,
 };
 
-use iroh::Endpoint;
 use mainline::{DEFAULT_BOOTSTRAP_NODES, Dht, async_dht::AsyncDht};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{config::DiscoveryConfig, endpoint};
+use super::{config::DiscoveryConfig, endpoint, net::Net};
 use crate::tasks::{self, Tasks};
 
 /// Pauses between attempts to resolve the bootstrap nodes.
@@ -25,14 +25,15 @@ impl SharedDht {
     /// Starts to build the client in the background: names are resolved synchronously, and without
     /// a working DNS that takes many seconds. Returns at once; tries for ever.
     ///
-    /// As soon as the names are known, the endpoint's address lookup in the DHT is added too.
-    pub fn start(config: &DiscoveryConfig, endpoint: Endpoint, tasks: &Tasks) -> Self {
+    /// As soon as the names are known, the endpoint's address lookup in the DHT is added too, and
+    /// again to an endpoint that replaces it.
+    pub fn start(config: &DiscoveryConfig, net: Arc<Net>, tasks: &Tasks) -> Self {
         let (ready, client) = watch::channel(None);
         let names = names(config);
         let private_too = config.dht_private_addresses;
         let token = tasks.token().clone();
         tasks.spawn("dht", async move {
-            let building = build(names, &endpoint, private_too, &ready);
+            let building = build(names, &net, private_too, &ready);
             token.run_until_cancelled(building).await;
         });
         Self(client)
@@ -60,7 +61,7 @@ pub fn names(config: &DiscoveryConfig) -> Vec<String> {
 
 async fn build(
     names: Vec<String>,
-    endpoint: &Endpoint,
+    net: &Net,
     private_too: bool,
     ready: &watch::Sender<Option<AsyncDht>>,
 ) {
@@ -71,8 +72,17 @@ async fn build(
             Ok((client, bootstrap)) => {
                 tracing::info!(bootstrap = bootstrap.len(), "the Mainline DHT client is ready");
                 ready.send_replace(Some(client));
-                endpoint::add_dht(endpoint, &bootstrap, private_too);
-                return;
+                let mut stacks = net.follow();
+                loop {
+                    {
+                        // Not held while waiting: the old one is to go.
+                        let endpoint = stacks.borrow_and_update().endpoint.clone();
+                        endpoint::add_dht(&endpoint, &bootstrap, private_too);
+                    }
+                    if stacks.changed().await.is_err() {
+                        return;
+                    }
+                }
             }
             Err(reason) if !told => {
                 told = true;

@@ -19,6 +19,7 @@ use super::{
     local::LocalPeers,
     pace::{self, Choice},
     record::{RecordKeys, Sighting},
+    remembered::{Asked, Remembered},
     state::{FoundBy, Step, TopicState},
 };
 use crate::{
@@ -40,6 +41,8 @@ pub struct Discovery {
     pub config: Arc<DiscoveryConfig>,
     pub dht: Option<SharedDht>,
     pub configured: Arc<[EndpointId]>,
+    /// `None` for private topics: those have their members.
+    pub remembered: Option<Remembered>,
     pub local: Option<LocalPeers>,
     pub state: Arc<TopicState>,
     /// To the topic, which joins whom we find. When it is full, we find them again.
@@ -51,7 +54,13 @@ impl Discovery {
     /// Looks for neighbors until shutdown.
     pub async fn run(self, token: CancellationToken) {
         let steps = async {
-            tokio::join!(self.meet_configured(), self.meet_local(), self.use_dht(&token));
+            tokio::join!(
+                self.meet_configured(),
+                self.meet_remembered(),
+                self.remember(),
+                self.meet_local(),
+                self.use_dht(&token),
+            );
         };
         token.run_until_cancelled(steps).await;
     }
@@ -71,6 +80,35 @@ impl Discovery {
         }
     }
 
+    /// The neighbors of earlier times: at start, and again while there are few.
+    async fn meet_remembered(&self) {
+        let Some(remembered) = &self.remembered else { return };
+        let began = Instant::now();
+        if let Err(error) = remembered.recall().await {
+            tracing::warn!(%error, "cannot read who was reached before");
+            self.state.step(Step::Remembered, began, Err(error.to_string()));
+        }
+        let mut asked = Asked::default();
+        loop {
+            let began = Instant::now();
+            if self.has_few() {
+                let due = asked.due(remembered.choice(), &self.state.neighbors());
+                if !due.is_empty() {
+                    let count = self.join(due, FoundBy::Remembered);
+                    self.state.step(Step::Remembered, began, Ok(format!("asked {count}")));
+                }
+                remembered.missed(asked.missed()).await;
+            }
+            self.rest().await;
+        }
+    }
+
+    async fn remember(&self) {
+        if let Some(remembered) = &self.remembered {
+            match remembered.keep().await {}
+        }
+    }
+
     /// The gateways on the local network: as they appear, and again while there are few neighbors.
     async fn meet_local(&self) {
         let Some(mut local) = self.local.clone() else { return };
@@ -78,8 +116,9 @@ impl Discovery {
             let peers = local.borrow_and_update().clone();
             if self.has_few() {
                 let began = Instant::now();
-                self.join_known(peers.iter(), FoundBy::Mdns);
-                self.state.step(Step::Mdns, began, Ok(format!("sees {}", peers.len())));
+                let count = self.join_known(peers.iter(), FoundBy::Mdns);
+                let text = format!("sees {}, asked {count}", peers.len());
+                self.state.step(Step::Mdns, began, Ok(text));
             }
             tokio::select! {
                 changed = local.changed() => if changed.is_err() { return },
@@ -97,6 +136,7 @@ impl Discovery {
     }
 
     async fn look_on_and_on(&self, dht: &AsyncDht, looked: &Notify) {
+        let mut failed = 0;
         loop {
             let began = Instant::now();
             let minute = unix_minute();
@@ -106,16 +146,24 @@ impl Discovery {
                 self.look(dht, minute.saturating_sub(1), &choice)
             );
             self.join_chosen(choice, now.iter().chain(&before).flatten());
+            let records = now.iter().chain(&before).map(Vec::len).sum::<usize>();
             let result = match (&now, &before) {
                 (None, None) => Err("timed out".to_owned()),
-                _ => {
-                    let records = now.iter().chain(&before).map(Vec::len).sum::<usize>();
-                    Ok(format!("{records} records of others"))
+                // An empty answer, and an empty routing table: there was nobody to answer.
+                _ if records == 0 && dht.to_bootstrap().await.is_empty() => {
+                    Err("no node of the DHT answers".to_owned())
                 }
+                _ => Ok(format!("{records} records of others")),
             };
+            failed = if result.is_ok() { 0 } else { failed + 1 };
             self.state.step(Step::DhtLookup, began, result);
             looked.notify_one();
-            self.rest().await;
+            if (1..=self.config.retries).contains(&failed) {
+                tokio::time::sleep(RETRY_PAUSE + self.jitter()).await;
+            } else {
+                failed = 0;
+                self.rest().await;
+            }
         }
     }
 

@@ -108,6 +108,13 @@ pub fn add_mdns(endpoint: &Endpoint, service: &str) -> Option<MdnsAddressLookup>
     }
 }
 
+/// Adds addresses that are only believed to be right. They may change at any time.
+pub fn add_hints(endpoint: &Endpoint, hints: MemoryLookup) {
+    if let Ok(lookups) = endpoint.address_lookup() {
+        lookups.add(hints);
+    }
+}
+
 /// Adds the lookup in the Mainline DHT. `bootstrap` holds addresses, no names: a name would be
 /// resolved here and now, on this thread.
 pub fn add_dht(endpoint: &Endpoint, bootstrap: &[SocketAddr], private_too: bool) {

@@ -20,10 +20,10 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use iroh::{
-    Endpoint, EndpointId,
+    EndpointId,
     endpoint::{Connection, WeakConnectionHandle},
 };
-use iroh_gossip::{api::GossipSender, net::Gossip};
+use iroh_gossip::api::GossipSender;
 use rand::Rng;
 use tokio::{
     sync::mpsc,
@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{pace::FEW, state::TopicState, swarms::Swarms};
+use super::{net::Net, pace::FEW, state::TopicState, swarms::Swarms};
 use crate::protocol::TopicName;
 
 /// How long gossip may take to answer a call.
@@ -176,8 +176,7 @@ pub async fn join(
 
 /// Asks those anew that did not answer, one task for all topics.
 pub struct Knocker {
-    pub endpoint: Endpoint,
-    pub gossip: Gossip,
+    pub net: Arc<Net>,
     pub swarms: Arc<Swarms>,
 }
 
@@ -237,7 +236,7 @@ impl Knocker {
             Some(connection) => connection,
             None => {
                 let new = self.dial(peer).await?;
-                timeout(CALL, self.gossip.handle_connection(new.clone())).await.ok()?.ok()?;
+                timeout(CALL, self.net.gossip().handle_connection(new.clone())).await.ok()?.ok()?;
                 new
             }
         };
@@ -248,7 +247,7 @@ impl Knocker {
     }
 
     async fn dial(&self, peer: EndpointId) -> Option<Connection> {
-        timeout(DIAL, self.endpoint.connect(peer, iroh_gossip::ALPN)).await.ok()?.ok()
+        timeout(DIAL, self.net.endpoint().connect(peer, iroh_gossip::ALPN)).await.ok()?.ok()
     }
 }
 

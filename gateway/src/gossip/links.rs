@@ -49,6 +49,22 @@ impl Links {
         })
     }
 
+    /// Where the endpoint is reached at the moment, over all open connections; each once, direct ones
+    /// first.
+    pub fn addresses(&self, peer: &EndpointId) -> Vec<TransportAddr> {
+        let links = self.lock().get(peer).cloned().unwrap_or_default();
+        let mut addresses: Vec<_> = links
+            .iter()
+            .filter_map(open)
+            .flat_map(|connection| {
+                connection.paths().iter().map(|path| path.remote_addr().clone()).collect::<Vec<_>>()
+            })
+            .collect();
+        addresses.sort_by_key(|address| (!address.is_ip(), format!("{address:?}")));
+        addresses.dedup();
+        addresses
+    }
+
     fn note(&self, connection: &Connection) {
         let mut links = self.lock();
         if links.len() >= ENDPOINTS {

@@ -3,13 +3,14 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use iroh::{Endpoint, address_lookup::memory::MemoryLookup};
+use iroh::address_lookup::memory::MemoryLookup;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
     links::Links,
+    net::Net,
     private::{CircleError, Circles},
     publisher::Lanes,
     state::TopicPhase,
@@ -113,7 +114,7 @@ pub struct Membership {
     pub(super) circles: Circles,
     /// Addresses of endpoints, beside what the lookups find.
     pub(super) known: MemoryLookup,
-    pub(super) endpoint: Endpoint,
+    pub(super) net: Arc<Net>,
     pub(super) links: Links,
     pub(super) secrets: Arc<dyn SecretStore>,
     pub(super) swarms: Arc<Swarms>,

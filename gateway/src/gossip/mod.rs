@@ -7,6 +7,7 @@
 //! runs (`membership.rs`).
 
 mod addresses;
+mod budget;
 pub mod check;
 pub mod config;
 mod dht;
@@ -20,12 +21,14 @@ mod joiner;
 mod links;
 mod local;
 mod membership;
+mod net;
 mod outbound;
 mod pace;
 mod peers;
 mod private;
 mod publisher;
 mod record;
+mod remembered;
 #[cfg(test)]
 mod sim;
 mod state;
@@ -40,7 +43,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::D
 
 use ed25519_dalek::SigningKey;
 use futures_util::future::join_all;
-use iroh::{Endpoint, EndpointId, SecretKey, Watcher as _, protocol::Router};
+use iroh::{EndpointId, SecretKey, Watcher as _, address_lookup::memory::MemoryLookup};
 use serde::Serialize;
 use tokio::{sync::mpsc, time::timeout};
 use tracing::Instrument;
@@ -53,18 +56,20 @@ pub use state::{FoundBy, NeighborStatus, Step, StepResult, TopicPhase, TopicStat
 pub use sync::SyncProgress;
 
 use self::{
+    budget::Budgets,
     config::{DiscoveryConfig, EndpointConfig, SyncConfig},
     dht::SharedDht,
     discovery::Discovery,
-    door::GossipDoor,
     fetch::{Connections, Puller, SyncServer, trust::Trust},
     joiner::{Knocker, Unanswered},
     links::Links,
     local::LocalPeers,
+    net::{Keeper, Net, Plan},
     outbound::{Outbound, Outgoing},
     private::{Circle, Circles, Parts, Tender, Voice},
     publisher::Publisher,
     record::RecordKeys,
+    remembered::Remembered,
     state::TopicState,
     swarms::{Swarm, Swarms},
     sync::{Library, StartLibrary, TopicSync},
@@ -74,10 +79,10 @@ use self::{
 use crate::{
     metrics::{Metrics, PhaseLabels},
     pipeline::{
-        EventReader, EventWriter, HowJoined, Ingest, JoinedTopics, PeerId, PrivateTopics,
-        RotationPolicy, SecretStore, TopicStore,
+        EventReader, EventWriter, HowJoined, Ingest, JoinedTopics, PeerId, PeerStore,
+        PrivateTopics, RotationPolicy, SecretStore, TopicStore,
     },
-    protocol::{TopicName, frame::SYNC_ALPN, limits::Limits, private::MemberId},
+    protocol::{TopicName, limits::Limits, private::MemberId},
     tasks::Tasks,
 };
 
@@ -113,6 +118,8 @@ pub struct StartGossip<'a> {
     pub private: PrivateTopics,
     /// Where topics that are joined by command or visit are kept.
     pub kept: Arc<dyn TopicStore>,
+    /// Where gateways are kept that were reached before.
+    pub peers: Arc<dyn PeerStore>,
     pub visits: VisitRules,
     pub limits: &'a Limits,
     pub ingest: Ingest,
@@ -127,9 +134,9 @@ pub struct StartGossip<'a> {
 
 /// The running gossip part.
 pub struct Gossip {
-    endpoint: Endpoint,
-    gossip: iroh_gossip::net::Gossip,
-    router: Router,
+    id: EndpointId,
+    net: Arc<Net>,
+    keeper: Arc<Keeper>,
     membership: Arc<Membership>,
     links: Links,
     dht: Option<SharedDht>,
@@ -164,18 +171,23 @@ impl Gossip {
         let circles = Circles::new(MemberId(*key.public().as_bytes()));
         let known = addresses.clone();
         let links = Links::default();
-        let endpoint =
-            endpoint::bind(start.endpoint, start.discovery, key.clone(), addresses, links.clone())
-                .await?;
+        let hints = MemoryLookup::with_provenance("remembered");
+        let plan = Plan {
+            endpoint: start.endpoint.clone(),
+            discovery: start.discovery.clone(),
+            key: key.clone(),
+            configured: addresses,
+            remembered: hints.clone(),
+            links: links.clone(),
+        };
+        let net = Net::new(plan.build().await?);
+        let id = net.endpoint().id();
         let tasks = start.tasks.child();
-        let gossip = iroh_gossip::net::Gossip::builder()
-            .max_message_size(GOSSIP_MESSAGE)
-            .spawn(endpoint.clone());
         let trust = Arc::new(Trust::new(start.sync.max_bytes_per_minute, start.metrics.clone()));
-        let connections = Arc::new(Connections::new(endpoint.clone()));
+        let connections = Arc::new(Connections::new(net.clone()));
         let max_event_bytes = start.limits.max_event_bytes + SLACK;
         let library = Library::new(StartLibrary {
-            me: endpoint.id(),
+            me: id,
             reader: start.reader.clone(),
             writer: start.writer,
             ingest: start.ingest.clone(),
@@ -196,52 +208,53 @@ impl Gossip {
             start.metrics.clone(),
         );
         let swarms: Arc<Swarms> = Arc::default();
-        let router = Router::builder(endpoint.clone())
-            .accept(iroh_gossip::ALPN, GossipDoor::new(gossip.clone(), swarms.clone()))
-            .accept(SYNC_ALPN, server)
-            .spawn();
-        tracing::info!(id = %endpoint.id(), addresses = ?endpoint.bound_sockets(), "endpoint open");
+        let health: Arc<Health> = Arc::default();
+        let metrics = start.metrics.clone();
+        let keeper =
+            Keeper::new(plan, net.clone(), server, swarms.clone(), health.clone(), metrics);
+        tracing::info!(%id, addresses = ?net.endpoint().bound_sockets(), "endpoint open");
 
         let local = (start.discovery.mdns)
-            .then(|| endpoint::add_mdns(&endpoint, &start.discovery.mdns_service))
-            .flatten()
-            .map(|mdns| local::follow(mdns, &tasks));
-        let dht = (start.discovery.dht)
-            .then(|| SharedDht::start(start.discovery, endpoint.clone(), &tasks));
+            .then(|| local::follow(net.clone(), &start.discovery.mdns_service, &tasks))
+            .flatten();
+        let dht =
+            (start.discovery.dht).then(|| SharedDht::start(start.discovery, net.clone(), &tasks));
         let (knock, knocks) = mpsc::channel(joiner::QUEUE);
         let shared = Shared {
-            gossip: gossip.clone(),
+            net: net.clone(),
             connections,
             trust,
             library: library.clone(),
             me: signing_key(&key),
-            id: endpoint.id(),
+            id,
             config: Arc::new(start.discovery.clone()),
             configured: configured.into(),
             dht: dht.clone(),
             local,
+            peers: start.peers,
+            links: links.clone(),
+            hints,
             max_event_bytes,
             ingest: start.ingest.clone(),
             reader: start.reader.clone(),
             metrics: start.metrics.clone(),
             knock,
-            health: Arc::default(),
+            budgets: Arc::default(),
+            health,
             tasks: tasks.clone(),
         };
         let health = shared.health.clone();
-        let watch = watch::watch(router.clone(), health.clone(), tasks.token().clone());
-        tasks.spawn("watch", watch);
+        tasks.spawn("watch", keeper.clone().run(tasks.token().clone()));
         let (publisher, lanes) =
             Publisher::new(start.reader, start.ingest.passing(), start.metrics.clone());
         tasks.spawn("publisher", publisher.run(tasks.token().clone()));
-        let knocker =
-            Knocker { endpoint: endpoint.clone(), gossip: gossip.clone(), swarms: swarms.clone() };
+        let knocker = Knocker { net: net.clone(), swarms: swarms.clone() };
         tasks.spawn("knocker", knocker.run(knocks, tasks.token().clone()));
         let membership = Arc::new(Membership {
             shared,
             circles,
             known,
-            endpoint: endpoint.clone(),
+            net: net.clone(),
             links: links.clone(),
             secrets: start.secrets,
             swarms,
@@ -260,7 +273,7 @@ impl Gossip {
             tasks.spawn("rotation policy", asking);
         }
         let metrics = start.metrics;
-        Ok(Self { endpoint, gossip, router, membership, links, dht, health, metrics, tasks })
+        Ok(Self { id, net, keeper, membership, links, dht, health, metrics, tasks })
     }
 
     /// Joins and leaves topics.
@@ -270,18 +283,18 @@ impl Gossip {
 
     /// Our endpoint id.
     pub fn endpoint_id(&self) -> PeerId {
-        peer_id(&self.endpoint.id())
+        peer_id(&self.id)
     }
 
     /// Addresses under which we can be reached, as far as known: those of the local interfaces, and
     /// those seen from outside or configured.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.endpoint.addr().ip_addrs().copied().collect()
+        self.net.endpoint().addr().ip_addrs().copied().collect()
     }
 
     /// The iroh relays that we are connected to.
     pub fn iroh_relays(&self) -> Vec<String> {
-        let mut relays = self.endpoint.home_relay_status();
+        let mut relays = self.net.endpoint().home_relay_status();
         let relays = relays.get();
         let connected = relays.iter().filter(|relay| relay.is_connected());
         connected.map(|relay| relay.url().to_string()).collect()
@@ -326,7 +339,7 @@ impl Gossip {
         }
     }
 
-    /// What has died and needs a restart, if anything. For health checks.
+    /// What does not work at the moment and is being replaced, if anything. For health checks.
     pub fn trouble(&self) -> Option<&'static str> {
         self.health.trouble()
     }
@@ -342,11 +355,11 @@ impl Gossip {
             tracing::warn!("some tasks of the topics did not end in time");
         }
         // Before the endpoint closes: the neighbors then need not wait for a time-out.
-        match timeout(LEAVE, self.gossip.shutdown()).await {
+        match timeout(LEAVE, self.net.gossip().shutdown()).await {
             Ok(Ok(())) => tracing::info!("left all topics"),
             _ => tracing::warn!("could not take leave of the neighbors"),
         }
-        if timeout(CLOSE, self.router.shutdown()).await.is_err() {
+        if timeout(CLOSE, self.keeper.router().shutdown()).await.is_err() {
             tracing::warn!("the endpoint did not close in time");
         }
     }
@@ -354,7 +367,7 @@ impl Gossip {
 
 /// What the topics have in common.
 struct Shared {
-    gossip: iroh_gossip::net::Gossip,
+    net: Arc<Net>,
     connections: Arc<Connections>,
     trust: Arc<Trust>,
     library: Arc<Library>,
@@ -364,11 +377,16 @@ struct Shared {
     configured: Arc<[EndpointId]>,
     dht: Option<SharedDht>,
     local: Option<LocalPeers>,
+    peers: Arc<dyn PeerStore>,
+    links: Links,
+    /// Addresses of remembered peers, for iroh.
+    hints: MemoryLookup,
     max_event_bytes: usize,
     ingest: Ingest,
     reader: Arc<dyn EventReader>,
     metrics: Arc<Metrics>,
     knock: mpsc::Sender<Unanswered>,
+    budgets: Arc<Budgets>,
     health: Arc<Health>,
     tasks: Tasks,
 }
@@ -386,14 +404,16 @@ impl Shared {
         let (queue, outgoing) = mpsc::channel(outbound::QUEUE);
         let (join, found) = mpsc::channel(JOIN_QUEUE);
         let (announced, announcements) = mpsc::channel(ANNOUNCED_QUEUE);
+        let (retell, retold) = mpsc::channel(outbound::RETOLD);
         let topic = Topic {
             me: self.id,
             id: keys.gossip_id(),
-            gossip: self.gossip.clone(),
+            net: self.net.clone(),
             state: state.clone(),
             ingest: self.ingest.clone(),
             voice: Voice::Own(Box::new(Outbound::new(
                 outgoing,
+                retold,
                 state.clone(),
                 self.metrics.clone(),
             ))),
@@ -401,6 +421,7 @@ impl Shared {
             join: found,
             knock: self.knock.clone(),
             announced,
+            budgets: self.budgets.clone(),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
         };
@@ -410,6 +431,7 @@ impl Shared {
             ingest: self.ingest.clone(),
             connections: self.connections.clone(),
             trust: self.trust.clone(),
+            retell: Some(retell),
             max_event_bytes: self.max_event_bytes,
             metrics: self.metrics.clone(),
         };
@@ -421,6 +443,12 @@ impl Shared {
             dht: self.dht.clone(),
             configured: self.configured.clone(),
             local: self.local.clone(),
+            remembered: Some(Remembered::new(
+                self.peers.clone(),
+                state.clone(),
+                self.links.clone(),
+                self.hints.clone(),
+            )),
             state: state.clone(),
             join: join.clone(),
             metrics: self.metrics.clone(),
@@ -454,18 +482,20 @@ impl Shared {
             ingest: self.ingest.clone(),
             connections: self.connections.clone(),
             trust: self.trust.clone(),
+            retell: None,
             max_event_bytes: self.max_event_bytes,
             metrics: self.metrics.clone(),
         };
         let parts = Parts {
             me: self.me.clone(),
             id: self.id,
-            gossip: self.gossip.clone(),
+            net: self.net.clone(),
             config: self.config.clone(),
             dht: self.dht.clone(),
             ingest: self.ingest.clone(),
             knock: self.knock.clone(),
             announced,
+            budgets: self.budgets.clone(),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             state: state.clone(),
@@ -476,7 +506,12 @@ impl Shared {
             circle: circle.clone(),
             parts,
             connections: self.connections.clone(),
-            outbound: Outbound::new(outgoing, state.clone(), self.metrics.clone()),
+            outbound: Outbound::new(
+                outgoing,
+                mpsc::channel(1).1,
+                state.clone(),
+                self.metrics.clone(),
+            ),
             found,
             first,
         };

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use iroh_gossip::api::GossipSender;
+use iroh_gossip::api::{ApiError, GossipSender};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
@@ -31,6 +31,11 @@ const QUIET: usize = 16;
 /// of ten carried without loss.
 const RATE: f64 = 500.0;
 const BURST: f64 = 64.0;
+
+/// Events that wait to go whole for the neighbors that cannot fetch; beyond that the log waits.
+const WHOLE_TOO: usize = 4_096;
+/// Fetched events that wait to be told to such neighbors; beyond that fetches wait.
+pub const RETOLD: usize = 64;
 
 /// How long one broadcast may take before gossip counts as wedged.
 const BROADCAST: Duration = Duration::from_secs(5);
@@ -73,14 +78,34 @@ enum Frame {
     Ids(Bytes),
 }
 
-/// Gossip took no message in time, or closed the topic.
+/// Why sending ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wedged;
+pub enum Ended {
+    /// Gossip closed the topic.
+    Closed,
+    /// Gossip took no message in time.
+    Wedged,
+}
+
+/// Where frames go.
+pub trait Mouth {
+    /// # Errors
+    /// When the topic is closed.
+    fn say(&self, frame: Bytes) -> impl Future<Output = Result<(), ApiError>> + Send;
+}
+
+impl Mouth for GossipSender {
+    fn say(&self, frame: Bytes) -> impl Future<Output = Result<(), ApiError>> + Send {
+        self.broadcast(frame)
+    }
+}
 
 /// The sending side of one topic. Outlives a subscription: what could not be sent goes out by the
 /// next one.
 pub struct Outbound {
     queue: mpsc::Receiver<Outgoing>,
+    /// Events that were announced to us, for neighbors that only know whole ones.
+    retold: mpsc::Receiver<Outgoing>,
     lineup: Lineup,
     /// In a private topic: that of the epoch to publish in.
     seal: Option<Sealer>,
@@ -91,10 +116,11 @@ pub struct Outbound {
 impl Outbound {
     pub fn new(
         queue: mpsc::Receiver<Outgoing>,
+        retold: mpsc::Receiver<Outgoing>,
         state: Arc<TopicState>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { queue, lineup: Lineup::new(Instant::now()), seal: None, state, metrics }
+        Self { queue, retold, lineup: Lineup::new(Instant::now()), seal: None, state, metrics }
     }
 
     /// From here on seals what goes out, and sends when there are neighbors in the swarm of this
@@ -105,50 +131,68 @@ impl Outbound {
     }
 
     /// Sends until gossip fails. Can be dropped at any point without losing a frame.
-    pub async fn run(&mut self, sender: &GossipSender) -> Wedged {
+    pub async fn run(&mut self, mouth: &impl Mouth) -> Ended {
         let labels = TopicLabels { topic: self.state.name().to_string() };
         let mut neighbors = self.state.count();
         loop {
             // With nobody there a broadcast is lost. The log keeps the events for the first to come.
             let _ = neighbors.wait_for(|count| *count > 0).await;
-            if self.lineup.is_empty() {
-                self.take().await;
-                // Meanwhile the neighbors may have gone.
-                continue;
+            if !self.lineup.has_frames() {
+                let idle = self.lineup.is_empty();
+                self.take(idle).await;
+                if idle {
+                    // Meanwhile the neighbors may have gone.
+                    continue;
+                }
             }
             let Some((bytes, at)) = self.next_sealed() else { continue };
             tokio::time::sleep_until(at).await;
-            match timeout(BROADCAST, sender.broadcast(bytes)).await {
+            match timeout(BROADCAST, mouth.say(bytes)).await {
                 Ok(Ok(())) => {
                     self.lineup.sent(Instant::now());
                     self.metrics.frames_sent.get_or_create(&labels).inc();
                 }
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "gossip closed the topic");
-                    return Wedged;
+                    return Ended::Closed;
                 }
                 Err(_) => {
                     self.dropped("broadcast timed out");
                     tracing::warn!("gossip took no message for {BROADCAST:?}; joining anew");
-                    return Wedged;
+                    return Ended::Wedged;
                 }
             }
         }
     }
 
-    /// Waits for events and turns all that wait into frames.
-    async fn take(&mut self) {
-        let Some(first) = self.queue.recv().await else { return std::future::pending().await };
-        let mut batch = vec![first];
-        while batch.len() < QUEUE
+    /// Turns all events that wait into frames; waits for the first if there is nothing else to do.
+    async fn take(&mut self, wait: bool) {
+        // Whoever is in a private topic has our own protocol.
+        let deaf = self.seal.is_none() && self.state.has_deaf_neighbor();
+        let most = self.lineup.turn_to(deaf);
+        let (mut batch, mut retold) = (Vec::new(), Vec::new());
+        if wait {
+            tokio::select! {
+                Some(event) = self.queue.recv() => batch.push(event),
+                Some(event) = self.retold.recv() => retold.push(event),
+                else => std::future::pending().await,
+            }
+        }
+        while batch.len() < most
             && let Ok(next) = self.queue.try_recv()
         {
             batch.push(next);
+        }
+        while batch.len() + retold.len() < most
+            && let Ok(next) = self.retold.try_recv()
+        {
+            retold.push(next);
         }
         let metrics = &self.metrics;
         let longest = if self.seal.is_some() { MAX_SEALABLE_BYTES } else { MAX_GOSSIP_BYTES };
         let dropped = |cause| dropped(metrics, cause);
         self.lineup.add(batch, longest, Instant::now(), unix_now(), dropped);
+        self.lineup.retell(retold);
     }
 
     /// [`Self::next`], sealed where the topic is private.
@@ -160,7 +204,7 @@ impl Outbound {
             Err(_) => {
                 // It was planned with room for the seal.
                 self.dropped("too long to seal");
-                self.lineup.frames.pop_front();
+                self.lineup.take_out();
                 None
             }
         }
@@ -184,16 +228,40 @@ fn dropped(metrics: &Metrics, cause: &'static str) {
 /// and does the sending. `dropped` hears why something was left out.
 pub struct Lineup {
     frames: VecDeque<Frame>,
+    /// Events whose ids were told already. They go out whole after all other frames, for the
+    /// neighbors that cannot fetch.
+    whole_too: VecDeque<Outgoing>,
+    /// There is such a neighbor.
+    deaf: bool,
+    /// Where the frame stands that [`Self::next`] gave last.
+    line: Line,
     pace: Pace,
 }
 
 impl Lineup {
     pub fn new(now: Instant) -> Self {
-        Self { frames: VecDeque::new(), pace: Pace::new(now) }
+        let (frames, whole_too) = (VecDeque::new(), VecDeque::new());
+        Self { frames, whole_too, deaf: false, line: Line::Frames, pace: Pace::new(now) }
     }
 
+    /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.frames.is_empty() && self.whole_too.is_empty()
+    }
+
+    /// Whether something waits for everybody.
+    pub fn has_frames(&self) -> bool {
+        !self.frames.is_empty()
+    }
+
+    /// From here on, whether a neighbor can fetch nothing. Returns for how many events there is room.
+    pub fn turn_to(&mut self, deaf: bool) -> usize {
+        self.deaf = deaf;
+        if !deaf {
+            self.whole_too.clear();
+        }
+        let room = WHOLE_TOO.saturating_sub(self.whole_too.len());
+        if deaf { room.min(QUEUE) } else { QUEUE }
     }
 
     /// Plans the frames for all events that wait; none is longer than `longest` bytes.
@@ -206,9 +274,17 @@ impl Lineup {
         mut dropped: impl FnMut(&'static str),
     ) {
         batch.retain(|event| event.is_due(now, unix, &mut dropped));
-        let (frames, too_long) = plan(batch, longest);
-        (0..too_long).for_each(|_| dropped("ephemeral too long"));
-        self.frames.extend(frames);
+        let plan = plan(batch, longest, self.deaf);
+        (0..plan.too_long).for_each(|_| dropped("ephemeral too long"));
+        self.frames.extend(plan.frames);
+        self.whole_too.extend(plan.whole_too);
+    }
+
+    /// Adds events that others announced, for the neighbors that cannot fetch.
+    fn retell(&mut self, events: Vec<Outgoing>) {
+        if self.deaf {
+            self.whole_too.extend(events);
+        }
     }
 
     /// The first frame that may still go out, and when. It stays in its place until [`Self::sent`].
@@ -218,47 +294,87 @@ impl Lineup {
         unix: u64,
         mut dropped: impl FnMut(&'static str),
     ) -> Option<(Bytes, Instant)> {
-        loop {
-            let bytes = match self.frames.front()? {
-                Frame::Ids(bytes) => bytes.clone(),
+        while let Some(frame) = self.frames.front() {
+            self.line = Line::Frames;
+            match frame {
+                Frame::Ids(bytes) => return Some((bytes.clone(), self.pace.next(now))),
                 // Planned frames wait too, for the pace or the next neighbor.
                 Frame::Whole(event) if event.is_due(now, unix, &mut dropped) => {
-                    Bytes::copy_from_slice(event.event.json().as_bytes())
+                    return Some((whole(event), self.pace.next(now)));
                 }
-                Frame::Whole(_) => {
-                    self.frames.pop_front();
-                    continue;
-                }
-            };
-            return Some((bytes, self.pace.next(now)));
+                Frame::Whole(_) => {}
+            }
+            self.frames.pop_front();
         }
+        while let Some(event) = self.whole_too.front() {
+            self.line = Line::WholeToo;
+            if event.is_due(now, unix, &mut dropped) {
+                return Some((whole(event), self.pace.next(now)));
+            }
+            self.whole_too.pop_front();
+        }
+        None
     }
 
-    /// The first frame went out.
+    /// The frame that [`Self::next`] gave went out.
     pub fn sent(&mut self, now: Instant) {
-        self.frames.pop_front();
+        self.take_out();
         self.pace.took(now);
+    }
+
+    /// Takes it out of its line.
+    fn take_out(&mut self) {
+        match self.line {
+            Line::Frames => drop(self.frames.pop_front()),
+            Line::WholeToo => drop(self.whole_too.pop_front()),
+        }
     }
 }
 
-/// The frames for a batch of events, in their order where they go whole; ids come last. Also how
-/// many ephemeral events did not fit.
-fn plan(batch: Vec<Outgoing>, longest: usize) -> (Vec<Frame>, usize) {
+/// In which queue a frame waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Frames,
+    WholeToo,
+}
+
+fn whole(event: &Outgoing) -> Bytes {
+    Bytes::copy_from_slice(event.event.json().as_bytes())
+}
+
+/// What becomes of a batch of events.
+#[derive(Default)]
+struct Plan {
+    /// In the order of the events where they go whole; ids come last.
+    frames: Vec<Frame>,
+    /// Announced events that go whole as well.
+    whole_too: Vec<Outgoing>,
+    /// How many ephemeral events did not fit.
+    too_long: usize,
+}
+
+/// Plans the frames for a batch. `longest`: what fits, in bytes. `deaf`: there is a neighbor that can fetch nothing.
+fn plan(batch: Vec<Outgoing>, longest: usize, deaf: bool) -> Plan {
     let under_load = batch.len() > QUIET;
-    let (mut frames, mut ids, mut too_long) = (Vec::new(), Vec::new(), 0);
+    let (mut plan, mut ids) = (Plan::default(), Vec::new());
     for event in batch {
         // An oversize message silently breaks the neighbor that gets it: none may pass here.
         let fits = event.event.json().len() <= longest;
         match (event.is_ephemeral, fits) {
-            (true, false) => too_long += 1,
-            (true, true) => frames.push(Frame::Whole(event)),
-            (false, true) if !under_load => frames.push(Frame::Whole(event)),
-            (false, _) => ids.push(event.event.id),
+            (true, false) => plan.too_long += 1,
+            (true, true) => plan.frames.push(Frame::Whole(event)),
+            (false, true) if !under_load => plan.frames.push(Frame::Whole(event)),
+            (false, _) => {
+                ids.push(event.event.id);
+                if deaf && fits {
+                    plan.whole_too.push(event);
+                }
+            }
         }
     }
     let announcements = ids.chunks(MAX_ANNOUNCED).map(frame::announce);
-    frames.extend(announcements.map(|frame| Frame::Ids(frame.into())));
-    (frames, too_long)
+    plan.frames.extend(announcements.map(|frame| Frame::Ids(frame.into())));
+    plan
 }
 
 /// A leaky bucket: each frame fills it by one, time empties it.
@@ -315,6 +431,15 @@ mod tests {
         Outgoing { event: event.into(), is_ephemeral, since: Instant::now() }
     }
 
+    fn state() -> Arc<TopicState> {
+        let name = crate::protocol::TopicName::new("t").unwrap();
+        Arc::new(TopicState::new(name, Arc::default()))
+    }
+
+    fn outbound(queue: mpsc::Receiver<Outgoing>, state: Arc<TopicState>) -> Outbound {
+        Outbound::new(queue, mpsc::channel(1).1, state, Arc::default())
+    }
+
     fn announced(frame: &Frame) -> usize {
         let Frame::Ids(bytes) = frame else { return 0 };
         assert!(bytes.len() <= MAX_GOSSIP_BYTES);
@@ -326,10 +451,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_waited_too_long_does_not_go_out() {
-        let name = crate::protocol::TopicName::new("t").unwrap();
-        let state = Arc::new(TopicState::new(name, Arc::default()));
+        let state = state();
         let (queue, receiver) = mpsc::channel(8);
-        let mut outbound = Outbound::new(receiver, state, Arc::default());
+        let mut outbound = outbound(receiver, state);
         let mut old = event(1, 500, true);
         let Some(before) = Instant::now().checked_sub(EPHEMERAL + EPHEMERAL) else { return };
         old.since = before;
@@ -339,11 +463,11 @@ mod tests {
         for event in [old, stored.clone(), expired, event(4, 500, true)] {
             queue.try_send(event).unwrap();
         }
-        outbound.take().await;
+        outbound.take(true).await;
         assert_eq!(outbound.lineup.frames.len(), 2);
-        assert_eq!(outbound.next().unwrap().0, stored.event.json().as_bytes());
-        assert_eq!(outbound.next().unwrap().0, stored.event.json().as_bytes(), "until it was sent");
-        outbound.lineup.frames.pop_front();
+        assert_eq!(outbound.next().unwrap().0, whole(&stored));
+        assert_eq!(outbound.next().unwrap().0, whole(&stored), "until it was sent");
+        outbound.lineup.take_out();
         // A planned frame grows old as well.
         let Some(Frame::Whole(ephemeral)) = outbound.lineup.frames.front_mut() else {
             panic!("whole")
@@ -352,27 +476,97 @@ mod tests {
         assert!(outbound.next().is_none());
     }
 
+    /// Takes nothing, as a gossip that waits for somebody frozen.
+    struct Stuck;
+
+    impl Mouth for Stuck {
+        async fn say(&self, _: Bytes) -> Result<(), ApiError> {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_is_not_taken_ends_the_subscription_and_is_not_lost() {
+        let state = state();
+        state.up(iroh::SecretKey::from_bytes(&[1; 32]).public());
+        let (queue, receiver) = mpsc::channel(8);
+        let mut outbound = outbound(receiver, state);
+        queue.try_send(event(1, 500, false)).unwrap();
+        let began = Instant::now();
+        assert_eq!(outbound.run(&Stuck).await, Ended::Wedged);
+        assert_eq!(began.elapsed().as_secs(), BROADCAST.as_secs());
+        assert_eq!(outbound.lineup.frames.len(), 1, "it goes out by the next subscription");
+    }
+
     #[test]
     fn events_that_fit_go_whole_and_the_others_as_ids() {
         let batch = vec![event(1, 4_001, false), event(2, 4_000, false), event(3, 9_000, false)];
-        let (frames, too_long) = plan(batch, MAX_GOSSIP_BYTES);
-        assert_eq!(frames.iter().map(announced).collect::<Vec<_>>(), [0, 2]);
-        assert_eq!(too_long, 0);
+        let plan = plan(batch, MAX_GOSSIP_BYTES, true);
+        assert_eq!(plan.frames.iter().map(announced).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!((plan.too_long, plan.whole_too.len()), (0, 0));
     }
 
     #[test]
     fn under_load_everything_is_announced_in_few_frames() {
         let batch = (0..250).map(|n| event(n, 300, false)).collect();
-        let (frames, _) = plan(batch, MAX_GOSSIP_BYTES);
-        assert_eq!(frames.iter().map(announced).collect::<Vec<_>>(), [100, 100, 50]);
+        let plan = plan(batch, MAX_GOSSIP_BYTES, false);
+        assert_eq!(plan.frames.iter().map(announced).collect::<Vec<_>>(), [100, 100, 50]);
+        assert!(plan.whole_too.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_cannot_fetch_gets_whole_events_after_the_ids() {
+        let state = state();
+        let peer = |n: u8| iroh::SecretKey::from_bytes(&[n; 32]).public();
+        let (queue, receiver) = mpsc::channel(QUEUE);
+        let (retell, retold) = mpsc::channel(RETOLD);
+        let mut outbound = Outbound::new(receiver, retold, state.clone(), Arc::default());
+        let load = |of: usize| {
+            (0..20)
+                .map(|n| event(of + n, if n == 0 { 5_000 } else { 300 }, false))
+                .for_each(|event| queue.try_send(event).unwrap());
+        };
+        // One that was not tried may be one that cannot.
+        state.up(peer(1));
+        load(100);
+        retell.try_send(event(1, 300, false)).unwrap();
+        outbound.take(true).await;
+        assert_eq!(outbound.lineup.frames.iter().map(announced).collect::<Vec<_>>(), [20]);
+        assert_eq!(outbound.lineup.whole_too.len(), 20, "all that fit, and the one of others");
+        let line = |outbound: &mut Outbound| {
+            outbound.next().unwrap();
+            outbound.lineup.line
+        };
+        assert_eq!(line(&mut outbound), Line::Frames);
+        outbound.lineup.take_out();
+        assert_eq!(line(&mut outbound), Line::WholeToo);
+        // Further ids do not wait for whole events.
+        load(200);
+        outbound.take(false).await;
+        assert_eq!(line(&mut outbound), Line::Frames);
+        assert_eq!(outbound.lineup.whole_too.len(), 39);
+        outbound.lineup.frames.clear();
+        // Once all can fetch, nothing more goes out twice.
+        state.speaks(peer(1), true);
+        load(300);
+        retell.try_send(event(2, 300, false)).unwrap();
+        outbound.take(false).await;
+        assert_eq!((outbound.lineup.frames.len(), outbound.lineup.whole_too.len()), (1, 0));
+        // What there is no room for stays in the queue.
+        state.speaks(peer(1), false);
+        outbound.lineup.frames.clear();
+        outbound.lineup.whole_too.extend((0..WHOLE_TOO).map(|n| event(n, 300, false)));
+        load(400);
+        outbound.take(false).await;
+        assert_eq!((outbound.lineup.frames.len(), outbound.lineup.whole_too.len()), (0, WHOLE_TOO));
     }
 
     #[test]
     fn ephemeral_events_are_never_announced() {
         let batch = (0..30).map(|n| event(n, if n == 0 { 5_000 } else { 300 }, true)).collect();
-        let (frames, too_long) = plan(batch, MAX_GOSSIP_BYTES);
-        assert_eq!((frames.len(), too_long), (29, 1));
-        assert!(frames.iter().all(|frame| announced(frame) == 0));
+        let plan = plan(batch, MAX_GOSSIP_BYTES, true);
+        assert_eq!((plan.frames.len(), plan.too_long, plan.whole_too.len()), (29, 1, 0));
+        assert!(plan.frames.iter().all(|frame| announced(frame) == 0));
     }
 
     #[test]

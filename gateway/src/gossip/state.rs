@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use super::private::{self, Circle};
 use crate::{
     clock::unix_now,
-    metrics::{Metrics, TopicLabels},
+    metrics::{Metrics, TopicLabels, WayLabels},
     pipeline::HowJoined,
     protocol::TopicName,
 };
@@ -27,17 +27,33 @@ const MAX_SOURCES: usize = 1_024;
 const MAX_ARRIVED: usize = 64;
 
 /// How we came to know a neighbor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FoundBy {
     /// `discovery.peers`.
     Configured,
+    /// It was a neighbor before.
+    Remembered,
     Mdns,
     Dht,
     /// It is a member of the private topic.
     Member,
     /// It came to us, or another neighbor introduced it.
     Incoming,
+}
+
+impl FoundBy {
+    /// As it is written in `status`, in metrics and in the table of remembered peers.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Configured => "configured",
+            Self::Remembered => "remembered",
+            Self::Mdns => "mdns",
+            Self::Dht => "dht",
+            Self::Member => "member",
+            Self::Incoming => "incoming",
+        }
+    }
 }
 
 /// A step of the discovery ladder.
@@ -47,21 +63,55 @@ pub enum Step {
     DhtLookup,
     DhtPublish,
     Mdns,
+    Remembered,
     Configured,
     /// The members of a private topic.
     Members,
 }
 
-/// How a step went the last time.
+impl Step {
+    /// As it is written in `status` and in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DhtLookup => "dht_lookup",
+            Self::DhtPublish => "dht_publish",
+            Self::Mdns => "mdns",
+            Self::Remembered => "remembered",
+            Self::Configured => "configured",
+            Self::Members => "members",
+        }
+    }
+
+    /// What is said of the neighbors that it finds.
+    const fn finds(self) -> Option<FoundBy> {
+        match self {
+            Self::DhtLookup => Some(FoundBy::Dht),
+            Self::DhtPublish => None,
+            Self::Mdns => Some(FoundBy::Mdns),
+            Self::Remembered => Some(FoundBy::Remembered),
+            Self::Configured => Some(FoundBy::Configured),
+            Self::Members => Some(FoundBy::Member),
+        }
+    }
+}
+
+/// How a step goes: the last time, and since the topic was joined.
 #[derive(Debug, Clone, Serialize)]
 pub struct StepResult {
-    /// When it ended, in Unix seconds.
+    /// When it ended the last time, in Unix seconds.
     pub at: u64,
     /// How long it took, in milliseconds.
     pub took_ms: u64,
     pub ok: bool,
     /// What came of it, in a few words.
     pub result: String,
+    /// How often it ended, and how often without success.
+    pub attempts: u64,
+    pub failures: u64,
+    /// Neighbors that this step found before any other did.
+    pub neighbors: u64,
+    /// Why it failed the last time that it did, however long ago.
+    pub error: Option<String>,
 }
 
 /// How long a topic that lost its last neighbor counts as cut off. After that it is alone: nobody
@@ -190,6 +240,8 @@ struct Known {
     /// When the last neighbor went.
     left_alone: Option<Instant>,
     steps: BTreeMap<Step, StepResult>,
+    /// How many neighbors came by each way.
+    came_by: BTreeMap<FoundBy, u64>,
     /// Neighbors that came since [`TopicState::stirred`] was last asked.
     arrived: Vec<EndpointId>,
     /// Messages of gossip were missed since then.
@@ -326,6 +378,8 @@ impl TopicState {
         }
         known.arrive(peer);
         let found_by = known.source(&peer);
+        *known.came_by.entry(found_by).or_default() += 1;
+        self.metrics.neighbors_found.get_or_create(&WayLabels { by: found_by.name() }).inc();
         if known.first_neighbor.is_none() {
             let took = self.joining_since.elapsed();
             known.first_neighbor = Some(took);
@@ -399,6 +453,13 @@ impl TopicState {
         self.known().speaks.get(peer).copied()
     }
 
+    /// Whether there is a neighbor that only understands whole events, or may be one: it was not
+    /// tried yet.
+    pub fn has_deaf_neighbor(&self) -> bool {
+        let known = self.known();
+        known.neighbors.iter().any(|peer| known.speaks.get(peer) != Some(&true))
+    }
+
     pub fn subscribed(&self, yes: bool) {
         let mut known = self.known();
         known.subscribed = yes;
@@ -425,7 +486,23 @@ impl TopicState {
             Err(text) => (false, text),
         };
         tracing::debug!(?step, ok, took_ms, result, "discovery");
-        self.known().steps.insert(step, StepResult { at: unix_now(), took_ms, ok, result });
+        let at = unix_now();
+        self.metrics.discovery_step(step.name(), ok, began.elapsed(), at);
+        let mut known = self.known();
+        let before = known.steps.get(&step);
+        let (attempts, failures) = before.map_or((0, 0), |b| (b.attempts, b.failures));
+        let error = if ok { before.and_then(|b| b.error.clone()) } else { Some(result.clone()) };
+        let result = StepResult {
+            at,
+            took_ms,
+            ok,
+            result,
+            attempts: attempts + 1,
+            failures: failures + u64::from(!ok),
+            neighbors: 0,
+            error,
+        };
+        known.steps.insert(step, result);
     }
 
     pub fn phase(&self) -> TopicPhase {
@@ -449,7 +526,7 @@ impl TopicState {
             reason: known.failure.clone(),
             neighbors,
             first_neighbor_ms: known.first_neighbor.map(millis),
-            steps: known.steps.clone(),
+            steps: known.steps(),
         }
     }
 
@@ -486,6 +563,15 @@ impl Known {
             () if self.steps.is_empty() => TopicPhase::Discovering,
             () => TopicPhase::Alone,
         }
+    }
+
+    fn steps(&self) -> BTreeMap<Step, StepResult> {
+        let mut steps = self.steps.clone();
+        for (step, result) in &mut steps {
+            let came = step.finds().and_then(|by| self.came_by.get(&by));
+            result.neighbors = came.copied().unwrap_or(0);
+        }
+        steps
     }
 
     fn busy(&mut self, work: Work, change: impl Fn(usize) -> usize) {
@@ -555,6 +641,53 @@ mod tests {
         assert_eq!(state.phase(), TopicPhase::Alone);
         let text = serde_json::to_string(&state.status(HowJoined::Command, 7)).unwrap();
         assert!(text.contains("dht_lookup") && text.contains(r#""how":"command""#), "{text}");
+    }
+
+    #[test]
+    fn a_step_tells_how_often_it_went_how() {
+        let metrics = Arc::new(Metrics::default());
+        let state = TopicState::new(TopicName::new("t").unwrap(), metrics.clone());
+        let step = |result: Result<&str, &str>| {
+            let result = result.map(str::to_owned).map_err(str::to_owned);
+            state.step(Step::DhtLookup, Instant::now(), result);
+        };
+        step(Ok("2 records of others"));
+        step(Err("timed out"));
+        step(Ok("1 record of others"));
+        let peer = SecretKey::from_bytes(&[1; 32]).public();
+        state.found(peer, FoundBy::Dht);
+        state.up(peer);
+        let status = state.status(HowJoined::Command, 7);
+        let result = &status.steps[&Step::DhtLookup];
+        assert_eq!((result.attempts, result.failures, result.neighbors), (3, 1, 1));
+        assert!(result.ok && result.result.starts_with('1'), "{result:?}");
+        assert_eq!(result.error.as_deref(), Some("timed out"));
+        let text = metrics.render();
+        for line in [
+            r#"discovery_steps_total{step="dht_lookup",result="ok"} 2"#,
+            r#"discovery_steps_total{step="dht_lookup",result="failed"} 1"#,
+            r#"neighbors_found_total{by="dht"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn ways_and_steps_are_written_as_they_are_named() {
+        use FoundBy::{Configured, Dht, Incoming, Mdns, Member, Remembered};
+        for way in [Configured, Remembered, Mdns, Dht, Member, Incoming] {
+            assert_eq!(serde_json::to_string(&way).unwrap(), format!("{:?}", way.name()));
+        }
+        for step in [
+            Step::DhtLookup,
+            Step::DhtPublish,
+            Step::Mdns,
+            Step::Remembered,
+            Step::Configured,
+            Step::Members,
+        ] {
+            assert_eq!(serde_json::to_string(&step).unwrap(), format!("{:?}", step.name()));
+        }
     }
 
     #[test]

@@ -8,20 +8,26 @@ mod strangers;
 use std::sync::{Mutex, MutexGuard};
 
 use futures_util::{FutureExt, future::BoxFuture};
+use iroh::Endpoint;
 use secp256k1::{Keypair, Message, SECP256K1};
 use tempfile::TempDir;
 use tokio::sync::watch;
+
+use iroh::EndpointAddr;
 
 use super::{config::IrohRelays, *};
 use crate::{
     pipeline::{
         Affected, Audience, Candidate, Committed, Context, Count, Decision, EventWriter, Gone,
         IdSet, KeptPrivate, KeptTopic, LogEntry, MemorySecrets, Origin, Outcome, Policy,
-        PolicyWorker, Presence, Removal, Routing, Scan, Scope, Seq, Span, StartIngest, StoreError,
-        Target, TopicDoor, TopicIds, Viewer, Write,
+        PolicyWorker, Presence, RememberedPeer, Removal, Routing, Scan, Scope, Seq, Span,
+        StartIngest, StoreError, Target, TopicDoor, TopicIds, Viewer, Write,
     },
     protocol::{
-        Event, EventId, Filter, VerifiedEvent, event::compute_id, frame::MAX_GOSSIP_BYTES, hex,
+        Event, EventId, Filter, VerifiedEvent,
+        event::compute_id,
+        frame::{MAX_GOSSIP_BYTES, SYNC_ALPN},
+        hex,
         kinds::Part,
     },
 };
@@ -249,6 +255,33 @@ impl TopicStore for MemoryTopics {
     }
 }
 
+/// The gateways that were reached, in memory.
+#[derive(Default)]
+struct MemoryPeers(Mutex<Vec<RememberedPeer>>);
+
+impl PeerStore for MemoryPeers {
+    fn load(&self, topic: TopicName) -> BoxFuture<'_, Result<Vec<RememberedPeer>, StoreError>> {
+        let mut peers = self.0.lock().unwrap().clone();
+        peers.retain(|peer| peer.topic == topic);
+        async { Ok(peers) }.boxed()
+    }
+
+    fn reached(&self, peer: RememberedPeer) -> BoxFuture<'_, Result<(), StoreError>> {
+        let mut peers = self.0.lock().unwrap();
+        peers.retain(|known| (&known.topic, known.peer) != (&peer.topic, peer.peer));
+        peers.push(peer);
+        async { Ok(()) }.boxed()
+    }
+
+    fn missed(
+        &self,
+        _topic: TopicName,
+        _peers: Vec<PeerId>,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        async { Ok(()) }.boxed()
+    }
+}
+
 /// Lets everything pass.
 struct Open;
 
@@ -340,6 +373,7 @@ impl Gateway {
             joined: joined.clone(),
             private: PrivateTopics::new([(name("hidden"), [])]),
             kept: kept.clone(),
+            peers: Arc::<MemoryPeers>::default(),
             visits: VisitRules { most: visits, idle: Duration::from_secs(1) },
             limits: &limits,
             ingest: ingest.clone(),
@@ -356,8 +390,8 @@ impl Gateway {
 
     /// For `discovery.peers` of others.
     fn address(&self) -> String {
-        let address = self.gossip.endpoint.bound_sockets()[0];
-        format!("{}@{address}", self.gossip.endpoint.id())
+        let address = self.gossip.net.endpoint().bound_sockets()[0];
+        format!("{}@{address}", self.gossip.id)
     }
 
     async fn publish(&self, event: &Event) -> Outcome {
@@ -459,10 +493,10 @@ async fn events_of_every_size_and_in_any_number_arrive() {
     // What a topic does after a lag: a second subscription names the neighbors, and its end does not
     // end the first.
     let id = RecordKeys::public(&topic).gossip_id();
-    let (_, receiver) = super::topic::subscribe(&b.gossip.gossip, id).await.unwrap();
+    let (_, receiver) = super::topic::subscribe(&b.gossip.net.gossip(), id).await.unwrap();
     let soon = tokio::time::Instant::now() + Duration::from_millis(300);
     let mut second = Some((receiver, soon));
-    assert_eq!(super::topic::settle(&mut second).await.unwrap(), [a.gossip.endpoint.id()]);
+    assert_eq!(super::topic::settle(&mut second).await.unwrap(), [a.gossip.id]);
     drop(second);
     let after = event(1, "after");
     a.publish(&after).await;
@@ -470,7 +504,7 @@ async fn events_of_every_size_and_in_any_number_arrive() {
 
     let status = &b.gossip.status()[0];
     assert_eq!(status.neighbors[0].found_by, FoundBy::Configured);
-    assert_eq!(status.neighbors[0].id, a.gossip.endpoint.id().to_string());
+    assert_eq!(status.neighbors[0].id, a.gossip.id.to_string());
     b.stop().await;
     let gone = async {
         while a.gossip.status()[0].state == TopicPhase::Joined {
@@ -720,4 +754,30 @@ async fn visited_topics_are_bounded_and_left_when_nobody_is_there() {
     let refused = a.gossip.membership().clone().visit(name("four")).await.unwrap_err();
     assert!(refused.contains("not in the topic"), "{refused}");
     a.stop().await;
+}
+
+/// iroh-gossip goes on sending into a connection that has ended before the peer was a neighbor.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_hold_an_ended_connection_of_one_another_meet() {
+    let topic = name("test");
+    let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let b = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let address = EndpointAddr::new(to.gossip.net.endpoint().id())
+            .with_ip_addr(to.gossip.net.endpoint().bound_sockets()[0]);
+        let lookup = MemoryLookup::from_endpoint_info([address.clone()]);
+        from.gossip.net.endpoint().address_lookup().unwrap().add(lookup);
+        let connection =
+            from.gossip.net.endpoint().connect(address, iroh_gossip::ALPN).await.unwrap();
+        connection.close(0u32.into(), b"gone");
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let swarm = from.gossip.membership().swarms.get(&topic).unwrap();
+        swarm.join.send(vec![to.gossip.net.endpoint().id()]).await.unwrap();
+    }
+    a.waits_for_neighbors().await;
+    b.waits_for_neighbors().await;
+    a.stop().await;
+    b.stop().await;
 }

@@ -16,8 +16,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    budget::{Budgets, Missed},
     fetch::Announcement,
     joiner::{Unanswered, join},
+    net::Net,
+    outbound::Ended,
     peer_id,
     private::Voice,
     state::TopicState,
@@ -51,7 +54,7 @@ pub struct Topic {
     /// Our own endpoint id.
     pub me: EndpointId,
     pub id: TopicId,
-    pub gossip: Gossip,
+    pub net: Arc<Net>,
     pub state: Arc<TopicState>,
     pub ingest: Ingest,
     pub voice: Voice,
@@ -63,6 +66,8 @@ pub struct Topic {
     pub knock: mpsc::Sender<Unanswered>,
     /// To the task that fetches announced events.
     pub announced: mpsc::Sender<Announcement>,
+    /// What each neighbor may bring.
+    pub budgets: Arc<Budgets>,
     pub health: Arc<Health>,
     pub metrics: Arc<Metrics>,
 }
@@ -70,19 +75,23 @@ pub struct Topic {
 impl Topic {
     /// Stays in the topic until shutdown, and leaves it then.
     pub async fn run(mut self, token: CancellationToken) {
+        let net = self.net.clone();
+        let mut stacks = net.follow();
         while !token.is_cancelled() {
-            match self.subscribe().await {
+            let gossip = stacks.borrow_and_update().gossip.clone();
+            match subscribe(&gossip, self.id).await {
                 Ok((sender, receiver)) => {
                     tracing::info!("joined; looking for others");
                     self.state.subscribed(true);
                     self.health.subscribed();
                     let reader = Reader {
                         id: self.id,
-                        gossip: &self.gossip,
+                        gossip: &gossip,
                         seal: self.seal.as_ref(),
                         state: &self.state,
                         ingest: &self.ingest,
                         announced: &self.announced,
+                        budgets: &self.budgets,
                         metrics: &self.metrics,
                     };
                     tokio::select! {
@@ -90,7 +99,10 @@ impl Topic {
                         () = reader.read(receiver) => {
                             tracing::warn!("the gossip topic ended; joining anew");
                         }
-                        () = self.voice.speak(&sender) => {}
+                        ended = self.voice.speak(&sender) => if ended == Ended::Wedged {
+                            self.health.wedged();
+                        },
+                        _ = stacks.changed() => {}
                         never = join(self.me, &mut self.join, &sender, &self.state, &self.knock) => {
                             match never {}
                         }
@@ -107,10 +119,6 @@ impl Topic {
             }
             token.run_until_cancelled(sleep(PAUSE)).await;
         }
-    }
-
-    async fn subscribe(&self) -> Result<(GossipSender, GossipReceiver), String> {
-        subscribe(&self.gossip, self.id).await
     }
 }
 
@@ -133,6 +141,7 @@ struct Reader<'a> {
     state: &'a TopicState,
     ingest: &'a Ingest,
     announced: &'a mpsc::Sender<Announcement>,
+    budgets: &'a Budgets,
     metrics: &'a Metrics,
 }
 
@@ -142,6 +151,7 @@ impl Reader<'_> {
         let labels = TopicLabels { topic: self.state.name().to_string() };
         let received = self.metrics.frames_received.get_or_create_owned(&labels);
         let mut submissions = FuturesUnordered::new();
+        let mut missed = Missed::default();
         // A second subscription and when it has been told all neighbors; see `Step::Lagged`.
         let mut second: Option<(GossipReceiver, Instant)> = None;
         loop {
@@ -152,7 +162,14 @@ impl Reader<'_> {
                         Step::Nothing => {}
                         Step::Frame(message) => {
                             received.inc();
-                            if let Some(candidate) = self.candidate(&message) {
+                            let (peer, length) = (message.delivered_from, message.content.len());
+                            let now = Instant::now();
+                            if !self.budgets.take(peer, length, now) {
+                                self.dropped("over budget");
+                                if missed.is_due(now) {
+                                    self.state.lagged();
+                                }
+                            } else if let Some(candidate) = self.candidate(&message) {
                                 submissions.push(self.ingest.submit(candidate));
                             }
                         }

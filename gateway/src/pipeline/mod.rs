@@ -11,6 +11,7 @@ pub mod joined;
 pub mod moderation;
 pub mod origin;
 pub mod ports;
+pub mod remembered;
 pub mod routing;
 pub mod scan;
 pub mod secrets;
@@ -27,6 +28,7 @@ pub use ports::{
     Policy, PolicyWorker, Presence, Removal, RotationAnswer, RotationMember, RotationPolicy,
     RotationQuestion, Scope, Seq, Span, StoreError, TopicIds, Write,
 };
+pub use remembered::{PeerStore, RememberedPeer};
 pub use routing::Routing;
 pub use scan::{Scan, ScanItem, ScanSender};
 pub use secrets::{MemorySecrets, RestingPlace, Secret, SecretError, SecretStore};

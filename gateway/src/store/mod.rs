@@ -14,6 +14,7 @@ mod moderation;
 mod names;
 mod newest;
 mod open;
+mod peers;
 mod presence;
 mod privacy;
 mod query;
@@ -49,6 +50,7 @@ pub use config::{RetentionConfig, StorageConfig};
 pub use joined::JoinedTable;
 pub use moderation::ModerationTable;
 pub use open::OpenError;
+pub use peers::PeerTable;
 
 use crate::{
     clock::unix_now,

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use distributed_topic_tracker::{TopicId, salt, signing_keypair, unix_minute};
 use futures_util::StreamExt;
 use iroh::{
-    Endpoint, EndpointAddr, RelayMode, address_lookup::memory::MemoryLookup, endpoint::presets,
+    Endpoint, EndpointAddr, RelayMode,
+    address_lookup::memory::MemoryLookup,
+    endpoint::{Connection, presets},
     protocol::Router,
 };
 use iroh_gossip::{
@@ -26,14 +28,14 @@ const REFUSED: &str = r#"nostr_gateway_events_total{origin="gossip",outcome="ref
 const SOON: Duration = Duration::from_secs(20);
 
 /// A member of a topic that says whatever it is told to.
-struct Peer {
-    sender: GossipSender,
+pub struct Peer {
+    pub sender: GossipSender,
     receiver: GossipReceiver,
-    _router: Router,
+    router: Router,
 }
 
 impl Peer {
-    async fn join(gateway: &Gateway, topic: &str) -> Self {
+    pub async fn join(gateway: &Gateway, topic: &str) -> Self {
         let status = gateway.status().await;
         let addresses = status["addresses"].as_array().unwrap().iter();
         let id = gateway.endpoint.parse().unwrap();
@@ -54,7 +56,15 @@ impl Peer {
         let topic = TopicId::new(topic.to_owned()).hash().into();
         let joined = tokio::time::timeout(SOON, gossip.subscribe_and_join(topic, vec![id])).await;
         let (sender, receiver) = joined.expect("it joins").unwrap().split();
-        Self { sender, receiver, _router: router }
+        Self { sender, receiver, router }
+    }
+
+    /// A connection of its own, beside those of gossip.
+    pub async fn connect(&self, gateway: &Gateway, alpn: &[u8]) -> Connection {
+        let status = gateway.status().await;
+        let address = status["addresses"][0].as_str().unwrap().parse::<SocketAddr>().unwrap();
+        let gateway = EndpointAddr::new(gateway.endpoint.parse().unwrap()).with_ip_addr(address);
+        self.router.endpoint().connect(gateway, alpn).await.unwrap()
     }
 
     async fn say(&self, frame: impl Into<Bytes>) {

@@ -16,16 +16,19 @@ mod doctor;
 mod harness;
 mod hostile;
 mod hostile_members;
+mod ladder;
 mod lifecycle;
 mod main_job;
 mod management;
 mod namespaces;
+mod nat;
 mod negentropy;
 mod private;
 mod rates;
 mod relay;
 mod relay_http;
 mod retention;
+mod robust;
 mod search;
 mod secrets;
 mod sync;
@@ -35,6 +38,7 @@ const GATEWAY: &str = env!("CARGO_BIN_EXE_nostr-gateway-under-test");
 const DHT_TESTNET: &str = env!("CARGO_BIN_EXE_dht-testnet-under-test");
 const STOCK_NODE: &str = env!("CARGO_BIN_EXE_stock-dtt-node");
 const PKARR_RELAY: &str = env!("CARGO_BIN_EXE_pkarr-relay");
+const IROH_RELAY: &str = env!("CARGO_BIN_EXE_iroh-relay");
 const WS_PIPE: &str = env!("CARGO_BIN_EXE_ws-pipe");
 
 /// Held by scenarios with several processes: two at a time on a small machine would only measure

@@ -12,9 +12,9 @@ use serde_json::json;
 use crate::{DHT_TESTNET, GATEWAY, PKARR_RELAY, STOCK_NODE, alone};
 
 /// A stock node starts with several DHT round trips and may have to wait for the next minute.
-const MEETING: Duration = Duration::from_secs(90);
+pub const MEETING: Duration = Duration::from_secs(90);
 
-fn stock_node(namespace: &Namespace, topic: &str) -> Child {
+pub fn stock_node(namespace: &Namespace, topic: &str) -> Child {
     let mut command = namespace.command(Path::new(STOCK_NODE));
     command.args(["--topic", topic, "--bind", &format!("{}:0", namespace.address())]);
     command.env("RUST_LOG", "info");

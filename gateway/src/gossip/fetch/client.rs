@@ -18,10 +18,10 @@ use super::{
     wire::{self, Request},
 };
 use crate::{
-    gossip::{peer_id, state::TopicState},
+    gossip::{outbound::Outgoing, peer_id, state::TopicState},
     metrics::{CauseLabels, Metrics},
     pipeline::{Candidate, EventReader, Ingest, Origin, Outcome, Target},
-    protocol::{Event, EventId},
+    protocol::{Event, EventId, frame::MAX_GOSSIP_BYTES},
 };
 
 /// How long one fetch may take in all.
@@ -44,6 +44,9 @@ pub struct Puller {
     pub ingest: Ingest,
     pub connections: Arc<Connections>,
     pub trust: Arc<Trust>,
+    /// To the topic's sending side: what neighbors that cannot fetch are told whole.
+    /// Nothing in a private topic, where nobody is who cannot.
+    pub retell: Option<mpsc::Sender<Outgoing>>,
     /// The longest event taken, in bytes.
     pub max_event_bytes: usize,
     pub metrics: Arc<Metrics>,
@@ -156,7 +159,20 @@ impl Puller {
         let topic = self.state.name().clone();
         let target = Target::Topics(vec![topic.clone()]);
         let origin = Origin::Fetch { topic, peer: peer_id(&peer) };
-        (id, self.ingest.submit(Candidate { event, origin, target }).await)
+        // What fits was announced only because there was much of it; see `Outbound`.
+        let fits = event.json().len() <= MAX_GOSSIP_BYTES;
+        let retell = self.retell.as_ref().filter(|_| fits && self.state.has_deaf_neighbor());
+        let copy = retell.map(|retell| (retell, event.clone()));
+        let outcome = self.ingest.submit(Candidate { event, origin, target }).await;
+        if let Some((retell, event)) = copy
+            && matches!(outcome, Outcome::Stored(_) | Outcome::Joined(_))
+        {
+            let event = event.into();
+            let told = Outgoing { event, is_ephemeral: false, since: Instant::now() };
+            // Waiting here slows the fetches down to what can be told.
+            let _ = retell.send(told).await;
+        }
+        (id, outcome)
     }
 
     fn count(&self, cause: &'static str) {

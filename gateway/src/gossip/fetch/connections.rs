@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use iroh::{Endpoint, EndpointId, endpoint::Connection};
+use iroh::{EndpointId, endpoint::Connection};
 use tokio::time::{Instant, timeout};
 
-use crate::protocol::frame::SYNC_ALPN;
+use crate::{gossip::net::Net, protocol::frame::SYNC_ALPN};
 
 /// Open connections that are kept for the next fetch.
 const KEPT: usize = 64;
@@ -17,7 +17,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// Shared by all topics.
 pub struct Connections {
-    endpoint: Endpoint,
+    net: Arc<Net>,
     kept: Mutex<HashMap<EndpointId, Kept>>,
 }
 
@@ -28,8 +28,8 @@ struct Kept {
 }
 
 impl Connections {
-    pub fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, kept: Mutex::default() }
+    pub fn new(net: Arc<Net>) -> Self {
+        Self { net, kept: Mutex::default() }
     }
 
     /// # Errors
@@ -40,7 +40,7 @@ impl Connections {
         if let Some(connection) = slot.as_ref().filter(|known| known.close_reason().is_none()) {
             return Ok(connection.clone());
         }
-        match timeout(CONNECT, self.endpoint.connect(peer, SYNC_ALPN)).await {
+        match timeout(CONNECT, self.net.endpoint().connect(peer, SYNC_ALPN)).await {
             Ok(Ok(connection)) => Ok(slot.insert(connection).clone()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("timed out".to_owned()),

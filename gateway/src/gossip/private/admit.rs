@@ -245,7 +245,7 @@ impl Membership {
 
     /// Endpoints for an invite: this one, and neighbors that are reached directly.
     fn invite_peers(&self, name: &TopicName) -> Vec<Peer> {
-        let addresses = self.endpoint.addr().ip_addrs().copied().take(ADDRESSES).collect();
+        let addresses = self.net.endpoint().addr().ip_addrs().copied().take(ADDRESSES).collect();
         let mut peers = vec![Peer { id: self.me(), addresses }];
         let neighbors = self.swarms.get(name).map(|swarm| swarm.state.neighbors());
         for id in neighbors.unwrap_or_default().into_iter().take(INVITE_PEERS) {

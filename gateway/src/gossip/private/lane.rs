@@ -11,8 +11,9 @@ use tracing::Instrument;
 use super::voice::{Line, Place, Voice};
 use crate::{
     gossip::{
-        JOIN_QUEUE, config::DiscoveryConfig, dht::SharedDht, discovery::Discovery,
-        fetch::Announcement, record::RecordKeys, state::TopicState, topic::Topic, watch::Health,
+        JOIN_QUEUE, budget::Budgets, config::DiscoveryConfig, dht::SharedDht, discovery::Discovery,
+        fetch::Announcement, net::Net, record::RecordKeys, state::TopicState, topic::Topic,
+        watch::Health,
     },
     metrics::Metrics,
     pipeline::Ingest,
@@ -29,12 +30,13 @@ const LOOK: Duration = Duration::from_secs(2);
 pub struct Parts {
     pub me: SigningKey,
     pub id: EndpointId,
-    pub gossip: iroh_gossip::net::Gossip,
+    pub net: Arc<Net>,
     pub config: Arc<DiscoveryConfig>,
     pub dht: Option<SharedDht>,
     pub ingest: Ingest,
     pub knock: mpsc::Sender<crate::gossip::joiner::Unanswered>,
     pub announced: mpsc::Sender<Announcement>,
+    pub budgets: Arc<Budgets>,
     pub health: Arc<Health>,
     pub metrics: Arc<Metrics>,
     /// The topic as the rest of the gateway sees it.
@@ -70,7 +72,7 @@ impl Parts {
         let swarm = Topic {
             me: self.id,
             id: records.gossip_id(),
-            gossip: self.gossip.clone(),
+            net: self.net.clone(),
             state: state.clone(),
             ingest: self.ingest.clone(),
             voice: Voice::Lent(line.clone()),
@@ -78,6 +80,7 @@ impl Parts {
             join: found,
             knock: self.knock.clone(),
             announced: self.announced.clone(),
+            budgets: self.budgets.clone(),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
         };
@@ -90,6 +93,7 @@ impl Parts {
             config: self.config.clone(),
             dht: self.dht.clone(),
             configured: Arc::new([]),
+            remembered: None,
             local: None,
             state: state.clone(),
             join: self.meet.clone(),

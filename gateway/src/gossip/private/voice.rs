@@ -11,7 +11,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    gossip::{outbound::Outbound, state::TopicState},
+    gossip::{
+        outbound::{Ended, Outbound},
+        state::TopicState,
+    },
     protocol::private::seal::Sealer,
 };
 
@@ -38,12 +41,13 @@ impl Line {
 
 impl Voice {
     /// Speaks until gossip fails. Can be dropped at any point.
-    pub async fn speak(&mut self, sender: &GossipSender) {
+    pub async fn speak(&mut self, sender: &GossipSender) -> Ended {
         match self {
-            Self::Own(outbound) => drop(outbound.run(sender).await),
+            Self::Own(outbound) => outbound.run(sender).await,
             Self::Lent(line) => {
                 line.sender.send_replace(Some(sender.clone()));
                 line.wedged.notified().await;
+                Ended::Wedged
             }
         }
     }

@@ -98,7 +98,7 @@ impl TopicSync {
         };
         plans.ended(&peer, ended, now, &mut rand::rng());
         let speaks = match &led {
-            Ok(_) | Err(Failure::NotTaken) => Some(true),
+            Ok(_) | Err(Failure::NotNow | Failure::NotTaken) => Some(true),
             Err(Failure::DoesNotSpeak) => Some(false),
             Err(_) => None,
         };
@@ -129,8 +129,12 @@ impl TopicSync {
     fn call(&self, plans: &mut Plans, call: Call) {
         let now = Instant::now();
         match call {
-            Call::Hint(peer) => plans.hinted(&peer, now, &mut rand::rng()),
+            Call::Hint(peer) => {
+                self.desk.state.speaks(peer, true);
+                plans.hinted(&peer, now, &mut rand::rng());
+            }
             Call::Followed(peer, gained) => {
+                self.desk.state.speaks(peer, true);
                 plans.followed(&peer, now, &mut rand::rng());
                 self.pass_on(plans, &peer, gained);
             }

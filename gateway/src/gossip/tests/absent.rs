@@ -3,6 +3,7 @@
 
 use std::net::UdpSocket;
 
+use iroh::protocol::Router;
 use iroh_gossip::api::GossipTopic;
 
 use super::*;
@@ -71,7 +72,7 @@ async fn a_peer_that_comes_and_goes_is_let_in_each_time() {
     router.endpoint().address_lookup().unwrap().add(lookup);
     let id = RecordKeys::public(&topic).gossip_id();
     for time in 0..8 {
-        let subscribed = gossip.subscribe_and_join(id, vec![a.gossip.endpoint.id()]);
+        let subscribed = gossip.subscribe_and_join(id, vec![a.gossip.id]);
         let joined = timeout(Duration::from_secs(5), subscribed).await;
         assert!(joined.is_ok(), "time {time}");
         a.waits_for_neighbors().await;

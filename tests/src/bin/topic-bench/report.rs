@@ -1,0 +1,75 @@
+//! What was measured, as a table and as JSON.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+/// One line of the table.
+pub struct Row {
+    pub name: String,
+    /// Label, and the figure with its unit.
+    pub figures: Vec<(&'static str, f64)>,
+    pub goal: &'static str,
+    /// Whether the goal was reached; nothing where there is none, or in a quick run.
+    pub met: Option<bool>,
+    pub failure: Option<String>,
+}
+
+impl Row {
+    pub fn new(name: impl Into<String>, goal: &'static str) -> Self {
+        Self { name: name.into(), figures: Vec::new(), goal, met: None, failure: None }
+    }
+
+    pub fn failed(name: &str, why: &str) -> Self {
+        Self { failure: Some(why.to_owned()), ..Self::new(name, "") }
+    }
+
+    /// Adds a figure. The label ends in its unit.
+    pub fn figure(mut self, label: &'static str, value: f64) -> Self {
+        self.figures.push((label, value));
+        self
+    }
+
+    pub fn met(mut self, yes: bool) -> Self {
+        self.met = Some(yes);
+        self
+    }
+
+    pub fn text(&self) -> String {
+        let mut text = format!("{:<34}", self.name);
+        for (label, value) in &self.figures {
+            let digits = if value.abs() < 100.0 && value.fract() != 0.0 { 2 } else { 0 };
+            let _ = write!(text, "  {label} {value:.digits$}");
+        }
+        match (&self.failure, self.met) {
+            (Some(why), _) => drop(write!(text, "  NOT MEASURED: {why}")),
+            (None, Some(true)) => drop(write!(text, "  [{}: reached]", self.goal)),
+            (None, Some(false)) => drop(write!(text, "  [{}: MISSED]", self.goal)),
+            (None, None) => {}
+        }
+        text + "\n"
+    }
+}
+
+pub fn table(rows: &[Row]) -> String {
+    rows.iter().map(Row::text).collect()
+}
+
+pub fn json(rows: &[Row], quick: bool) -> Value {
+    let rows: Vec<Value> = rows
+        .iter()
+        .map(|row| {
+            let figures: Map<String, Value> = row
+                .figures
+                .iter()
+                .map(|(label, value)| (label.replace(' ', "_"), json!(value)))
+                .collect();
+            json!({
+                "name": row.name, "figures": figures, "goal": row.goal, "met": row.met,
+                "failure": row.failure,
+            })
+        })
+        .collect();
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    json!({"quick": quick, "cores": cores, "rows": rows})
+}

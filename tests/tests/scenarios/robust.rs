@@ -1,0 +1,270 @@
+//! Topics under load, with members that are foreign, hostile or frozen.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use nostr_gateway_tests::{
+    Gateway, GatewayBuilder, Network, RawClient, Testnet, events, eventually, http, report,
+};
+use nostr_sdk::{Event, Keys};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::{
+    DHT_TESTNET, GATEWAY, alone,
+    hostile::Peer,
+    namespaces::{MEETING, stock_node},
+};
+
+/// For some hundred events between processes on a busy machine.
+const SOON: Duration = Duration::from_secs(60);
+
+/// All of them under way at once.
+async fn publish_at_once(gateway: &Gateway, topic: &str, events: &[Event]) {
+    let mut client = RawClient::connect(&gateway.topic_url(topic)).await;
+    for event in events {
+        client.send_event(event).await;
+    }
+    for event in events {
+        let (accepted, message) = client.ok(&event.id.to_hex()).await;
+        assert!(accepted, "{message}");
+    }
+}
+
+/// Under load gateways tell one another ids. A node that knows gossip alone cannot fetch, and is the
+/// neighbor of some of them only.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stock_node_among_five_gateways_under_load_sees_all_that_fits() {
+    let scenario = "a_stock_node_among_five_gateways_under_load_sees_all_that_fits";
+    let Some(network) = Network::available(scenario) else { return };
+    let _alone = alone().await;
+    let dht = network.add("dht", 1, 1);
+    let testnet = Testnet::in_namespace(DHT_TESTNET, &dht).await;
+    let mut gateways = Vec::new();
+    for n in 2..7 {
+        let host = Arc::new(network.add(&format!("h{n}"), n, 1));
+        let builder = GatewayBuilder::new(GATEWAY, &format!("{n}")).dht(&testnet).namespace(host);
+        gateways.push(builder.topics(&["meeting"]).start().await);
+    }
+    let stranger = network.add("s", 7, 1);
+    let node = stock_node(&stranger, "meeting");
+    node.stdout_line(MEETING, |line| line == "joined").await;
+    for gateway in &gateways {
+        gateway.wait_for_neighbors("meeting", 1, MEETING).await;
+    }
+
+    let lengths = [100, 300, 900, 2_000, 3_500, 6_000];
+    let all: Vec<Vec<Event>> = (0..gateways.len())
+        .map(|gateway| {
+            let keys = Keys::generate();
+            let note = |n: usize| {
+                let text = format!("{gateway} {n} {}", "x".repeat(lengths[n % lengths.len()]));
+                events::note(&keys, &text)
+            };
+            (0..300).map(note).collect()
+        })
+        .collect();
+    let publishing = gateways.iter().zip(&all);
+    join_all(publishing.map(|(gateway, events)| publish_at_once(gateway, "meeting", events))).await;
+    let fitting: HashSet<String> = (all.iter().flatten().map(events::json))
+        .filter(|json| json.len() <= 4_000)
+        .map(|json| format!("received {json}"))
+        .collect();
+    assert!(fitting.len() > 1_000);
+    eventually("the stock node has seen all events that fit", SOON, async || {
+        let seen: HashSet<String> = node.stdout().into_iter().collect();
+        let missing = fitting.iter().filter(|line| !seen.contains(*line)).count();
+        (missing == 0).then_some(())
+    })
+    .await;
+    // The load was such that the gateways did tell ids.
+    for gateway in &gateways {
+        let fetched = r#"nostr_gateway_events_total{origin="fetch",outcome="stored""#;
+        assert!(gateway.metric(fetched).await > 0);
+    }
+}
+
+/// Its floods and endless streams hold up nobody, and what it forged is nowhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_gateways_go_on_beside_a_hostile_neighbor() {
+    let _alone = alone().await;
+    let a = GatewayBuilder::new(GATEWAY, "A").topics(&["town"]).start().await;
+    let peers = format!("[{:?}]", a.as_peer().await);
+    let b = GatewayBuilder::new(GATEWAY, "B").topics(&["town"]);
+    let b = b.set("discovery", "peers", &peers).start().await;
+    b.wait_for_neighbors("town", 1, SOON).await;
+    let hostile = [Peer::join(&a, "town").await, Peer::join(&b, "town").await];
+    for gateway in [&a, &b] {
+        gateway.wait_for_neighbors("town", 2, SOON).await;
+    }
+
+    // Streams that are begun and never ended, on both protocols; garbage where a request is expected.
+    let mut held = Vec::new();
+    for gateway in [&a, &b] {
+        for alpn in [iroh_gossip::ALPN, b"/nostr-gateway/sync/1".as_slice()] {
+            let connection = hostile[0].connect(gateway, alpn).await;
+            for n in 0..16_u8 {
+                let opened = timeout(Duration::from_secs(1), connection.open_bi()).await;
+                let Ok(Ok((mut send, receive))) = opened else { break };
+                let _ = send.write_all(&vec![n; 1 + usize::from(n) * 100]).await;
+                held.push((connection.clone(), send, receive));
+            }
+        }
+    }
+    // As fast as gossip takes it: garbage, announcements of what nobody has, forged events.
+    let stop = Arc::new(AtomicBool::new(false));
+    let floods: Vec<_> = hostile
+        .iter()
+        .enumerate()
+        .map(|(which, peer)| {
+            let (sender, stop) = (peer.sender.clone(), stop.clone());
+            tokio::spawn(async move {
+                let keys = Keys::generate();
+                let forged = events::json(&events::note(&keys, "forged"));
+                let id = forged[7..71].to_owned();
+                for n in 0_u64.. {
+                    if stop.load(Ordering::Relaxed) {
+                        return n;
+                    }
+                    let frame = match n % 4 {
+                        0 => format!("garbage {which} {n}").into_bytes(),
+                        1 => [&[0x01][..], &n.to_be_bytes().repeat(4 * 100)].concat(),
+                        // The id does not belong to the content; or the signature does not.
+                        2 => {
+                            forged.replace(r#""forged""#, &format!("\"{which} {n}\"")).into_bytes()
+                        }
+                        _ => forged.replace(&id, &format!("{:064x}", n + 1)).into_bytes(),
+                    };
+                    if sender.broadcast(frame.into()).await.is_err() {
+                        return n;
+                    }
+                    // One thousand a second and neighbor.
+                    if n % 10 == 9 {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                }
+                0
+            })
+        })
+        .collect();
+
+    // Meanwhile both publish, and their clients hear one another.
+    let mut clients = Vec::new();
+    for gateway in [&a, &b] {
+        let mut client = RawClient::connect(&gateway.topic_url("town")).await;
+        client.req("live", &[json!({"limit": 0})]).await;
+        clients.push(client);
+    }
+    let keys = Keys::generate();
+    let mut all = Vec::new();
+    for n in 0..100 {
+        let event = events::note(&keys, &format!("honest {n}"));
+        clients[n % 2].accept(&event).await;
+        let id = event.id.to_hex();
+        let other = &mut clients[(n + 1) % 2];
+        other.wait_for(|m| m[0] == "EVENT" && m[2]["id"] == id, "an honest event").await;
+        other.forget();
+        all.push(event);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for flood in floods {
+        let said = flood.await.unwrap();
+        report(&format!("a hostile neighbor said {said} frames"));
+        assert!(said > 500, "that is no flood: {said}");
+    }
+    for gateway in [&a, &b] {
+        let mut client = RawClient::connect(&gateway.topic_url("town")).await;
+        let mut held = client.stored_ids(&[json!({"limit": 5000})]).await;
+        held.sort();
+        assert_eq!(held, events::ids(&all));
+        assert_eq!(http::get(&gateway.admin, "/health").await.status, 200);
+        assert!(gateway.metric("nostr_gateway_frames_dropped_total").await > 100);
+        // Gossip forwards before anybody verifies: nobody is blamed for it.
+        assert!(!gateway.log().iter().any(|line| line.contains("panicked")));
+    }
+}
+
+/// A member that stops without a word must not hold up what the others say to one another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_member_harms_nobody_for_long_and_catches_up() {
+    /// When its connections are given up.
+    const GIVEN_UP: Duration = Duration::from_secs(6);
+    const FROZEN: Duration = Duration::from_secs(15);
+    let _alone = alone().await;
+    let mut gateways: Vec<Gateway> = Vec::new();
+    for n in 0..4 {
+        let mut peers = Vec::new();
+        for gateway in &gateways {
+            peers.push(format!("{:?}", gateway.as_peer().await));
+        }
+        let builder = GatewayBuilder::new(GATEWAY, &format!("{n}")).topics(&["town"]);
+        let builder = builder.set("discovery", "peers", &format!("[{}]", peers.join(", ")));
+        gateways.push(builder.start().await);
+    }
+    for gateway in &gateways {
+        gateway.wait_for_neighbors("town", 3, SOON).await;
+    }
+    let mut writer = RawClient::connect(&gateways[0].topic_url("town")).await;
+    let mut reader = RawClient::connect(&gateways[1].topic_url("town")).await;
+    reader.req("live", &[json!({"limit": 0})]).await;
+    let keys = Keys::generate();
+    let mut all = Vec::new();
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    let began = Instant::now();
+    let warm = Duration::from_secs(3);
+    let mut is_frozen = false;
+    let mut n = 0;
+    while began.elapsed() < warm + FROZEN {
+        if !is_frozen && began.elapsed() > warm {
+            is_frozen = true;
+            gateways[3].signal("STOP");
+        }
+        // Twenty at a time: under load.
+        let batch: Vec<_> =
+            (0..20).map(|k| events::note(&keys, &format!("{n} {k} {}", "x".repeat(300)))).collect();
+        n += 1;
+        let sent = Instant::now();
+        for event in &batch {
+            writer.send_event(event).await;
+        }
+        let last = batch[19].id.to_hex();
+        reader.wait_for(|m| m[0] == "EVENT" && m[2]["id"] == last, "the last of a batch").await;
+        let took = sent.elapsed();
+        reader.forget();
+        writer.forget();
+        match began.elapsed() {
+            at if at < warm => before.push(took),
+            at if at > warm + GIVEN_UP => after.push(took),
+            _ => {}
+        }
+        all.extend(batch);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    gateways[3].signal("CONT");
+    let thawed = Instant::now();
+    let expected = all.len() as u64;
+    for gateway in &gateways {
+        let stored = r#"nostr_gateway_events_total{outcome="stored""#;
+        gateway.wait_for_metric(stored, expected, SOON).await;
+    }
+    let equal = thawed.elapsed();
+    let p99 = |took: &mut Vec<Duration>| {
+        took.sort();
+        took[took.len() * 99 / 100]
+    };
+    let (before, after) = (p99(&mut before), p99(&mut after));
+    report(&format!(
+        "frozen for {FROZEN:?}: p99 of the others {before:?} before, {after:?} from {GIVEN_UP:?} on; \
+         equal {equal:?} after"
+    ));
+    assert!(after < before * 4 + Duration::from_millis(250), "{before:?} → {after:?}");
+    assert!(equal < Duration::from_secs(15), "{equal:?}");
+}

@@ -136,8 +136,6 @@ async fn a_large_topic_is_compared_in_ranges() {
     let peers = vec![follower.address()];
     // It is in another topic, so nothing but this comparison brings it anything.
     let leader = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[name("other")]).await;
-    // But it may enter.
-    leader.joined.insert(topic.clone());
     let events: Vec<_> =
         (0..1_500).map(|n| event_at(1_700_000_000 + n / 2, 1, &format!("{n}"))).collect();
     let published = events.iter().map(|event| follower.publish(event));

@@ -89,10 +89,9 @@ mod tests {
             members: members.clone(),
         };
         assert_eq!(plugin.decide(topic(901)), Decision::Keep);
-        let exclude = vec!["gone".to_owned(), "never seen".to_owned()];
-        assert_eq!(plugin.decide(topic(900)), Decision::Rotate(Plan { grace: 7, exclude }));
+        assert_eq!(plugin.unseen(&topic(900)), ["gone", "never seen"]);
         plugin.drop_unseen_after = 0;
         let nobody = Plan { grace: 7, exclude: Vec::new() };
-        assert_eq!(plugin.decide(topic(1)), Decision::Rotate(nobody));
+        assert_eq!(plugin.decide(topic(900)), Decision::Rotate(nobody));
     }
 }

@@ -65,7 +65,9 @@ impl LeftKey {
             self.is_not_in(path, http::get(&gateway.admin, path).await.body.as_bytes());
         }
         let mut show = Command::new(GATEWAY);
-        show.env_remove("NOSTR_GATEWAY_REQUIRE_KEYRING");
+        for required in ["NOSTR_GATEWAY_REQUIRE_KEYRING", "NOSTR_GATEWAY_REQUIRE_NETNS"] {
+            show.env_remove(required);
+        }
         show.arg("--config").arg(config).arg("--data-dir").arg(data_dir).args(["config", "show"]);
         let show = show.output().unwrap();
         assert!(show.status.success(), "{show:?}");

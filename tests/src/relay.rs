@@ -45,6 +45,8 @@ impl IndependentRelay {
 
     /// Starts it again on the same port, with the same events.
     pub async fn restart(&mut self) {
+        // Whoever connected while it was ending is still there.
+        self.relay.shutdown();
         self.relay = run(self.database.clone(), self.port).await;
     }
 }

@@ -141,13 +141,15 @@ impl Desk {
 
     /// The turn to lead, unless the two of us compare already.
     pub fn lead(&self, peer: EndpointId) -> Option<Turn<'_>> {
-        self.kept().turns.lead(peer).then_some(Turn { desk: self, peer, leads: true })
+        let takes = self.kept().turns.lead(peer);
+        // Not `then_some`: a turn that is made and not given away would end the one that is under way.
+        takes.then(|| Turn { desk: self, peer, leads: true })
     }
 
     /// The turn to follow. Nobody leads again within `pause`.
     pub fn follow(&self, me: EndpointId, peer: EndpointId, pause: Duration) -> Option<Turn<'_>> {
         let takes = self.kept().turns.follow(me, peer, pause, Instant::now());
-        takes.then_some(Turn { desk: self, peer, leads: false })
+        takes.then(|| Turn { desk: self, peer, leads: false })
     }
 
     /// Takes up to `max` ids off the queue that nobody fetches; those that others fetch go to `busy`.
@@ -303,6 +305,30 @@ impl Desk {
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
+
+    /// A desk, and two peers: the one with the lower id first.
+    fn desk() -> (Desk, [EndpointId; 2]) {
+        let state = TopicState::new(TopicName::new("x").unwrap(), Arc::new(Metrics::default()));
+        let mut peers = [0; 2].map(|_| iroh::SecretKey::generate().public());
+        peers.sort();
+        (Desk::new(Arc::new(state), mpsc::channel(1).0), peers)
+    }
+
+    #[test]
+    fn a_turn_that_is_refused_leaves_the_one_under_way() {
+        let (desk, [me, peer]) = desk();
+        let leading = desk.lead(peer).expect("nobody compares");
+        assert!(desk.lead(peer).is_none());
+        assert!(desk.lead(peer).is_none(), "the first is under way yet");
+        assert!(desk.follow(me, peer, Duration::ZERO).is_none(), "the lower id leads");
+        drop(leading);
+        let following = desk.follow(me, peer, Duration::ZERO).expect("it was given back");
+        assert!(desk.follow(me, peer, Duration::ZERO).is_none());
+        assert!(desk.follow(me, peer, Duration::ZERO).is_none(), "the first is under way yet");
+        assert!(desk.lead(peer).is_none());
+        drop(following);
+        assert!(desk.lead(peer).is_some());
+    }
 
     #[test]
     fn a_peer_that_says_much_is_gone_makes_us_forget_its_own_words_alone() {

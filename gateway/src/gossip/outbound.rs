@@ -34,8 +34,6 @@ const BURST: f64 = 64.0;
 
 /// Events that wait to go whole for the neighbors that cannot fetch; beyond that the log waits.
 const WHOLE_TOO: usize = 4_096;
-/// Fetched events that wait to be told to such neighbors; beyond that fetches wait.
-pub const RETOLD: usize = 64;
 
 /// How long one broadcast may take before gossip counts as wedged.
 const BROADCAST: Duration = Duration::from_secs(5);
@@ -519,7 +517,7 @@ mod tests {
         let state = state();
         let peer = |n: u8| iroh::SecretKey::from_bytes(&[n; 32]).public();
         let (queue, receiver) = mpsc::channel(QUEUE);
-        let (retell, retold) = mpsc::channel(RETOLD);
+        let (retell, retold) = mpsc::channel(2);
         let mut outbound = Outbound::new(receiver, retold, state.clone(), Arc::default());
         let load = |of: usize| {
             (0..20)

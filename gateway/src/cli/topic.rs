@@ -205,7 +205,7 @@ fn said(command: &Command, answer: &Value) -> String {
         Command::TopicInvite { .. } => format!("{}\n", text(&answer["invite"])),
         Command::TopicRotate { .. } => format!("{name} has a new secret\n"),
         Command::TopicSync { .. } => reconciled(&name, &answer["result"]),
-        Command::Status | Command::Peers | Command::Doctor => format!("{answer}\n"),
+        _ => format!("{answer}\n"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `[plugins]`: where plugins are.
+//! `[plugins]`: where plugins are, and how much failing is too much.
 
 use std::path::PathBuf;
 
@@ -10,12 +10,14 @@ use serde::{Deserialize, Serialize};
 pub struct PluginsConfig {
     /// The directory with one folder per plugin; empty for `plugins` in the data directory.
     pub dir: PathBuf,
+    /// Failures in a row after which a plugin is in quarantine; 0 for never.
+    pub quarantine_after: u32,
     /// Seconds between two questions to rotation policies.
     pub rotation_check_s: u64,
 }
 
 impl Default for PluginsConfig {
     fn default() -> Self {
-        Self { dir: PathBuf::new(), rotation_check_s: 60 }
+        Self { dir: PathBuf::new(), quarantine_after: 10, rotation_check_s: 60 }
     }
 }

@@ -1,40 +1,68 @@
 //! The chain on one thread: an instance of each plugin, kept from call to call.
 
 use std::{
+    mem,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 
 use super::{
     bindings::nostr_gateway::plugin::log::Level,
-    chain::{Entry, Loaded},
+    chain::{Generation, Shared},
+    entry::Entry,
     instance::{Failure, Instance},
     lower::{self, LoweredEvent},
-    manifest::OnFailure,
+    manifest::{OnFailure, World},
     plugin::Plugin,
+    quarantine::Step,
     verdict::Verdict,
 };
 use crate::{
-    metrics::{Metrics, PluginLabels},
+    metrics::{Metrics, OnePluginLabels, PluginLabels},
     pipeline::{Context, Decision, PolicyWorker},
     protocol::{Reason, TopicName, VerifiedEvent},
 };
 
-/// The pause after the second failure in a row; it doubles with each further one. A single failure
-/// costs no pause: making an instance takes microseconds, and the event that broke it is gone.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
 /// Evaluates events on the thread that made it.
 pub struct ChainWorker {
+    shared: Arc<Shared>,
+    /// What `slots` was made from.
+    generation: Arc<Generation>,
     slots: Vec<Slot>,
 }
 
 impl ChainWorker {
-    pub fn new(entries: &[Arc<Entry>], metrics: &Metrics) -> Self {
-        Self { slots: entries.iter().map(|entry| Slot::new(entry, metrics)).collect() }
+    pub fn new(shared: Arc<Shared>) -> Self {
+        shared.worker_came();
+        let mut worker = Self { generation: Arc::default(), slots: Vec::new(), shared };
+        worker.follow();
+        worker
+    }
+
+    /// Goes on with the plugins of now; called between two events alone, so each event is judged by
+    /// one chain from its beginning to its end. Plugins that stayed keep their instances.
+    fn follow(&mut self) {
+        if !self.shared.has_changed(&self.generation) {
+            return;
+        }
+        let mut before = mem::take(&mut self.slots);
+        self.generation = self.shared.generation();
+        let filters = self.generation.of(World::EventFilter);
+        self.slots = filters
+            .map(|entry| match before.iter().position(|slot| Arc::ptr_eq(&slot.entry, entry)) {
+                Some(at) => before.swap_remove(at),
+                None => Slot::new(entry, &self.shared.metrics),
+            })
+            .collect();
+        self.shared.retire(before.into_iter().filter_map(|slot| slot.instance));
+    }
+}
+
+impl Drop for ChainWorker {
+    fn drop(&mut self) {
+        self.shared.worker_left();
     }
 }
 
@@ -42,6 +70,7 @@ impl PolicyWorker for ChainWorker {
     /// The first rejection ends the chain. A route does not: plugins further on are asked with the
     /// new topics, and the last route counts.
     fn evaluate(&mut self, event: &VerifiedEvent, context: &Context<'_>) -> Decision {
+        self.follow();
         let mut routed: Option<Vec<TopicName>> = None;
         let mut lowered: Option<LoweredEvent<'_>> = None;
         for slot in &mut self.slots {
@@ -80,7 +109,6 @@ impl PolicyWorker for ChainWorker {
 struct Slot {
     entry: Arc<Entry>,
     instance: Option<Instance>,
-    pause: Pause,
     calls: Calls,
 }
 
@@ -88,8 +116,7 @@ impl Slot {
     fn new(entry: &Arc<Entry>, metrics: &Metrics) -> Self {
         Self {
             entry: Arc::clone(entry),
-            instance: None,
-            pause: Pause::default(),
+            instance: entry.spare(),
             calls: Calls::new(&entry.id, metrics),
         }
     }
@@ -101,31 +128,53 @@ impl Slot {
         context: &Context<'_>,
         topics: &[TopicName],
     ) -> Option<Verdict> {
-        let Loaded::Ready(plugin) = &self.entry.loaded else {
+        let began = Instant::now();
+        let Some(plugin) = self.entry.plugin().filter(|_| self.entry.rest.may_run(began)) else {
             self.calls.failed.inc();
             return None;
         };
-        if self.pause.holds(Instant::now()) {
-            self.calls.failed.inc();
-            return None;
-        }
         let _span = tracing::debug_span!("plugin", name = %self.entry.id).entered();
-        match call(&mut self.instance, plugin, event, context, topics) {
+        let called = call(&mut self.instance, plugin, event, context, topics);
+        let took = began.elapsed();
+        self.entry.took(took);
+        self.calls.seconds.observe(took.as_secs_f64());
+        match called {
             Ok(verdict) => {
-                self.pause = Pause::default();
+                if self.entry.rest.succeeded() {
+                    tracing::info!(plugin = %self.entry.id, "the plugin works again");
+                }
                 self.calls.count(&verdict);
                 Some(verdict)
             }
             Err(failure) => {
                 self.instance = None;
-                self.pause.failed(Instant::now());
                 self.calls.failed.inc();
                 self.calls.traps.inc();
-                self.entry.failures.fetch_add(1, Ordering::Relaxed);
-                plugin.log.write(Level::Error, &format!("the plugin failed: {failure}"));
+                failed(&self.entry, plugin, &failure);
                 None
             }
         }
+    }
+}
+
+/// Takes note of a call that failed.
+pub fn failed(entry: &Entry, plugin: &Plugin, failure: &Failure) {
+    entry.failures.fetch_add(1, Ordering::Relaxed);
+    let cause = failure.to_string();
+    plugin.log.write(Level::Error, &format!("the plugin failed: {cause}"));
+    if let Step::Quarantined(pause) = entry.rest.failed(&cause, Instant::now()) {
+        let consequence = match entry.on_failure {
+            OnFailure::Stop => "refused",
+            OnFailure::Pass => "passed unseen",
+        };
+        tracing::error!(
+            plugin = %entry.id,
+            "the plugin failed too often in a row and is in quarantine: events in its scope are \
+             {consequence}. It is tried again in {} s; `nostr-gateway plugin enable {}` ends the \
+             quarantine",
+            pause.as_secs(),
+            entry.id
+        );
     }
 }
 
@@ -144,28 +193,6 @@ fn call(
     instance.evaluate(event.record(&tags), lower::context(context, &names))
 }
 
-/// How long a failing plugin rests, so that it does not eat the thread's time.
-#[derive(Default)]
-struct Pause {
-    /// Without a success in between.
-    failures: u32,
-    until: Option<Instant>,
-}
-
-impl Pause {
-    fn holds(&self, now: Instant) -> bool {
-        self.until.is_some_and(|until| now < until)
-    }
-
-    fn failed(&mut self, now: Instant) {
-        self.failures = self.failures.saturating_add(1);
-        if let Some(doublings) = self.failures.checked_sub(2) {
-            let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(doublings));
-            self.until = Some(now + pause.min(LONGEST_PAUSE));
-        }
-    }
-}
-
 /// The plugin's counters, looked up once.
 struct Calls {
     accept: Counter,
@@ -174,10 +201,12 @@ struct Calls {
     route: Counter,
     failed: Counter,
     traps: Counter,
+    seconds: Histogram,
 }
 
 impl Calls {
     fn new(id: &str, metrics: &Metrics) -> Self {
+        let own = OnePluginLabels { plugin: id.to_owned() };
         let counter = |verdict| {
             let labels = PluginLabels { plugin: id.to_owned(), verdict };
             metrics.plugin_calls.get_or_create_owned(&labels)
@@ -188,7 +217,8 @@ impl Calls {
             shadow_reject: counter("shadow-reject"),
             route: counter("route"),
             failed: counter("failed"),
-            traps: metrics.plugin_traps.clone(),
+            traps: metrics.plugin_traps.get_or_create_owned(&own),
+            seconds: metrics.plugin_seconds.get_or_create_owned(&own),
         }
     }
 
@@ -200,26 +230,5 @@ impl Calls {
             Verdict::Route(_) => &self.route,
         }
         .inc();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_failures_in_a_row_cost_a_pause() {
-        let now = Instant::now();
-        let mut pause = Pause::default();
-        pause.failed(now);
-        assert!(!pause.holds(now));
-        pause.failed(now);
-        assert!(pause.holds(now) && !pause.holds(now + FIRST_PAUSE));
-        pause.failed(now);
-        assert!(pause.holds(now + FIRST_PAUSE) && !pause.holds(now + 2 * FIRST_PAUSE));
-        for _ in 0..1_000 {
-            pause.failed(now);
-        }
-        assert!(!pause.holds(now + LONGEST_PAUSE));
     }
 }

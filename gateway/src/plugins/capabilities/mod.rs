@@ -6,15 +6,13 @@ mod log;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use wasmtime::StoreLimits;
-
 pub use log::PluginLog;
 
-use super::deadline::Deadline;
+use super::{deadline::Deadline, memory::Memory};
 
 /// What belongs to one instance on the host's side.
 pub struct Host {
-    pub limits: StoreLimits,
+    pub limits: Memory,
     /// Of the call being made.
     pub deadline: Deadline,
     /// Shared by all instances of the plugin, so that they share one budget of lines.

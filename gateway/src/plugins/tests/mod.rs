@@ -1,6 +1,7 @@
 //! The chain with real components: each misbehaviour stays within its limit, and the next event is
 //! judged as if nothing had happened.
 
+mod life;
 mod limits;
 mod loading;
 mod rotation;
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 
 use super::{PluginChain, PluginState};
 use crate::{
-    metrics::Metrics,
+    metrics::{Metrics, OnePluginLabels},
     pipeline::{Context, Decision, Origin, PeerId, Policy, PolicyWorker},
     protocol::{TopicName, VerifiedEvent},
 };
@@ -36,11 +37,7 @@ impl Plugins {
 
     /// Adds the misbehaving fixture under this id, with more lines in its manifest.
     fn fixture(self, id: &str, more: &str) -> Self {
-        let manifest = format!(
-            "id = \"{id}\"\nversion = \"1.0.0\"\nworld = \"event-filter\"\n\
-             file = \"plugin.wasm\"\ncapabilities = [\"log\", \"config\", \"clock\"]\n{more}"
-        );
-        self.folder(id, &manifest, FIXTURES)
+        self.folder(id, &fixture_manifest(id, more), FIXTURES)
     }
 
     fn folder(self, name: &str, manifest: &str, component: &[u8]) -> Self {
@@ -56,6 +53,13 @@ impl Plugins {
         let chain = PluginChain::load(self.0.path(), true, Arc::clone(&metrics)).unwrap();
         Loaded { worker: chain.worker(), chain, metrics }
     }
+}
+
+fn fixture_manifest(id: &str, more: &str) -> String {
+    format!(
+        "id = \"{id}\"\nversion = \"1.0.0\"\nworld = \"event-filter\"\n\
+         file = \"plugin.wasm\"\ncapabilities = [\"log\", \"config\", \"clock\"]\n{more}"
+    )
 }
 
 /// A chain with one worker, and its figures.
@@ -85,13 +89,20 @@ impl Loaded {
         self.worker.evaluate(event, &context)
     }
 
+    /// Failed calls of all plugins.
+    fn traps(&self) -> u64 {
+        let ids = self.chain.summary().into_iter().map(|plugin| plugin.id);
+        let labels = ids.map(|plugin| OnePluginLabels { plugin });
+        labels.filter_map(|labels| Some(self.metrics.plugin_traps.get(&labels)?.get())).sum()
+    }
+
     /// Why the plugin with this id does not run.
     fn cause(&self, id: &str) -> String {
         let summary = self.chain.summary();
         let plugin = summary.iter().find(|plugin| plugin.id == id).expect("the plugin is listed");
         match &plugin.state {
             PluginState::Broken { cause } => cause.clone(),
-            PluginState::Ready { .. } => panic!("it runs"),
+            other => panic!("not broken: {other:?}"),
         }
     }
 }

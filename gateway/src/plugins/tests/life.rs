@@ -1,0 +1,331 @@
+//! What happens to plugins while the gateway runs.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::*;
+use crate::{
+    plugins::{Setup, granted},
+    protocol::Reason,
+    tasks,
+};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A directory of plugins that is watched, with a data directory beside it.
+struct Living {
+    plugins: Plugins,
+    data: TempDir,
+    chain: PluginChain,
+    worker: Box<dyn PolicyWorker>,
+    metrics: Arc<Metrics>,
+    swaps: Arc<AtomicU64>,
+}
+
+impl Living {
+    fn new(plugins: Plugins, quarantine_after: u32) -> Self {
+        Self::with(plugins, TempDir::new().unwrap(), quarantine_after)
+    }
+
+    fn with(plugins: Plugins, data: TempDir, quarantine_after: u32) -> Self {
+        let setup = Setup {
+            dir: plugins.0.path().to_owned(),
+            must_exist: false,
+            data_dir: Some(data.path().to_owned()),
+            quarantine_after,
+        };
+        let metrics = Arc::new(Metrics::default());
+        let chain = PluginChain::open(setup, Arc::clone(&metrics)).unwrap();
+        let swaps = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&swaps);
+        chain.watch(move || _ = counted.fetch_add(1, Ordering::Relaxed)).unwrap();
+        Self { plugins, data, worker: chain.worker(), chain, metrics, swaps }
+    }
+
+    fn ask(&mut self, content: &str) -> Decision {
+        let origin = client();
+        let context = Context { origin: &origin, topics: &[], received_at: 1_700_000_001 };
+        self.worker.evaluate(&event(1, content), &context)
+    }
+
+    fn answer(&mut self, content: &str) -> String {
+        match self.ask(content) {
+            Decision::Reject(reason) => reason.to_string(),
+            other => panic!("not rejected: {other:?}"),
+        }
+    }
+
+    /// Writes the fixture's manifest anew, to be taken whenever it is noticed.
+    fn rewrite(&self, id: &str, more: &str) {
+        let path = self.plugins.0.path().join(id).join("plugin.toml");
+        fs::write(path, fixture_manifest(id, more)).unwrap();
+    }
+
+    /// Takes what changed in this folder now.
+    fn look(&self, folder: &str) {
+        assert!(self.chain.look(Some(folder.to_owned())));
+    }
+
+    fn state(&self, id: &str) -> PluginState {
+        self.summary(id).state
+    }
+
+    fn summary(&self, id: &str) -> crate::plugins::PluginSummary {
+        let all = self.chain.summary();
+        all.into_iter().find(|plugin| plugin.id == id).expect("the plugin is listed")
+    }
+
+    fn grant(&self, text: &str) {
+        fs::write(self.data.path().join(granted::FILE_NAME), text).unwrap();
+        assert!(self.chain.look(None));
+    }
+}
+
+#[track_caller]
+fn eventually(what: &str, mut is: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is() {
+        assert!(started.elapsed() < SOON, "not within {SOON:?}: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_change_is_noticed_and_taken() {
+    let say = |word: &str| format!("[config]\nsay = \"{word}\"");
+    let mut living = Living::new(Plugins::new().fixture("a", &say("one")), 0);
+    assert_eq!(living.answer("say"), "blocked: one");
+    living.rewrite("a", &say("two"));
+    eventually("the change is taken", || living.answer("say") == "blocked: two");
+    assert_eq!(living.swaps.load(Ordering::Relaxed), 1);
+    // A new one, in a folder that is filled bit by bit.
+    let folder = living.plugins.0.path().join("b");
+    fs::create_dir(&folder).unwrap();
+    let more = "order = -1\n[config]\nguard = true";
+    fs::write(folder.join("plugin.toml"), fixture_manifest("b", more)).unwrap();
+    thread::sleep(Duration::from_millis(700));
+    assert_eq!(living.chain.summary().len(), 1, "its files may not be complete");
+    fs::write(folder.join("plugin.wasm"), FIXTURES).unwrap();
+    eventually("the new plugin guards", || living.answer("say").contains("guarded"));
+    fs::remove_dir_all(&folder).unwrap();
+    eventually("it is gone", || living.answer("say") == "blocked: two");
+    // Touched is not changed.
+    let swaps = living.swaps.load(Ordering::Relaxed);
+    living.rewrite("a", &say("two"));
+    living.look("a");
+    assert_eq!(living.swaps.load(Ordering::Relaxed), swaps);
+}
+
+#[test]
+fn the_first_plugin_may_come_later() {
+    let mut living = Living::new(Plugins::new(), 0);
+    assert_eq!(living.ask("calls"), Decision::Accept);
+    let plugins = Plugins(TempDir::new().unwrap()).fixture("a", "");
+    fs::rename(plugins.0.path().join("a"), living.plugins.0.path().join("a")).unwrap();
+    eventually("it runs", || living.ask("calls") != Decision::Accept);
+}
+
+#[test]
+fn a_broken_new_version_leaves_the_old_one_running_and_says_why() {
+    let mut living = Living::new(Plugins::new().fixture("a", "[config]\nsay = \"old\""), 0);
+    let component = living.plugins.0.path().join("a/plugin.wasm");
+    for (bytes, cause) in [
+        (b"nonsense".as_slice(), "plugin.wasm: it is no component that compiles: "),
+        (&FIXTURES[..FIXTURES.len() / 2], "plugin.wasm: it is no component that compiles: "),
+    ] {
+        fs::write(&component, bytes).unwrap();
+        living.look("a");
+        assert_eq!(living.answer("say"), "blocked: old");
+        let summary = living.summary("a");
+        assert_eq!(summary.state, PluginState::Ready { failures: 0 });
+        assert!(summary.update.unwrap().starts_with(cause));
+    }
+    fs::write(&component, FIXTURES).unwrap();
+    living.rewrite("a", "[config]\ninit = \"panic\"");
+    living.look("a");
+    assert_eq!(living.answer("say"), "blocked: old");
+    assert!(living.summary("a").update.unwrap().contains("it did not start: it trapped"));
+    fs::write(living.plugins.0.path().join("a/plugin.toml"), "id = ").unwrap();
+    living.look("a");
+    assert_eq!(living.answer("say"), "blocked: old");
+    assert!(living.summary("a").update.unwrap().starts_with("plugin.toml: line 1"));
+    let text = living.metrics.render();
+    assert!(text.contains(r#"plugin_swaps_total{plugin="a",result="refused"} 4"#), "{text}");
+    // Mended, or as it was.
+    living.rewrite("a", "[config]\nsay = \"old\"");
+    living.look("a");
+    assert_eq!(living.summary("a").update, None);
+    living.rewrite("a", "[config]\nsay = \"new\"");
+    living.look("a");
+    assert_eq!(living.answer("say"), "blocked: new");
+    assert!(living.metrics.render().contains(r#"plugin_swaps_total{plugin="a",result="taken"} 1"#));
+}
+
+/// Each event is judged by one version of the chain, and none waits for another version.
+#[test]
+fn events_are_judged_all_the_time() {
+    let say = |word: &str| format!("[config]\nsay = \"{word}\"");
+    let plugins = Plugins::new()
+        .fixture("a", &format!("order = 1\n{}", say("0")))
+        .fixture("b", "order = 2\non_failure = \"pass\"");
+    let living = Living::new(plugins, 0);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (longest, judged) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let judging = {
+        let (chain, stop) = (living.chain.clone(), stop.clone());
+        let (longest, judged) = (longest.clone(), judged.clone());
+        tasks::thread("judging", move || {
+            let (mut worker, origin) = (chain.worker(), client());
+            let event = event(1, "say");
+            while !stop.load(Ordering::Relaxed) {
+                let context = Context { origin: &origin, topics: &[], received_at: 1 };
+                let began = Instant::now();
+                let decision = worker.evaluate(&event, &context);
+                let took = u64::try_from(began.elapsed().as_micros()).unwrap();
+                longest.fetch_max(took, Ordering::Relaxed);
+                assert!(matches!(decision, Decision::Reject(_)), "{decision:?}");
+                judged.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+        .unwrap()
+    };
+    for n in 1..=10 {
+        living.rewrite("a", &format!("order = 1\n{}", say(&n.to_string())));
+        living.look("a");
+    }
+    stop.store(true, Ordering::Relaxed);
+    judging.join().unwrap();
+    assert_eq!(living.swaps.load(Ordering::Relaxed), 10);
+    let (longest, judged) = (longest.load(Ordering::Relaxed), judged.load(Ordering::Relaxed));
+    println!("{judged} events, the longest took {longest} µs");
+    // A bound for a busy machine; what it really is the line above tells.
+    assert!(judged > 1_000 && longest < 200_000, "{judged} events, longest {longest} µs");
+}
+
+#[test]
+fn plugins_that_stay_keep_their_instances() {
+    let mut living = Living::new(Plugins::new().fixture("a", "").fixture("b", "order = 9"), 0);
+    assert_eq!(living.answer("calls"), "blocked: 1");
+    living.rewrite("b", "order = 8");
+    living.look("b");
+    assert_eq!(living.swaps.load(Ordering::Relaxed), 1);
+    assert_eq!(living.answer("calls"), "blocked: 2");
+    living.rewrite("a", "[config]\nsay = \"x\"");
+    living.look("a");
+    assert_eq!(living.answer("calls"), "blocked: 1");
+}
+
+#[test]
+fn a_plugin_is_switched_off_and_on() {
+    let mut living = Living::new(Plugins::new().fixture("a", "[config]\nguard = true"), 0);
+    assert!(living.answer("x").contains("guarded"));
+    living.grant("[a]\nenabled = false\n");
+    assert_eq!(living.ask("x"), Decision::Accept);
+    assert_eq!(living.state("a"), PluginState::Disabled {});
+    // A mistake in the file changes nothing.
+    living.grant("[a]\nenabled = maybe\n");
+    assert_eq!(living.state("a"), PluginState::Disabled {});
+    living.grant("");
+    assert!(living.answer("x").contains("guarded"));
+    // So it is from the start, too.
+    fs::write(living.data.path().join(granted::FILE_NAME), "[a]\nenabled = false\n").unwrap();
+    let Living { plugins, data, .. } = living;
+    let mut living = Living::with(plugins, data, 0);
+    assert_eq!(living.ask("x"), Decision::Accept);
+}
+
+#[test]
+fn many_failures_in_a_row_lead_into_quarantine_until_it_is_lifted() {
+    let plugins = Plugins::new().fixture("a", "").fixture("b", "on_failure = \"pass\"\norder = 1");
+    let mut living = Living::new(plugins, 3);
+    let log = logged(|| {
+        for _ in 0..3 {
+            // The pause after the second one is short.
+            eventually("it was asked", || {
+                let before = living.chain.summary()[0].clone();
+                let answer = living.answer("panic");
+                assert_eq!(answer, "error: plugin a failed");
+                living.chain.summary()[0] != before
+            });
+        }
+    });
+    assert!(log.contains("is in quarantine: events in its scope are refused"), "{log}");
+    let PluginState::Quarantined { failures: 3, cause, retry_in_s } = living.state("a") else {
+        panic!("{:?}", living.state("a"))
+    };
+    assert!(cause.starts_with("it trapped") && (8..=10).contains(&retry_in_s), "{cause}");
+    assert_eq!(living.ask("hello"), Decision::Reject(Reason::error("plugin a failed")));
+    assert_eq!(living.chain.lift("a"), Some(true));
+    assert_eq!(living.chain.lift("a"), Some(false));
+    assert_eq!(living.chain.lift("x"), None);
+    assert_eq!(living.ask("hello"), Decision::Accept);
+    assert_eq!(living.state("a"), PluginState::Ready { failures: 3 });
+    living.chain.measure();
+    let text = living.metrics.render();
+    assert!(text.contains(r#"plugin_state{plugin="a",state="ready"} 1"#), "{text}");
+    // A new version is not to blame for the old one.
+    for _ in 0..1_000 {
+        living.ask("panic");
+        if matches!(living.state("a"), PluginState::Quarantined { .. }) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(matches!(living.state("a"), PluginState::Quarantined { .. }));
+    living.rewrite("a", "[config]\nsay = \"mended\"");
+    living.look("a");
+    assert_eq!(living.answer("say"), "blocked: mended");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_thousand_traps_leave_memory_flat() {
+    fn resident_kib() -> u64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+    let mut living = Living::new(Plugins::new().fixture("a", "limits.time_ms = 5000\n"), 0);
+    let mut trap = |times: usize| {
+        for _ in 0..times {
+            assert_eq!(living.answer("panic"), "error: plugin a failed");
+            // Never two in a row: there would be a pause.
+            assert_eq!(living.answer("hold:2"), "blocked: held 2");
+        }
+    };
+    trap(50);
+    let before = resident_kib();
+    trap(1_000);
+    let grown = resident_kib().saturating_sub(before);
+    // Other tests run beside it; a thousand instances left behind would be two gigabytes.
+    assert!(grown < 150_000, "{grown} KiB more");
+    let labels = OnePluginLabels { plugin: "a".to_owned() };
+    let held = living.metrics.plugin_memory.get(&labels).unwrap().get();
+    assert!((1 << 20..16 << 20).contains(&held), "one instance holds {held} bytes");
+    assert_eq!(living.metrics.plugin_traps.get(&labels).unwrap().get(), 1_050);
+}
+
+#[test]
+fn the_configuration_is_checked_against_the_schema() {
+    let schema = r#"{"properties": {"say": {"type": "string", "maxLength": 5}},
+                     "additionalProperties": false}"#;
+    let with = |config: &str, schema: &str| {
+        let more = format!("config_schema = \"schema.json\"\n[config]\n{config}");
+        let plugins = Plugins::new().fixture("a", &more);
+        fs::write(plugins.0.path().join("a/schema.json"), schema).unwrap();
+        plugins.load()
+    };
+    assert_eq!(with("say = \"hello\"", schema).answer("say"), "blocked: hello");
+    let cause = with("say = \"too long\"", schema).cause("a");
+    assert_eq!(cause, "plugin.toml: config.say: want at most 5 characters");
+    let cause = with("sya = \"x\"", schema).cause("a");
+    assert_eq!(cause, "plugin.toml: config.sya: there is no such setting");
+    let cause = with("say = \"x\"", "{\"$ref\": \"file:///etc/passwd\"}").cause("a");
+    assert_eq!(cause, "schema.json: #.$ref: this gateway does not know the keyword");
+    let plugins = Plugins::new().fixture("a", "config_schema = \"absent.json\"");
+    let cause = plugins.load().cause("a");
+    assert!(cause.starts_with("absent.json: it cannot be read: "), "{cause}");
+}

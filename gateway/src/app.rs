@@ -23,7 +23,7 @@ use crate::{
         EventReader, EventWriter, Ingest, JoinedTopics, Moderation, Policy, PrivateTopics,
         RotationPolicy, Routing, StartIngest, TopicDoor,
     },
-    plugins::{self, PluginChain, Setup},
+    plugins::{self, Kv, PluginChain, Services, Setup},
     protocol::limits::Limits,
     relay::{self, Access, Connections, Listener, Management, Rates, Relay},
     secrets,
@@ -40,6 +40,7 @@ const STEP: Duration = Duration::from_secs(5);
 /// A running gateway.
 pub struct App {
     store: Arc<Store>,
+    kv: Arc<Kv>,
     ingest: Ingest,
     gossip: Arc<Gossip>,
     /// Listener and sessions; ends first.
@@ -75,7 +76,14 @@ impl App {
         let moderation = Moderation::load(rules).await.context("cannot read the rules")?;
         let moderation = Arc::new(moderation);
 
-        let plugins = Arc::new(load_plugins(&config, &data_dir, metrics.clone()).await?);
+        let kv = Kv::start(store.clone(), metrics.clone()).context("cannot start the plugins")?;
+        let services = Services {
+            metrics: metrics.clone(),
+            kv: kv.clone(),
+            lookup: store.clone(),
+            budget: Duration::from_millis(config.plugins.budget_ms),
+        };
+        let plugins = Arc::new(load_plugins(&config, &data_dir, services).await?);
         let rules = Rules::new(&config, &data_dir, store.clone());
         let told = rules.clone();
         let told = tasks::blocking(move || told.tell()).await;
@@ -133,6 +141,7 @@ impl App {
                 most: config.topics.join_on_visit,
                 idle: Duration::from_secs(config.topics.visit_idle_s),
             },
+            visit_policy: plugins.clone(),
             limits: &limits,
             ingest: ingest.clone(),
             reader: reader.clone(),
@@ -245,6 +254,7 @@ impl App {
 
         Ok(Self {
             store,
+            kv,
             ingest,
             gossip,
             clients,
@@ -277,6 +287,14 @@ impl App {
         }
         if !self.background.stop(STEP).await {
             late("background tasks");
+        }
+        // Nobody changes it any more, and the store still takes it.
+        let kv = self.kv.clone();
+        if !matches!(
+            tokio::time::timeout(STEP, tasks::blocking(move || kv.stop())).await,
+            Ok(Ok(()))
+        ) {
+            late("what plugins remember");
         }
         if tokio::time::timeout(STEP, self.store.close()).await.is_err() {
             late("a query");
@@ -319,7 +337,7 @@ impl Rules {
 async fn load_plugins(
     config: &Config,
     data_dir: &DataDir,
-    metrics: Arc<Metrics>,
+    services: Services,
 ) -> anyhow::Result<PluginChain> {
     let (dir, must_exist) = plugins::dir(&config.plugins, data_dir.path());
     let setup = Setup {
@@ -328,7 +346,7 @@ async fn load_plugins(
         data_dir: Some(data_dir.path().to_owned()),
         quarantine_after: config.plugins.quarantine_after,
     };
-    let loaded = tasks::blocking(move || PluginChain::open(setup, metrics)).await;
+    let loaded = tasks::blocking(move || PluginChain::open(setup, services)).await;
     Ok(loaded.context("cannot load the plugins")??)
 }
 

@@ -70,7 +70,7 @@ pub struct PluginLabels {
 
 /// Labels of figures that exist once per plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OnePluginLabels {
+pub struct PluginIdLabels {
     pub plugin: String,
 }
 
@@ -136,11 +136,12 @@ pub struct Metrics {
     pub upstream_events: Counter,
     pub upstream_connects: Counter,
     pub plugin_calls: Family<PluginLabels, Counter>,
-    pub plugin_traps: Family<OnePluginLabels, Counter>,
-    pub plugin_seconds: Family<OnePluginLabels, Histogram, fn() -> Histogram>,
-    pub plugin_memory: Family<OnePluginLabels, Gauge>,
+    pub plugin_traps: Family<PluginIdLabels, Counter>,
+    pub plugin_seconds: Family<PluginIdLabels, Histogram, fn() -> Histogram>,
+    pub plugin_memory: Family<PluginIdLabels, Gauge>,
     pub plugin_state: Family<PluginStateLabels, Gauge>,
     pub plugin_swaps: Family<SwapLabels, Counter>,
+    pub plugin_kv_bytes: Family<PluginIdLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -327,6 +328,11 @@ impl Default for Metrics {
                 "plugin_swaps",
                 "Changes in a plugin's folder that were taken or refused",
             ),
+            plugin_kv_bytes: register(
+                &mut registry,
+                "plugin_kv_bytes",
+                "What plugins remember, as their quota counts",
+            ),
             registry,
         }
     }
@@ -355,7 +361,7 @@ impl Metrics {
 
     /// Takes a plugin that is gone out of the figures that tell how one is doing.
     pub fn forget_plugin(&self, plugin: &str, states: &[&'static str]) {
-        self.plugin_memory.remove(&OnePluginLabels { plugin: plugin.to_owned() });
+        self.plugin_memory.remove(&PluginIdLabels { plugin: plugin.to_owned() });
         for state in states {
             self.plugin_state.remove(&PluginStateLabels { plugin: plugin.to_owned(), state });
         }

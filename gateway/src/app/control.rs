@@ -268,6 +268,7 @@ fn refusal(error: TopicError) -> Refusal {
         | TopicError::TooMany
         | TopicError::TooManyVisits
         | TopicError::TooManyWatch
+        | TopicError::NotForVisits(_)
         | TopicError::Stopping => Cause::Refused,
     };
     Refusal::new(cause, error)

@@ -22,11 +22,12 @@ use super::{
     loader::{self, Found, Loader},
     manifest::{self, Manifest, World},
     quarantine::Rest,
+    services::Services,
     watch::{Look, Watcher},
     worker::ChainWorker,
 };
 use crate::{
-    metrics::{Metrics, OnePluginLabels, PluginLabels, PluginStateLabels},
+    metrics::{Metrics, PluginIdLabels, PluginLabels, PluginStateLabels},
     pipeline::{Policy, PolicyWorker},
     tasks,
 };
@@ -66,7 +67,7 @@ pub struct PluginChain {
 pub(super) struct Shared {
     pub setup: Setup,
     pub loader: Loader,
-    pub metrics: Arc<Metrics>,
+    pub services: Services,
     current: ArcSwap<Generation>,
     /// How many workers there are.
     workers: AtomicUsize,
@@ -96,6 +97,11 @@ impl Generation {
     /// Those of one world that the operator has not switched off.
     pub fn of(&self, world: World) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries.iter().filter(move |entry| entry.world == world && entry.is_on())
+    }
+
+    /// Those that are asked about events.
+    pub fn judges(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries.iter().filter(|entry| entry.world.judges_events() && entry.is_on())
     }
 
     /// Brings plugins into their order. Of those with the same id the first one counts.
@@ -146,13 +152,13 @@ impl Entry {
 }
 
 impl PluginChain {
-    /// [`Self::open`] with nothing granted and nothing kept.
+    /// [`Self::open`] with everything granted that manifests list, and nothing kept.
     ///
     /// # Errors
     /// As there.
-    pub fn load(dir: &Path, must_exist: bool, metrics: Arc<Metrics>) -> Result<Self, PluginsError> {
+    pub fn load(dir: &Path, must_exist: bool, services: Services) -> Result<Self, PluginsError> {
         let dir = dir.to_owned();
-        Self::open(Setup { dir, must_exist, data_dir: None, quarantine_after: 0 }, metrics)
+        Self::open(Setup { dir, must_exist, data_dir: None, quarantine_after: 0 }, services)
     }
 
     /// Reads, compiles and tries the plugins in a directory: each folder in it, or symbolic link to
@@ -166,7 +172,7 @@ impl PluginChain {
     /// # Errors
     /// When the directory is unreadable, or must exist and does not; when WebAssembly does not run
     /// here.
-    pub fn open(setup: Setup, metrics: Arc<Metrics>) -> Result<Self, PluginsError> {
+    pub fn open(setup: Setup, services: Services) -> Result<Self, PluginsError> {
         let dir = &setup.dir;
         let folders = match folders(dir, warn_of_misplaced) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !setup.must_exist => {
@@ -183,25 +189,27 @@ impl PluginChain {
         });
         let file = setup.data_dir.as_ref().map(|data_dir| data_dir.join(granted::FILE_NAME));
         let grants = file.as_deref().map(Stamp::of_file).unwrap_or_default();
-        let granted = setup.data_dir.as_deref().map(Granted::read).transpose();
-        let granted = granted.unwrap_or_else(|error| {
-            tracing::error!("{error}; nothing counts as granted to any plugin");
-            None
-        });
-        let loader = Loader::new(cache, setup.quarantine_after, Arc::clone(&metrics));
+        let granted = match setup.data_dir.as_deref().map(Granted::read) {
+            Some(Ok(granted)) => granted,
+            Some(Err(error)) => {
+                tracing::error!("{error}; nothing counts as granted to any plugin");
+                Granted::default()
+            }
+            None => Granted::everything(),
+        };
+        let loader = Loader::new(cache, setup.quarantine_after, services.clone());
         if !folders.is_empty() {
             loader.start_engine()?;
         }
         let folders: Vec<_> =
             folders.into_iter().map(|path| (path.clone(), Stamp::of_folder(&path))).collect();
-        let granted = granted.unwrap_or_default();
         let load = |(folder, _): &(PathBuf, _)| loader.load(Found::read(folder), &granted, None, 1);
         let generation = Generation::new(folders.iter().map(load).collect());
         let seen = Seen { folders, grants, granted };
         let shared = Shared {
             setup,
             loader,
-            metrics,
+            services,
             current: ArcSwap::from_pointee(generation),
             workers: AtomicUsize::new(0),
             retired: Mutex::default(),
@@ -259,7 +267,7 @@ impl PluginChain {
         }
         told["folder"] = json!(entry.folder);
         told["memory_bytes"] = json!(self.shared.memory(id));
-        let metrics = &self.shared.metrics;
+        let metrics = self.metrics();
         let calls = |verdict| {
             let labels = PluginLabels { plugin: id.to_owned(), verdict };
             metrics.plugin_calls.get(&labels).map_or(0, |calls| calls.get())
@@ -296,7 +304,7 @@ impl PluginChain {
             let now = entry.summary().state.name();
             for state in PluginState::NAMES {
                 let labels = PluginStateLabels { plugin: entry.id.clone(), state };
-                self.shared.metrics.plugin_state.get_or_create(&labels).set((state == now).into());
+                self.metrics().plugin_state.get_or_create(&labels).set((state == now).into());
             }
         }
     }
@@ -306,7 +314,7 @@ impl PluginChain {
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
-        &self.shared.metrics
+        &self.shared.services.metrics
     }
 
     /// Whether there is no plugin.
@@ -333,7 +341,7 @@ impl Shared {
         let after = self.current.load();
         for entry in &before.entries {
             if !after.entries.iter().any(|other| other.id == entry.id) {
-                self.metrics.forget_plugin(&entry.id, &PluginState::NAMES);
+                self.services.metrics.forget_plugin(&entry.id, &PluginState::NAMES);
                 tracing::info!(plugin = %entry.id, "the plugin is gone; nobody asks it any more");
             }
         }
@@ -364,8 +372,8 @@ impl Shared {
 
     /// The memory that all instances of a plugin have taken, in bytes.
     pub fn memory(&self, id: &str) -> i64 {
-        let labels = OnePluginLabels { plugin: id.to_owned() };
-        self.metrics.plugin_memory.get(&labels).map_or(0, |bytes| bytes.get())
+        let labels = PluginIdLabels { plugin: id.to_owned() };
+        self.services.metrics.plugin_memory.get(&labels).map_or(0, |bytes| bytes.get())
     }
 }
 

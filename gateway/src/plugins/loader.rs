@@ -24,8 +24,9 @@ use super::{
     printable::one_line,
     quarantine::Rest,
     schema,
+    services::Services,
 };
-use crate::metrics::{Metrics, OnePluginLabels, SwapLabels};
+use crate::metrics::SwapLabels;
 
 /// Loads plugins, with what they share.
 pub struct Loader {
@@ -35,7 +36,7 @@ pub struct Loader {
     cache: Option<Cache>,
     /// Failures in a row that lead into quarantine.
     quarantine_after: u32,
-    metrics: Arc<Metrics>,
+    services: Services,
     /// By id, for as long as the gateway runs.
     logs: Mutex<BTreeMap<String, Arc<PluginLog>>>,
 }
@@ -47,14 +48,14 @@ struct Engines {
 
 impl Loader {
     /// Without a cache, every start compiles.
-    pub fn new(cache: Option<Cache>, quarantine_after: u32, metrics: Arc<Metrics>) -> Self {
+    pub fn new(cache: Option<Cache>, quarantine_after: u32, services: Services) -> Self {
         let is_live = AtomicBool::new(false);
         Self {
             engines: OnceLock::new(),
             is_live,
             cache,
             quarantine_after,
-            metrics,
+            services,
             logs: Mutex::default(),
         }
     }
@@ -114,7 +115,7 @@ impl Loader {
         let result = self.run(&found, &id, granted);
         let swap = |result| {
             let labels = SwapLabels { plugin: id.clone(), result };
-            self.metrics.plugin_swaps.get_or_create(&labels).inc();
+            self.services.metrics.plugin_swaps.get_or_create(&labels).inc();
         };
         match (result, earlier) {
             (Ok((plugin, first)), _) => {
@@ -173,9 +174,8 @@ impl Loader {
         }
         let in_component = |error: PluginError| format!("{}: {error}", manifest.file);
         let component = self.component(found).map_err(in_component)?;
-        let labels = OnePluginLabels { plugin: id.to_owned() };
-        let memory = self.metrics.plugin_memory.get_or_create_owned(&labels);
-        Plugin::load(&component, manifest.clone(), self.log(id), memory).map_err(in_component)
+        Plugin::load(&component, manifest.clone(), self.log(id), &self.services)
+            .map_err(in_component)
     }
 
     /// Whether a plugin runs with what is granted.

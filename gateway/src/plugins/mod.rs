@@ -6,6 +6,7 @@
 //! failure ends one call and nothing else.
 
 mod bindings;
+mod budget;
 mod capabilities;
 pub mod chain;
 mod compiled;
@@ -19,6 +20,8 @@ pub mod granted;
 mod grants;
 pub mod install;
 mod instance;
+mod interface;
+mod kv;
 mod loader;
 mod lower;
 pub mod manifest;
@@ -28,8 +31,10 @@ mod printable;
 mod quarantine;
 mod rotation;
 mod schema;
+mod services;
 mod target;
 mod verdict;
+mod visits;
 mod watch;
 mod worker;
 
@@ -41,6 +46,8 @@ use std::path::{Path, PathBuf};
 pub use chain::{PluginChain, PluginsError, Setup};
 pub use entry::{PluginState, PluginSummary};
 pub use fingerprint::fingerprint;
+pub use kv::Kv;
+pub use services::Services;
 
 /// The directory with the plugins, and whether the configuration names it: then it must exist, while
 /// the default one is only looked for.

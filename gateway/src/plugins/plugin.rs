@@ -6,14 +6,22 @@ use prometheus_client::metrics::gauge::Gauge;
 use wasmtime::component::Component;
 
 use super::{
-    bindings::{EventFilterPre, rotation::SecretRotationPre},
+    bindings::{EventFilterPre, rotation::SecretRotationPre, topics::TopicPolicyPre},
     capabilities::{Host, PluginLog},
     granted::listed,
     grants::{self, GrantError},
     instance::{Failure, Instance},
+    interface::{self, WrongVersion},
+    kv::{Quota, Table},
     manifest::{self, Capability, Manifest, World},
     printable::one_line,
     rotation::RotationInstance,
+    services::Services,
+};
+use crate::{
+    clock::unix_now,
+    metrics::PluginIdLabels,
+    pipeline::{Lookup, StoreError},
 };
 
 /// The largest component, in bytes. Interpreters are the largest ones: Python takes 18 MB.
@@ -35,6 +43,10 @@ pub enum PluginError {
     Compile(String),
     #[error(transparent)]
     Grant(#[from] GrantError),
+    #[error(transparent)]
+    Version(#[from] WrongVersion),
+    #[error("what it remembers cannot be read: {0}")]
+    Kv(StoreError),
     #[error("it does not fit the world {0}: {1}")]
     World(&'static str, String),
     #[error("it did not start: {0}")]
@@ -68,6 +80,7 @@ pub fn read(file: &Path) -> Result<Vec<u8>, PluginError> {
 /// A component that fits its world.
 pub enum Guest {
     Filter(EventFilterPre<Host>),
+    Topics(TopicPolicyPre<Host>),
     Rotation(SecretRotationPre<Host>),
 }
 
@@ -77,6 +90,8 @@ pub struct Plugin {
     pub component: Guest,
     pub log: Arc<PluginLog>,
     pub config: Arc<BTreeMap<String, String>>,
+    pub kv: Arc<Table>,
+    pub lookup: Arc<dyn Lookup>,
     /// The bytes that all instances hold.
     pub memory: Gauge,
 }
@@ -91,25 +106,38 @@ impl Plugin {
         component: &Component,
         manifest: Manifest,
         log: Arc<PluginLog>,
-        memory: Gauge,
+        services: &Services,
     ) -> Result<(Arc<Self>, Option<Instance>), PluginError> {
+        interface::check(component.engine(), component)?;
         let linker = grants::linker(component.engine(), component, &manifest.capabilities)?;
         let component = linker
             .instantiate_pre(component)
             .and_then(|component| match manifest.world {
                 World::EventFilter => EventFilterPre::new(component).map(Guest::Filter),
+                World::TopicPolicy => TopicPolicyPre::new(component).map(Guest::Topics),
                 World::SecretRotation => SecretRotationPre::new(component).map(Guest::Rotation),
             })
             .map_err(|error| PluginError::World(manifest.world.name(), brief(&error)))?;
+        let kv = if manifest.capabilities.contains(&Capability::Kv) {
+            let limits = &manifest.limits;
+            let quota = Quota { bytes: limits.kv_bytes, keys: limits.kv_keys };
+            services.kv.open(&manifest.id, quota, unix_now()).map_err(PluginError::Kv)?
+        } else {
+            Arc::new(Table::none())
+        };
+        let labels = PluginIdLabels { plugin: manifest.id.clone() };
+        let memory = services.metrics.plugin_memory.get_or_create_owned(&labels);
         let plugin = Arc::new(Self {
             log,
+            kv,
+            lookup: Arc::clone(&services.lookup),
             config: Arc::new(manifest.config_json()),
             component,
             manifest,
             memory,
         });
         let instance = match plugin.component {
-            Guest::Filter(_) => Some(Instance::new(&plugin)?),
+            Guest::Filter(_) | Guest::Topics(_) => Some(Instance::new(&plugin)?),
             Guest::Rotation(_) => {
                 RotationInstance::new(&plugin)?;
                 None

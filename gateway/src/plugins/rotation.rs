@@ -18,7 +18,7 @@ use super::{
     worker,
 };
 use crate::{
-    metrics::{OnePluginLabels, PluginLabels},
+    metrics::{PluginIdLabels, PluginLabels},
     pipeline::{RotationAnswer, RotationPolicy, RotationQuestion},
 };
 
@@ -101,7 +101,7 @@ impl PluginChain {
             }
             Err(failure) => {
                 count("failed");
-                let labels = OnePluginLabels { plugin: entry.id.clone() };
+                let labels = PluginIdLabels { plugin: entry.id.clone() };
                 self.metrics().plugin_traps.get_or_create(&labels).inc();
                 worker::failed(entry, plugin, &failure);
                 None

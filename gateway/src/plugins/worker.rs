@@ -10,18 +10,19 @@ use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 
 use super::{
     bindings::nostr_gateway::plugin::log::Level,
+    budget::Budget,
     chain::{Generation, Shared},
     entry::Entry,
     instance::{Failure, Instance},
     lower::{self, LoweredEvent},
-    manifest::{OnFailure, World},
+    manifest::OnFailure,
     plugin::Plugin,
     quarantine::Step,
     verdict::Verdict,
 };
 use crate::{
-    metrics::{Metrics, OnePluginLabels, PluginLabels},
-    pipeline::{Context, Decision, PolicyWorker},
+    metrics::{Metrics, PluginIdLabels, PluginLabels},
+    pipeline::{Context, Decision, Direction, PolicyWorker, Stays},
     protocol::{Reason, TopicName, VerifiedEvent},
 };
 
@@ -49,11 +50,11 @@ impl ChainWorker {
         }
         let mut before = mem::take(&mut self.slots);
         self.generation = self.shared.generation();
-        let filters = self.generation.of(World::EventFilter);
+        let filters = self.generation.judges();
         self.slots = filters
             .map(|entry| match before.iter().position(|slot| Arc::ptr_eq(&slot.entry, entry)) {
                 Some(at) => before.swap_remove(at),
-                None => Slot::new(entry, &self.shared.metrics),
+                None => Slot::new(entry, &self.shared.services.metrics),
             })
             .collect();
         self.shared.retire(before.into_iter().filter_map(|slot| slot.instance));
@@ -73,13 +74,14 @@ impl PolicyWorker for ChainWorker {
         self.follow();
         let mut routed: Option<Vec<TopicName>> = None;
         let mut lowered: Option<LoweredEvent<'_>> = None;
+        let mut budget = Budget::new(self.shared.services.budget);
         for slot in &mut self.slots {
             let topics = routed.as_deref().unwrap_or(context.topics);
-            if !slot.entry.applies_to.covers(event.kind, context.origin, topics) {
+            if !slot.covers(event, context, topics) {
                 continue;
             }
-            let lowered = lowered.get_or_insert_with(|| LoweredEvent::new(event));
-            match slot.ask(lowered, context, topics) {
+            let lowered = lowered.get_or_insert_with(|| LoweredEvent::new(event, context.origin));
+            match slot.ask(lowered, context, topics, &mut budget) {
                 Some(Verdict::Accept) => {}
                 Some(Verdict::Route(mut topics)) => {
                     // What a swarm brought stays in the topic it came by: whoever guards that topic
@@ -94,14 +96,62 @@ impl PolicyWorker for ChainWorker {
                 Some(Verdict::Reject(reason)) => return Decision::Reject(reason),
                 Some(Verdict::ShadowReject) => return Decision::ShadowReject,
                 None if slot.entry.on_failure == OnFailure::Pass => {}
-                None => {
-                    // The cause is the operator's business, not the sender's.
-                    let text = format!("plugin {} failed", slot.entry.id);
-                    return Decision::Reject(Reason::error(text));
-                }
+                None => return Decision::Reject(slot.failed()),
             }
         }
         routed.map_or(Decision::Accept, Decision::Route)
+    }
+
+    fn judges(&self, direction: Direction<'_>) -> bool {
+        // Those of now: whoever is not asked does not follow.
+        let way = direction.into();
+        self.shared.generation().judges().any(|entry| entry.applies_to.directions.contains(&way))
+    }
+
+    /// Each plugin is asked about those of the remaining topics that are in its scope, all at once,
+    /// and takes out what it does not let go. When none is left, nobody further is asked.
+    fn may_leave(
+        &mut self,
+        event: &VerifiedEvent,
+        context: &Context<'_>,
+    ) -> Result<Vec<TopicName>, Stays> {
+        self.follow();
+        let mut lowered: Option<LoweredEvent<'_>> = None;
+        let mut budget = Budget::new(self.shared.services.budget);
+        let mut left = context.topics.to_vec();
+        let to_topics = context.direction == Direction::ToTopics;
+        for slot in &mut self.slots {
+            if !slot.covers(event, context, &left) {
+                continue;
+            }
+            let scope = &slot.entry.applies_to.topics;
+            let in_scope = |topic: &&TopicName| scope.is_empty() || scope.contains(topic);
+            let asked: Vec<_> = left.iter().filter(in_scope).cloned().collect();
+            let lowered = lowered.get_or_insert_with(|| LoweredEvent::new(event, context.origin));
+            let verdict = slot.ask(lowered, context, &asked, &mut budget);
+            let stays = match verdict {
+                Some(Verdict::Accept) => continue,
+                Some(Verdict::Route(to)) if to_topics => {
+                    left.retain(|topic| !asked.contains(topic) || to.contains(topic));
+                    if !left.is_empty() {
+                        continue;
+                    }
+                    let text = format!("plugin {} sends it elsewhere", slot.entry.id);
+                    return Err(Stays::Because(Reason::restricted(text)));
+                }
+                // To another relay there are no topics to choose.
+                Some(Verdict::Route(_)) => continue,
+                Some(Verdict::Reject(reason)) => Stays::Because(reason),
+                Some(Verdict::ShadowReject) => Stays::Silently,
+                None if slot.entry.on_failure == OnFailure::Pass => continue,
+                None => Stays::Because(slot.failed()),
+            };
+            left.retain(|topic| !asked.contains(topic));
+            if left.is_empty() || !to_topics {
+                return Err(stays);
+            }
+        }
+        Ok(left)
     }
 }
 
@@ -121,12 +171,23 @@ impl Slot {
         }
     }
 
+    /// Whether the plugin is to be asked.
+    fn covers(&self, event: &VerifiedEvent, context: &Context<'_>, topics: &[TopicName]) -> bool {
+        self.entry.applies_to.covers(context.direction, event.kind, context.origin, topics)
+    }
+
+    /// What the sender hears of a failure. The cause is the operator's business.
+    fn failed(&self) -> Reason {
+        Reason::error(format!("plugin {} failed", self.entry.id))
+    }
+
     /// The plugin's verdict; nothing when it failed, or may not run at the moment.
     fn ask(
         &mut self,
         event: &LoweredEvent<'_>,
         context: &Context<'_>,
         topics: &[TopicName],
+        budget: &mut Budget,
     ) -> Option<Verdict> {
         let began = Instant::now();
         let Some(plugin) = self.entry.plugin().filter(|_| self.entry.rest.may_run(began)) else {
@@ -134,7 +195,7 @@ impl Slot {
             return None;
         };
         let _span = tracing::debug_span!("plugin", name = %self.entry.id).entered();
-        let called = call(&mut self.instance, plugin, event, context, topics);
+        let called = call(&mut self.instance, plugin, event, context, topics, budget);
         let took = began.elapsed();
         self.entry.took(took);
         self.calls.seconds.observe(took.as_secs_f64());
@@ -162,6 +223,10 @@ pub fn failed(entry: &Entry, plugin: &Plugin, failure: &Failure) {
     entry.failures.fetch_add(1, Ordering::Relaxed);
     let cause = failure.to_string();
     plugin.log.write(Level::Error, &format!("the plugin failed: {cause}"));
+    // For what the plugins before it took, it is not to rest.
+    if matches!(failure, Failure::Budget(_)) {
+        return;
+    }
     if let Step::Quarantined(pause) = entry.rest.failed(&cause, Instant::now()) {
         let consequence = match entry.on_failure {
             OnFailure::Stop => "refused",
@@ -184,13 +249,14 @@ fn call(
     event: &LoweredEvent<'_>,
     context: &Context<'_>,
     topics: &[TopicName],
+    budget: &mut Budget,
 ) -> Result<Verdict, Failure> {
     let instance = match instance {
         Some(living) => living,
         None => instance.insert(Instance::new(plugin)?),
     };
-    let (tags, names) = (event.tags(), lower::names(topics));
-    instance.evaluate(event.record(&tags), lower::context(context, &names))
+    let (tags, names, keys) = (event.tags(), lower::names(topics), event.keys());
+    instance.evaluate(event.record(&tags), lower::context(context, &names, &keys), budget)
 }
 
 /// The plugin's counters, looked up once.
@@ -206,7 +272,7 @@ struct Calls {
 
 impl Calls {
     fn new(id: &str, metrics: &Metrics) -> Self {
-        let own = OnePluginLabels { plugin: id.to_owned() };
+        let own = PluginIdLabels { plugin: id.to_owned() };
         let counter = |verdict| {
             let labels = PluginLabels { plugin: id.to_owned(), verdict };
             metrics.plugin_calls.get_or_create_owned(&labels)

@@ -2,13 +2,16 @@
 
 mod clock;
 mod config;
+mod kv;
 mod log;
+mod lookup;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 pub use log::PluginLog;
+pub use lookup::{Allowance, Lookups};
 
-use super::{deadline::Deadline, memory::Memory};
+use super::{deadline::Deadline, kv::Table, memory::Memory};
 
 /// What belongs to one instance on the host's side.
 pub struct Host {
@@ -19,4 +22,7 @@ pub struct Host {
     pub log: Arc<PluginLog>,
     /// `[config]` as JSON texts.
     pub config: Arc<BTreeMap<String, String>>,
+    /// Shared by all instances too.
+    pub kv: Arc<Table>,
+    pub lookups: Lookups,
 }

@@ -37,8 +37,9 @@ impl Living {
             data_dir: Some(data.path().to_owned()),
             quarantine_after,
         };
-        let metrics = Arc::new(Metrics::default());
-        let chain = PluginChain::open(setup, Arc::clone(&metrics)).unwrap();
+        let services = services();
+        let metrics = Arc::clone(&services.metrics);
+        let chain = PluginChain::open(setup, services).unwrap();
         let swaps = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&swaps);
         chain.watch(move || _ = counted.fetch_add(1, Ordering::Relaxed)).unwrap();
@@ -47,7 +48,12 @@ impl Living {
 
     fn ask(&mut self, content: &str) -> Decision {
         let origin = client();
-        let context = Context { origin: &origin, topics: &[], received_at: 1_700_000_001 };
+        let context = Context {
+            direction: Direction::In,
+            origin: &origin,
+            topics: &[],
+            received_at: 1_700_000_001,
+        };
         self.worker.evaluate(&event(1, content), &context)
     }
 
@@ -181,7 +187,8 @@ fn events_are_judged_all_the_time() {
             let (mut worker, origin) = (chain.worker(), client());
             let event = event(1, "say");
             while !stop.load(Ordering::Relaxed) {
-                let context = Context { origin: &origin, topics: &[], received_at: 1 };
+                let direction = Direction::In;
+                let context = Context { direction, origin: &origin, topics: &[], received_at: 1 };
                 let began = Instant::now();
                 let decision = worker.evaluate(&event, &context);
                 let took = u64::try_from(began.elapsed().as_micros()).unwrap();
@@ -302,7 +309,7 @@ fn a_thousand_traps_leave_memory_flat() {
     let grown = resident_kib().saturating_sub(before);
     // Other tests run beside it; a thousand instances left behind would be two gigabytes.
     assert!(grown < 150_000, "{grown} KiB more");
-    let labels = OnePluginLabels { plugin: "a".to_owned() };
+    let labels = PluginIdLabels { plugin: "a".to_owned() };
     let held = living.metrics.plugin_memory.get(&labels).unwrap().get();
     assert!((1 << 20..16 << 20).contains(&held), "one instance holds {held} bytes");
     assert_eq!(living.metrics.plugin_traps.get(&labels).unwrap().get(), 1_050);
@@ -328,4 +335,45 @@ fn the_configuration_is_checked_against_the_schema() {
     let plugins = Plugins::new().fixture("a", "config_schema = \"absent.json\"");
     let cause = plugins.load().cause("a");
     assert!(cause.starts_with("absent.json: it cannot be read: "), "{cause}");
+}
+
+#[test]
+fn what_is_not_granted_does_not_run() {
+    let plugins = Plugins::new().store_fixture("a", "[config]\n");
+    let manifest = fs::read_to_string(plugins.0.path().join("a/plugin.toml")).unwrap();
+    let mut living = Living::new(plugins, 0);
+    let PluginState::Broken { cause } = living.state("a") else { panic!("it runs") };
+    assert_eq!(
+        cause,
+        "plugin.toml: it asks for kv,lookup, which is not granted; to allow that: nostr-gateway \
+         plugin enable a --grant kv,lookup"
+    );
+    assert_eq!(living.answer("get x"), "error: plugin a failed");
+    living.grant("[a]\ngrant = [\"kv\"]\n");
+    assert!(matches!(living.state("a"), PluginState::Broken { cause } if cause.contains("lookup")));
+    living.grant("[a]\ngrant = [\"kv\", \"lookup\"]\n");
+    assert_eq!(living.answer("get x"), "blocked: None");
+    // A new version that asks for no more may run; what is taken back counts at once, too.
+    fs::write(living.plugins.0.path().join("a/plugin.toml"), format!("{manifest}# changed"))
+        .unwrap();
+    living.look("a");
+    assert_eq!(living.answer("get x"), "blocked: None");
+    living.grant("");
+    assert_eq!(living.answer("get x"), "error: plugin a failed");
+}
+
+/// An update that asks for more leaves the old version running.
+#[test]
+fn an_update_that_wants_more_waits_for_the_grant() {
+    let mut living = Living::new(Plugins::new().fixture("a", "[config]\nsay = \"old\""), 0);
+    let plugins = Plugins::new().store_fixture("a", "");
+    for file in ["plugin.wasm", "plugin.toml"] {
+        let from = plugins.0.path().join("a").join(file);
+        fs::copy(from, living.plugins.0.path().join("a").join(file)).unwrap();
+    }
+    living.look("a");
+    assert_eq!(living.answer("say"), "blocked: old");
+    assert!(living.summary("a").update.unwrap().contains("--grant kv,lookup"));
+    living.grant("[a]\ngrant = [\"kv\", \"lookup\"]\n");
+    assert_eq!(living.answer("get x"), "blocked: None");
 }

@@ -12,9 +12,8 @@ fn failed(id: &str) -> Decision {
 fn no_directory_is_no_plugins_unless_it_was_asked_for() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("absent");
-    let metrics = Arc::new(Metrics::default());
-    assert!(PluginChain::load(&path, false, Arc::clone(&metrics)).unwrap().is_empty());
-    let error = PluginChain::load(&path, true, metrics).err().unwrap().to_string();
+    assert!(PluginChain::load(&path, false, services()).unwrap().is_empty());
+    let error = PluginChain::load(&path, true, services()).err().unwrap().to_string();
     assert!(
         error.starts_with(&format!("the plugins folder {} cannot be read: ", path.display())),
         "{error}"
@@ -173,6 +172,54 @@ fn an_init_that_fails_hangs_or_panics_breaks_only_its_plugin() {
         assert!(plugins.cause("a").starts_with(cause), "{}", plugins.cause("a"));
         assert_eq!(plugins.ask("hello"), failed("a"));
     }
+}
+
+/// Whoever built a plugin for a released version need not build it again. The bytes are those of the
+/// day of the release, whatever the fixtures become.
+#[test]
+fn components_of_every_interface_so_far_load() {
+    let folder =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/fixtures/interfaces");
+    let mut versions = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "wasm") {
+            continue;
+        }
+        let component = fs::read(&path).unwrap();
+        let manifest = "id = \"a\"\nversion = \"1.0.0\"\nworld = \"event-filter\"\n\
+                        file = \"plugin.wasm\"\ncapabilities = [\"log\", \"config\", \"clock\"]\n\
+                        [applies_to]\ndirections = [\"in\", \"to-topics\"]\n";
+        let mut plugins = Plugins::new().folder("a", manifest, &component).load();
+        assert_eq!(plugins.ask("hello"), Decision::Accept, "{}", path.display());
+        assert_eq!(plugins.answer("reject:no"), "blocked: no");
+        assert_eq!(plugins.ask("shadow"), Decision::ShadowReject);
+        assert_eq!(plugins.ask("route:x"), Decision::Route(vec![topic("x")]));
+        assert!(plugins.answer("echo").contains(AUTHOR));
+        assert!(plugins.leave("out:reject:no", Direction::ToTopics, &["x"]).is_err());
+        versions.push(path.file_stem().unwrap().to_str().unwrap().to_owned());
+    }
+    assert!(versions.contains(&"0.1.0".to_owned()), "{versions:?}");
+}
+
+#[test]
+fn another_version_of_the_interface_is_named() {
+    let manifest = "id = \"a\"\nversion = \"1.0.0\"\nworld = \"event-filter\"\n\
+                    file = \"plugin.wasm\"\ncapabilities = [\"log\", \"config\", \"clock\"]";
+    // The version stands in the names of imports and exports alone, always in five letters.
+    let mut component = FIXTURES.to_vec();
+    let (from, to) = (b"@0.1.0", b"@0.7.3");
+    let places: Vec<_> =
+        (0..component.len() - from.len()).filter(|&n| component[n..].starts_with(from)).collect();
+    assert!(places.len() > 3);
+    for place in places {
+        component[place..place + to.len()].copy_from_slice(to);
+    }
+    let cause = Plugins::new().folder("a", manifest, &component).load().cause("a");
+    assert_eq!(
+        cause,
+        "plugin.wasm: it was built for version 0.7.3 of the plugin interface; this gateway has 0.1.0"
+    );
 }
 
 #[test]

@@ -1,9 +1,7 @@
 //! Uses `kv` and `lookup` as the event's content says, and says what came of it.
 
 use nostr_gateway_plugin::{
-    Context, Event, EventFilter, Verdict, export_event_filter,
-    kv::{self, Error},
-    lookup::{self, Query},
+    Context, Event, EventFilter, Verdict, export_event_filter, kv, lookup, lookup::Query,
 };
 
 struct Ask;
@@ -23,32 +21,47 @@ impl EventFilter for Ask {
                     kv::get(key).map(|value| String::from_utf8_lossy(&value).into_owned())
                 )
             }
-            ["set", key, value] => format!("{:?}", kv::set(key, value.as_bytes(), None)),
+            ["set", key, value] => {
+                format!("{:?}", kv::set(key, value.as_bytes(), None).map_err(kv_error))
+            }
             ["set", key, value, ttl] => {
-                format!("{:?}", kv::set(key, value.as_bytes(), ttl.parse().ok()))
+                format!("{:?}", kv::set(key, value.as_bytes(), ttl.parse().ok()).map_err(kv_error))
             }
             ["delete", key] => kv::delete(key).to_string(),
-            ["increment", key, by] => format!("{:?}", kv::increment(key, number(by), None)),
+            ["increment", key, by] => {
+                format!("{:?}", kv::increment(key, number(by), None).map_err(kv_error))
+            }
             ["increment", key, by, ttl] => {
-                format!("{:?}", kv::increment(key, number(by), ttl.parse().ok()))
+                format!("{:?}", kv::increment(key, number(by), ttl.parse().ok()).map_err(kv_error))
             }
             ["long", length] => {
-                format!("{:?}", kv::set("long", &vec![7; length.parse().unwrap_or(0)], None))
+                format!(
+                    "{:?}",
+                    kv::set("long", &vec![7; length.parse().unwrap_or(0)], None).map_err(kv_error)
+                )
             }
             ["fill"] => fill(),
             ["flood"] => flood(),
-            ["author", key] => format!("{:?}", lookup::author(key)),
+            ["author", key] => format!("{:?}", lookup::author(key).map_err(lookup_error)),
             ["count", authors, kinds, since, most] => {
                 let query = Query {
                     authors: authors.split_terminator(',').map(str::to_owned).collect(),
                     kinds: kinds.split(',').filter_map(|kind| kind.parse().ok()).collect(),
                     since: since.parse().ok(),
                 };
-                format!("{:?}", lookup::count(&query, most.parse().unwrap_or(0)))
+                format!(
+                    "{:?}",
+                    lookup::count(&query, most.parse().unwrap_or(0)).map_err(lookup_error)
+                )
             }
-            ["follows", key, whom] => format!("{:?}", lookup::follows(key, whom)),
+            ["follows", key, whom] => {
+                format!("{:?}", lookup::follows(key, whom).map_err(lookup_error))
+            }
             ["list", key, most] => {
-                format!("{:?}", lookup::list_follows(key, most.parse().unwrap_or(0)))
+                format!(
+                    "{:?}",
+                    lookup::list_follows(key, most.parse().unwrap_or(0)).map_err(lookup_error)
+                )
             }
             ["asks", key, times] => asks(key, number(times)),
             ["asks", key] => asks(key, i64::MAX),
@@ -58,11 +71,19 @@ impl EventFilter for Ask {
     }
 }
 
+fn kv_error(error: kv::Error) -> &'static str {
+    error.name()
+}
+
+fn lookup_error(error: lookup::Error) -> &'static str {
+    error.name()
+}
+
 /// Keys until the quota is full.
 fn fill() -> String {
     for n in 0.. {
         if let Err(error) = kv::set(&format!("key{n}"), &[1; 100], None) {
-            return format!("{n} keys, then {error:?}");
+            return format!("{n} keys, then {}", kv_error(error));
         }
     }
     String::new()
@@ -73,7 +94,7 @@ fn flood() -> ! {
     let mut n = 0_u64;
     loop {
         let key = format!("{n}");
-        if kv::set(&key, &[1; 1_000], Some(1)) == Err(Error::Quota) {
+        if kv::set(&key, &[1; 1_000], Some(1)) == Err(kv::Error::Quota) {
             kv::delete(&key);
         }
         n += 1;

@@ -23,6 +23,7 @@ mod management;
 mod namespaces;
 mod nat;
 mod negentropy;
+mod plugin_host;
 mod private;
 mod rates;
 mod relay;

@@ -14,11 +14,11 @@ fn a_plugin_remembers_in_all_its_instances() {
     assert_eq!(plugins.answer("set x word 0"), "blocked: Ok(())");
     assert_eq!(plugins.answer("get x"), "blocked: None", "its time was over at once");
     assert_eq!(plugins.answer("set x word"), "blocked: Ok(())");
-    assert_eq!(plugins.answer("increment x 1"), "blocked: Err(Error::NotACounter)");
+    assert_eq!(plugins.answer("increment x 1"), "blocked: Err(\"not-a-counter\")");
     assert_eq!(plugins.answer("delete x"), "blocked: true");
     assert_eq!(plugins.answer("delete x"), "blocked: false");
     assert_eq!(plugins.answer("long 65536"), "blocked: Ok(())");
-    assert_eq!(plugins.answer("long 65537"), "blocked: Err(Error::Size)");
+    assert_eq!(plugins.answer("long 65537"), "blocked: Err(\"size\")");
 }
 
 #[test]
@@ -43,9 +43,9 @@ fn plugins_do_not_see_what_others_remember_and_a_new_chain_does() {
 fn the_quota_is_what_the_manifest_says() {
     // A key of 4 or 5 bytes, 100 bytes, and 64 for the key.
     let mut plugins = Plugins::new().store_fixture("a", "limits.kv_bytes = 1700").load();
-    assert_eq!(plugins.answer("fill"), "blocked: 10 keys, then Error::Quota");
+    assert_eq!(plugins.answer("fill"), "blocked: 10 keys, then quota");
     let mut plugins = Plugins::new().store_fixture("a", "limits.kv_keys = 7").load();
-    assert_eq!(plugins.answer("fill"), "blocked: 7 keys, then Error::Quota");
+    assert_eq!(plugins.answer("fill"), "blocked: 7 keys, then quota");
     assert_eq!(plugins.answer("set key3 more"), "blocked: Ok(())", "what is there may change");
 }
 
@@ -108,19 +108,19 @@ fn a_plugin_asks_the_store() {
         plugins.answer(&format!("author {AUTHOR}")),
         "blocked: Ok(Author { events: 70, has-profile: true, has-follows: false })"
     );
-    assert_eq!(plugins.answer("author alice"), "blocked: Err(Error::Invalid)");
+    assert_eq!(plugins.answer("author alice"), "blocked: Err(\"invalid\")");
     assert_eq!(plugins.answer(&format!("count {AUTHOR},{other} 1,7 1000 100")), "blocked: Ok(100)");
-    assert_eq!(plugins.answer("count x 1,7 1000 100"), "blocked: Err(Error::Invalid)");
+    assert_eq!(plugins.answer("count x 1,7 1000 100"), "blocked: Err(\"invalid\")");
     let many = vec![AUTHOR; 101].join(",");
-    assert_eq!(plugins.answer(&format!("count {many} 1 1 1")), "blocked: Err(Error::Invalid)");
+    assert_eq!(plugins.answer(&format!("count {many} 1 1 1")), "blocked: Err(\"invalid\")");
     assert_eq!(plugins.answer(&format!("follows {AUTHOR} {other}")), "blocked: Ok(true)");
     let log = logged(|| {
         let unavailable = plugins.answer(&format!("follows {AUTHOR} {AUTHOR}"));
-        assert_eq!(unavailable, "blocked: Err(Error::Unavailable)");
+        assert_eq!(unavailable, "blocked: Err(\"unavailable\")");
     });
     assert!(log.contains("it is closed"), "{log}");
     let too_long = plugins.answer(&format!("list {AUTHOR} 5"));
-    assert_eq!(too_long, "blocked: Err(Error::Cost)", "more rows than one question may read");
+    assert_eq!(too_long, "blocked: Err(\"cost\")", "more rows than one question may read");
 }
 
 #[test]
@@ -186,6 +186,6 @@ fn the_time_of_an_answer_is_that_of_the_call() {
     let mut plugins = Plugins::new()
         .store_fixture("a", "limits.time_ms = 100\n")
         .load_with(Services { lookup: Arc::new(Slow), ..services() });
-    let log = logged(|| assert_eq!(plugins.answer("count   1 1 1"), "error: plugin a failed"));
+    let log = logged(|| assert_eq!(plugins.answer("count  1 1 1"), "error: plugin a failed"));
     assert!(log.contains("it ran longer than 100 ms"), "{log}");
 }

@@ -82,7 +82,12 @@ async fn put(secrets: &dyn SecretStore, key: SecretKey) -> Result<SecretKey, Gos
 fn read_file(path: &Path) -> Result<Option<SecretKey>, GossipError> {
     let text = match fs::read(path) {
         Ok(text) => Zeroizing::new(text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // But not a link to what is away.
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() =>
+        {
+            return Ok(None);
+        }
         Err(source) => {
             return Err(GossipError::KeyFile { path: path.into(), action: "read", source });
         }

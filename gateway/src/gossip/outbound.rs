@@ -133,6 +133,8 @@ impl Outbound {
     /// Sends until gossip fails. Can be dropped at any point without losing a frame.
     pub async fn run(&mut self, mouth: &impl Mouth) -> Ended {
         let labels = TopicLabels { topic: self.state.name().to_string() };
+        // Made once: a frame that is sent when the topic has just been left must not bring it back.
+        let sent = self.metrics.frames_sent.get_or_create_owned(&labels);
         let mut neighbors = self.state.count();
         loop {
             // With nobody there a broadcast is lost. The log keeps the events for the first to come.
@@ -150,7 +152,7 @@ impl Outbound {
             match timeout(BROADCAST, mouth.say(bytes)).await {
                 Ok(Ok(())) => {
                     self.lineup.sent(Instant::now());
-                    self.metrics.frames_sent.get_or_create(&labels).inc();
+                    sent.inc();
                 }
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "gossip closed the topic");

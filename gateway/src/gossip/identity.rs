@@ -214,6 +214,16 @@ mod tests {
         assert_eq!(after.to_bytes(), kept.to_bytes());
     }
 
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_link_to_what_is_away_is_no_first_start() {
+        let (dir, secrets) = (tempfile::tempdir().unwrap(), Lasting::default());
+        std::os::unix::fs::symlink("/nowhere/key", dir.path().join(FILE)).unwrap();
+        let error = load_or_create(&secrets, dir.path()).await.unwrap_err().to_string();
+        assert!(error.contains(FILE), "{error}");
+        assert!(secrets.get(NAME).await.unwrap().is_none(), "no new identity was made");
+    }
+
     #[tokio::test]
     async fn what_is_damaged_is_an_error_and_stays() {
         let (dir, secrets) = (tempfile::tempdir().unwrap(), Lasting::default());

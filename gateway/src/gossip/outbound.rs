@@ -451,6 +451,32 @@ mod tests {
         }
     }
 
+    /// Takes everything; the topic is left while it does.
+    struct LeftMeanwhile(Arc<TopicState>);
+
+    impl Mouth for LeftMeanwhile {
+        async fn say(&self, _: Bytes) -> Result<(), ApiError> {
+            self.0.over();
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_frame_that_goes_out_while_the_topic_is_left_is_in_no_figure() {
+        let metrics = Arc::new(Metrics::default());
+        let name = crate::protocol::TopicName::new("left").unwrap();
+        let state = Arc::new(TopicState::new(name, metrics.clone()));
+        state.up(iroh::SecretKey::from_bytes(&[1; 32]).public());
+        let (queue, receiver) = mpsc::channel(8);
+        let mut outbound =
+            Outbound::new(receiver, mpsc::channel(1).1, state.clone(), metrics.clone());
+        queue.try_send(event(1, 500, false)).unwrap();
+        let saying = LeftMeanwhile(state);
+        let _ = timeout(BROADCAST / 2, outbound.run(&saying)).await;
+        assert!(outbound.lineup.is_empty(), "it went out");
+        assert!(!metrics.render().contains("left"), "{}", metrics.render());
+    }
+
     #[tokio::test]
     async fn what_waited_too_long_does_not_go_out() {
         let state = state();

@@ -658,6 +658,26 @@ mod tests {
     }
 
     #[test]
+    fn what_ends_late_does_not_bring_a_topic_back_into_the_figures() {
+        let metrics = Arc::new(Metrics::default());
+        let [left, stays] = ["left", "stays"]
+            .map(|name| Arc::new(TopicState::new(TopicName::new(name).unwrap(), metrics.clone())));
+        let peers = [1, 2].map(|n| SecretKey::from_bytes(&[n; 32]).public());
+        for state in [&left, &stays] {
+            state.up(peers[0]);
+            assert!(metrics.render().contains(state.name().as_str()));
+        }
+        left.over();
+        left.up(peers[1]);
+        left.down(peers[0]);
+        left.reset(peers);
+        left.mirror(1, Some(&*stays));
+        left.mirror(1, None);
+        let figures = metrics.render();
+        assert!(!figures.contains(r#""left""#) && figures.contains(r#""stays""#), "{figures}");
+    }
+
+    #[test]
     fn a_step_tells_how_often_it_went_how() {
         let metrics = Arc::new(Metrics::default());
         let state = TopicState::new(TopicName::new("t").unwrap(), metrics.clone());

@@ -2,6 +2,7 @@
 //! list in memory.
 
 mod absent;
+mod leaving;
 mod reconciling;
 mod strangers;
 
@@ -307,6 +308,7 @@ struct Gateway {
     metrics: Arc<Metrics>,
     joined: JoinedTopics,
     kept: Arc<MemoryTopics>,
+    secrets: Arc<MemorySecrets>,
     _data: TempDir,
 }
 
@@ -367,11 +369,12 @@ impl Gateway {
             iroh_relays: IrohRelays::Disabled,
             ..EndpointConfig::default()
         };
+        let secrets = Arc::<MemorySecrets>::default();
         let gossip = Gossip::start(StartGossip {
             endpoint: &endpoint,
             discovery: &discovery,
             sync: &sync,
-            secrets: Arc::new(MemorySecrets::default()),
+            secrets: secrets.clone(),
             data_dir: data.path(),
             joined: joined.clone(),
             private: PrivateTopics::new([(name("hidden"), [])]),
@@ -388,7 +391,7 @@ impl Gateway {
         })
         .await
         .unwrap();
-        Self { gossip, log, ingest, metrics, joined, kept, _data: data }
+        Self { gossip, log, ingest, metrics, joined, kept, secrets, _data: data }
     }
 
     /// For `discovery.peers` of others.

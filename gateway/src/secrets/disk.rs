@@ -40,9 +40,7 @@ pub(super) fn is_there(path: &Path) -> Result<bool, SecretsError> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => {
-            Err(SecretsError::Io { path: path.to_owned(), action: "look at", source })
-        }
+        Err(source) => Err(SecretsError::Io { path: path.to_owned(), action: "look at", source }),
     }
 }
 

@@ -107,3 +107,48 @@ impl TopicStore for JoinedTable {
         Box::pin(self.delete(name))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::open::migrate;
+
+    #[tokio::test]
+    async fn topics_are_kept_in_order_and_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        migrate(&dir.path().join("gateway.db")).await.unwrap();
+        let table = JoinedTable::new(dir.path());
+        let name = |text: &str| TopicName::new(text).unwrap();
+        let topic = |text: &str, how, joined_at| KeptTopic {
+            name: name(text),
+            how,
+            joined_at,
+            private: false,
+        };
+        let (cats, dogs) =
+            (topic("cats", HowJoined::Visit, 7), topic("dogs", HowJoined::Command, 5));
+        table.keep(cats.clone()).await.unwrap();
+        table.keep(dogs.clone()).await.unwrap();
+        assert_eq!(table.load().await.unwrap(), [dogs.clone(), cats]);
+        let cats = topic("cats", HowJoined::Command, 7);
+        table.keep(cats.clone()).await.unwrap();
+        assert_eq!(table.load().await.unwrap(), [dogs, cats.clone()]);
+        assert!(table.forget(name("dogs")).await.unwrap());
+        assert!(!table.forget(name("dogs")).await.unwrap(), "it is not there any more");
+        assert_eq!(table.load().await.unwrap(), [cats]);
+
+        let den = KeptPrivate {
+            name: name("den"),
+            joined_at: 9,
+            state: vec![1, 2, 3],
+            peers: vec!["one".to_owned(), "two".to_owned()],
+            seen: vec![4; 40],
+            is_left: false,
+        };
+        table.keep_private(den.clone()).await.unwrap();
+        let left = KeptPrivate { is_left: true, ..den };
+        table.keep_private(left.clone()).await.unwrap();
+        assert_eq!(table.private().await.unwrap(), [left]);
+        assert!(!table.forget(name("den")).await.unwrap(), "it is no public one");
+    }
+}

@@ -80,7 +80,8 @@ impl RareTables {
 
     fn failed(&self, error: &sqlx::Error) -> StoreError {
         let code = error.as_database_error().and_then(|error| error.code());
-        let is_busy = code.and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| code & 0xff == BUSY);
+        let is_busy =
+            code.and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| code & 0xff == BUSY);
         if is_busy {
             let patience = self.patience;
             return StoreError(format!(
@@ -97,7 +98,9 @@ mod tests {
     use super::*;
     use crate::store::open::migrate;
 
-    fn put(name: &'static str) -> impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, sqlx::Result<()>> {
+    fn put(
+        name: &'static str,
+    ) -> impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, sqlx::Result<()>> {
         move |connection| {
             Box::pin(async move {
                 sqlx::query("INSERT INTO joined_topics (name, how, joined_at, private) VALUES (?1, 'command', 1, 0)")
@@ -111,7 +114,10 @@ mod tests {
 
     async fn names(tables: &RareTables) -> Vec<String> {
         let read = tables.read(|connection| {
-            Box::pin(sqlx::query_scalar("SELECT name FROM joined_topics ORDER BY name").fetch_all(connection))
+            Box::pin(
+                sqlx::query_scalar("SELECT name FROM joined_topics ORDER BY name")
+                    .fetch_all(connection),
+            )
         });
         read.await.unwrap()
     }

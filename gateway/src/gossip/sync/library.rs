@@ -225,10 +225,7 @@ impl Library {
     ///
     /// # Errors
     /// When nobody compares in this topic, or too many watch.
-    pub fn sync_now(
-        &self,
-        topic: &TopicName,
-    ) -> Result<watch::Receiver<SyncProgress>, CannotSync> {
+    pub fn sync_now(&self, topic: &TopicName) -> Result<watch::Receiver<SyncProgress>, CannotSync> {
         let desk = self.desk(topic).ok_or(CannotSync::NoDesk)?;
         let progress = desk.watch(desk.state.neighbors()).ok_or(CannotSync::TooManyWatch)?;
         let _ = desk.calls.try_send(Call::All);

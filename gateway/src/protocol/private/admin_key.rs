@@ -40,7 +40,9 @@ pub enum AdminKeyError {
         "this admin key is mistyped or incomplete: its checksum does not match; copy it again, whole"
     )]
     Mistyped,
-    #[error("this admin key is of version {0}, which this gateway does not know; update the gateway")]
+    #[error(
+        "this admin key is of version {0}, which this gateway does not know; update the gateway"
+    )]
     Version(u8),
     #[error("this admin key has a valid checksum but not the content of one")]
     Malformed,

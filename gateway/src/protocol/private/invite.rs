@@ -170,7 +170,8 @@ impl Invite {
     pub fn parse(text: &str) -> Result<Self, InviteError> {
         let Some(bytes) = printed::read(KIND, text) else {
             let begins = text.trim_start().get(..admin_key::PREFIX.len());
-            let is_other = begins.is_some_and(|begin| begin.eq_ignore_ascii_case(admin_key::PREFIX));
+            let is_other =
+                begins.is_some_and(|begin| begin.eq_ignore_ascii_case(admin_key::PREFIX));
             return Err(if is_other { InviteError::AdminKey } else { InviteError::Mistyped });
         };
         let mut reader = Reader::new(&bytes);

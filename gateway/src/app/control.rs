@@ -251,6 +251,7 @@ fn refusal(error: TopicError) -> Refusal {
         | TopicError::CannotSync(_)
         | TopicError::LeftByCommand(_)
         | TopicError::AdminKeyHere
+        | TopicError::SecretHere
         | TopicError::Stopping => Cause::Refused,
     };
     Refusal::new(cause, error)

@@ -88,6 +88,11 @@ pub enum TopicError {
          import-admin`; to leave without it, add --forget-admin-key"
     )]
     AdminKeyHere,
+    #[error(
+        "this topic could not be joined again, the log of the start tells why; but its secret is still \
+         here, and the topic's admin key may be in it. To leave without it, add --forget-admin-key"
+    )]
+    SecretHere,
     #[error("the gateway is stopping")]
     Stopping,
     #[error("the change could not be stored: {0}")]
@@ -100,6 +105,7 @@ impl From<CircleError> for TopicError {
             CircleError::Secrets(error) => Self::Secrets(error),
             CircleError::Store(error) => Self::Store(error),
             CircleError::AdminKeyHere => Self::AdminKeyHere,
+            CircleError::SecretHere => Self::SecretHere,
             CircleError::Stopping => Self::Stopping,
         }
     }

@@ -34,6 +34,8 @@ pub enum CircleError {
     Store(#[from] StoreError),
     #[error("the topic's admin key would be forgotten")]
     AdminKeyHere,
+    #[error("the secret of the topic, maybe with the admin key, would be forgotten")]
+    SecretHere,
     #[error("the gateway is stopping")]
     Stopping,
 }

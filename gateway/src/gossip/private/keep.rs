@@ -140,7 +140,7 @@ pub async fn leave_absent(
     }
     let may_be_admin = |secret: &Secret| Epochs::may_have_admin_key(secret.bytes());
     if !forget_admin_key && secret.as_ref().is_some_and(may_be_admin) {
-        return Err(CircleError::AdminKeyHere);
+        return Err(CircleError::SecretHere);
     }
     store.keep_private(KeptPrivate { is_left: true, ..kept }).await?;
     if let Some(name) = secret_name {

@@ -85,7 +85,7 @@ async fn a_private_topic_whose_secret_is_away_is_left() {
         b.secrets.set(secret, Secret::new(b"of no use".to_vec())).await.unwrap();
     }
     let error = membership.leave(&name("attic"), false).await.unwrap_err();
-    assert!(matches!(error, TopicError::AdminKeyHere), "{error}");
+    assert!(matches!(error, TopicError::SecretHere), "{error}");
     assert!(!left("attic"));
     membership.leave(&name("attic"), true).await.unwrap();
     assert!(left("attic"));

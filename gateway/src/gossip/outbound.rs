@@ -11,7 +11,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-pub use lineup::Lineup;
+use self::lineup::COLLECT;
+pub use self::lineup::Lineup;
 
 use super::state::TopicState;
 use crate::{
@@ -92,6 +93,8 @@ pub struct Outbound {
     /// Events that were announced to us, for neighbors that only know whole ones.
     retold: mpsc::Receiver<Outgoing>,
     lineup: Lineup,
+    /// When events were taken off the queues last.
+    taken: Instant,
     /// In a private topic: that of the epoch to publish in.
     seal: Option<Sealer>,
     state: Arc<TopicState>,
@@ -105,7 +108,9 @@ impl Outbound {
         state: Arc<TopicState>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { queue, retold, lineup: Lineup::new(Instant::now()), seal: None, state, metrics }
+        let now = Instant::now();
+        let (lineup, seal) = (Lineup::new(now), None);
+        Self { queue, retold, lineup, taken: now, seal, state, metrics }
     }
 
     /// From here on seals what goes out, and sends when there are neighbors in the swarm of this
@@ -154,6 +159,15 @@ impl Outbound {
 
     /// Turns all events that wait into frames; waits for the first if there is nothing else to do.
     async fn take(&mut self, wait: bool) {
+        if self.lineup.is_loaded() {
+            let enough = self.taken + COLLECT;
+            if wait {
+                // They stay in the queues meanwhile.
+                tokio::time::sleep_until(enough).await;
+            } else if Instant::now() < enough {
+                return;
+            }
+        }
         // Whoever is in a private topic has our own protocol.
         let deaf = self.seal.is_none() && self.state.has_deaf_neighbor();
         let most = self.lineup.turn_to(deaf);
@@ -175,10 +189,11 @@ impl Outbound {
         {
             retold.push(next);
         }
+        self.taken = Instant::now();
         let metrics = &self.metrics;
         let longest = if self.seal.is_some() { MAX_SEALABLE_BYTES } else { MAX_GOSSIP_BYTES };
         let dropped = |cause| dropped(metrics, cause);
-        self.lineup.add(batch, longest, Instant::now(), unix_now(), dropped);
+        self.lineup.add(batch, longest, self.taken, unix_now(), dropped);
         self.lineup.retell(retold);
     }
 
@@ -306,7 +321,7 @@ mod tests {
         assert_eq!(outbound.lineup.frames.len(), 1, "it goes out by the next subscription");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_cannot_fetch_gets_whole_events_after_the_ids() {
         let state = state();
         let peer = |n: u8| iroh::SecretKey::from_bytes(&[n; 32]).public();
@@ -334,6 +349,7 @@ mod tests {
         assert_eq!(line(&mut outbound), Line::WholeToo);
         // Further ids do not wait for whole events.
         load(200);
+        tokio::time::advance(COLLECT).await;
         outbound.take(false).await;
         assert_eq!(line(&mut outbound), Line::Frames);
         assert_eq!(outbound.lineup.whole_too.len(), 39);
@@ -342,6 +358,7 @@ mod tests {
         state.speaks(peer(1), true);
         load(300);
         retell.try_send(event(2, 300, false)).unwrap();
+        tokio::time::advance(COLLECT).await;
         outbound.take(false).await;
         assert_eq!((outbound.lineup.frames.len(), outbound.lineup.whole_too.len()), (1, 0));
         // What there is no room for stays in the queue.
@@ -349,6 +366,7 @@ mod tests {
         outbound.lineup.frames.clear();
         outbound.lineup.whole_too.extend((0..WHOLE_TOO).map(|n| event(n, 300, false)));
         load(400);
+        tokio::time::advance(COLLECT).await;
         outbound.take(false).await;
         assert_eq!((outbound.lineup.frames.len(), outbound.lineup.whole_too.len()), (0, WHOLE_TOO));
     }

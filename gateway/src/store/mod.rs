@@ -20,6 +20,7 @@ mod peers;
 mod presence;
 mod privacy;
 mod query;
+mod rare;
 mod readers;
 mod remove;
 mod requests;

@@ -281,7 +281,6 @@ fn refusal(error: TopicError) -> Refusal {
         | TopicError::Refused(_)
         | TopicError::TooMany
         | TopicError::TooManyVisits
-        | TopicError::TooManyWatch
         | TopicError::NotForVisits(_)
         | TopicError::CannotSync(_)
         | TopicError::LeftByCommand(_)

@@ -146,13 +146,10 @@ pub struct Membership {
     pub(super) store: Arc<dyn TopicStore>,
     pub(super) lanes: Lanes,
     pub(super) visits: VisitRules,
-<<<<<<< HEAD
     pub(super) visit_policy: Arc<dyn VisitPolicy>,
     /// One question to it at a time: visitors may be many.
     pub(super) asking: tokio::sync::Mutex<()>,
-=======
     pub(super) left: LeftTopics,
->>>>>>> main
     /// One change at a time: each is several steps.
     pub(super) changing: tokio::sync::Mutex<()>,
 }

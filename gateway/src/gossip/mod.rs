@@ -269,12 +269,9 @@ impl Gossip {
             store: start.kept,
             lanes,
             visits: start.visits,
-<<<<<<< HEAD
             visit_policy: start.visit_policy,
             asking: tokio::sync::Mutex::default(),
-=======
             left: LeftTopics::default(),
->>>>>>> main
             changing: tokio::sync::Mutex::default(),
         });
         membership.start().await?;

@@ -85,7 +85,7 @@ pub trait Lookup: Send + Sync + 'static {
     ///
     /// # Errors
     /// When it costs more than it may, or the store fails.
-    fn count(
+    fn how_many(
         &self,
         authors: &[PublicKey],
         kinds: &[u16],

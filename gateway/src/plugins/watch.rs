@@ -20,6 +20,7 @@ use super::{
     granted::{self, Granted},
     loader::Found,
 };
+use crate::tasks;
 
 /// How often it looks.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -65,7 +66,6 @@ impl Watcher {
 
     /// Until the last chain is dropped.
     pub fn run(&mut self, looks: &Receiver<Look>) {
-        be_quiet();
         loop {
             let look = match looks.recv_timeout(PERIOD) {
                 Ok(look) => Some(look),
@@ -144,8 +144,27 @@ impl Watcher {
         {
             settling.take(stamp);
         }
-        let workers = self.shared.workers();
-        Some(self.shared.loader.load(found, &self.granted, earlier, workers))
+        self.load(found, earlier.cloned())
+    }
+
+    /// Loads on a thread of its own, with low priority. That cannot be taken back, so it is not this
+    /// thread's; nor the engine's clock's, which begins here for the same reason.
+    fn load(&self, found: Found, earlier: Option<Arc<Entry>>) -> Option<Arc<Entry>> {
+        // The load says what is wrong with it.
+        let _ = self.shared.loader.start_engine();
+        let (done, loaded) = crossbeam_channel::bounded(1);
+        let (shared, granted, before) =
+            (Arc::clone(&self.shared), self.granted.clone(), earlier.clone());
+        let started = tasks::thread("plugin-load", move || {
+            be_quiet();
+            let workers = shared.workers();
+            let _ = done.send(shared.loader.load(found, &granted, before.as_ref(), workers));
+        });
+        if let Err(error) = started {
+            tracing::error!("no thread to load a plugin: {error}; what runs goes on");
+        }
+        // Without an answer the thread is gone, or there was none.
+        loaded.recv().ok().or(earlier)
     }
 
     /// The folders with plugins. One that is missing counts as there for a moment: whoever replaces

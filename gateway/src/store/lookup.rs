@@ -57,7 +57,7 @@ impl Lookup for Store {
         })
     }
 
-    fn count(
+    fn how_many(
         &self,
         authors: &[PublicKey],
         kinds: &[u16],

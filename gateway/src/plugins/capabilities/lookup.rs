@@ -120,7 +120,7 @@ impl lookup::Host for Host {
             }
             let authors: Vec<_> =
                 authors.iter().map(|author| key(author)).collect::<Result<_, _>>()?;
-            Ok(store.count(&authors, &kinds, since.unwrap_or(0), most, cost)?)
+            Ok(store.how_many(&authors, &kinds, since.unwrap_or(0), most, cost)?)
         })
     }
 

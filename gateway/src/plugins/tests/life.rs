@@ -8,7 +8,7 @@ use std::{
 
 use super::*;
 use crate::{
-    plugins::{Setup, granted},
+    plugins::{Setup, deadline::thread_time, granted},
     protocol::Reason,
     tasks,
 };
@@ -170,7 +170,7 @@ fn a_broken_new_version_leaves_the_old_one_running_and_says_why() {
     assert!(living.metrics.render().contains(r#"plugin_swaps_total{plugin="a",result="taken"} 1"#));
 }
 
-/// Each event is judged by one version of the chain, and none waits for another version.
+/// Each event is judged by one version of the chain, and none does the work of a swap.
 #[test]
 fn events_are_judged_all_the_time() {
     let say = |word: &str| format!("[config]\nsay = \"{word}\"");
@@ -179,23 +179,24 @@ fn events_are_judged_all_the_time() {
         .fixture("b", "order = 2\non_failure = \"pass\"");
     let living = Living::new(plugins, 0);
     let stop = Arc::new(AtomicBool::new(false));
-    let (longest, judged) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (report, reported) = crossbeam_channel::bounded(1);
     let judging = {
         let (chain, stop) = (living.chain.clone(), stop.clone());
-        let (longest, judged) = (longest.clone(), judged.clone());
         tasks::thread("judging", move || {
             let (mut worker, origin) = (chain.worker(), client());
-            let event = event(1, "say");
+            let (event, direction) = (event(1, "say"), Direction::In);
+            let (mut judged, mut longest, mut busiest) = (0, Duration::ZERO, Duration::ZERO);
             while !stop.load(Ordering::Relaxed) {
-                let direction = Direction::In;
                 let context = Context { direction, origin: &origin, topics: &[], received_at: 1 };
-                let began = Instant::now();
+                let (began, ran) = (Instant::now(), thread_time());
                 let decision = worker.evaluate(&event, &context);
-                let took = u64::try_from(began.elapsed().as_micros()).unwrap();
-                longest.fetch_max(took, Ordering::Relaxed);
+                let ran = thread_time().zip(ran).map(|(now, then)| now - then);
+                longest = longest.max(began.elapsed());
+                busiest = busiest.max(ran.unwrap_or_default());
                 assert!(matches!(decision, Decision::Reject(_)), "{decision:?}");
-                judged.fetch_add(1, Ordering::Relaxed);
+                judged += 1;
             }
+            report.send((judged, longest, busiest)).unwrap();
         })
         .unwrap()
     };
@@ -204,12 +205,12 @@ fn events_are_judged_all_the_time() {
         living.look("a");
     }
     stop.store(true, Ordering::Relaxed);
+    let (judged, longest, busiest) = reported.recv().unwrap();
     judging.join().unwrap();
     assert_eq!(living.swaps.load(Ordering::Relaxed), 10);
-    let (longest, judged) = (longest.load(Ordering::Relaxed), judged.load(Ordering::Relaxed));
-    println!("{judged} events, the longest took {longest} µs");
-    // A bound for a busy machine; what it really is the line above tells.
-    assert!(judged > 1_000 && longest < 200_000, "{judged} events, longest {longest} µs");
+    println!("{judged} events; the longest took {longest:?}, the most work {busiest:?}");
+    // How long the thread waited for the machine is not what is tested.
+    assert!(judged > 1_000 && busiest < Duration::from_millis(5), "{judged} events, {busiest:?}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! From a directory to a chain.
 
+use std::path::Path;
+
 use super::*;
 use crate::protocol::Reason;
 
@@ -178,26 +180,62 @@ fn an_init_that_fails_hangs_or_panics_breaks_only_its_plugin() {
 /// day of the release, whatever the fixtures become.
 #[test]
 fn components_of_every_interface_so_far_load() {
-    let folder =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/fixtures/interfaces");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/fixtures/interfaces");
     let mut versions = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "wasm") {
-            continue;
-        }
-        let component = fs::read(&path).unwrap();
-        let manifest = "id = \"a\"\nversion = \"1.0.0\"\nworld = \"event-filter\"\n\
-                        file = \"plugin.wasm\"\ncapabilities = [\"log\", \"config\", \"clock\"]\n\
-                        [applies_to]\ndirections = [\"in\", \"to-topics\"]\n";
-        let mut plugins = Plugins::new().folder("a", manifest, &component).load();
-        assert_eq!(plugins.ask("hello"), Decision::Accept, "{}", path.display());
+        let version = entry.unwrap().path();
+        let component = |name: &str| fs::read(version.join(name)).unwrap();
+        let manifest = |id: &str, world: &str, capabilities: &str| {
+            format!(
+                "id = \"{id}\"\nversion = \"1.0.0\"\nworld = \"{world}\"\n\
+                 file = \"plugin.wasm\"\ncapabilities = [{capabilities}]\n"
+            )
+        };
+        let (filter, out) = (
+            manifest("a", "event-filter", "\"log\", \"config\", \"clock\""),
+            "[applies_to]\ndirections = [\"in\", \"to-topics\"]\n",
+        );
+        let mut plugins =
+            Plugins::new().folder("a", &(filter + out), &component("fixtures.wasm")).load();
+        assert_eq!(plugins.ask("hello"), Decision::Accept, "{}", version.display());
         assert_eq!(plugins.answer("reject:no"), "blocked: no");
         assert_eq!(plugins.ask("shadow"), Decision::ShadowReject);
         assert_eq!(plugins.ask("route:x"), Decision::Route(vec![topic("x")]));
         assert!(plugins.answer("echo").contains(AUTHOR));
+        assert_eq!(plugins.answer("keys"), "blocked: []");
+        assert!(plugins.answer("now") > "blocked: 17".to_owned());
         assert!(plugins.leave("out:reject:no", Direction::ToTopics, &["x"]).is_err());
-        versions.push(path.file_stem().unwrap().to_str().unwrap().to_owned());
+
+        let store = manifest("a", "event-filter", "\"log\", \"kv\", \"lookup\"");
+        let mut plugins =
+            Plugins::new().folder("a", &store, &component("fixtures-store.wasm")).load();
+        for (asked, answer) in [
+            ("set x 1", "Ok(())"),
+            ("increment x 1 60", "Ok(2)"),
+            ("get x", "Some(\"2\")"),
+            ("delete x", "true"),
+            (
+                &format!("author {AUTHOR}"),
+                "Ok(Author { events: 0, has-profile: false, has-follows: false })",
+            ),
+            (&format!("count {AUTHOR} 1 0 9"), "Ok(0)"),
+            (&format!("follows {AUTHOR} {AUTHOR}"), "Ok(false)"),
+            (&format!("list {AUTHOR} 9"), "Ok([])"),
+        ] {
+            assert_eq!(plugins.answer(asked), format!("blocked: {answer}"), "{asked}");
+        }
+
+        let topics = manifest("a", "topic-policy", "\"log\"");
+        let mut plugins =
+            Plugins::new().folder("a", &topics, &component("fixtures-topics.wasm")).load();
+        assert_eq!(plugins.ask("to:x"), Decision::Route(vec![topic("x")]));
+        assert!(plugins.chain.may_visit(&topic("open")) && !plugins.chain.may_visit(&topic("no")));
+
+        let rotation = manifest("a", "secret-rotation", "\"log\", \"config\"");
+        let plugins =
+            Plugins::new().folder("a", &rotation, &component("rotate-by-age.wasm")).load();
+        assert!(matches!(plugins.chain.summary()[0].state, PluginState::Ready { .. }));
+        versions.push(version.file_name().unwrap().to_str().unwrap().to_owned());
     }
     assert!(versions.contains(&"0.1.0".to_owned()), "{versions:?}");
 }

@@ -123,7 +123,7 @@ impl Lookup for Empty {
         Ok(AuthorHeld::default())
     }
 
-    fn count(
+    fn how_many(
         &self,
         _: &[PublicKey],
         _: &[u16],

@@ -58,7 +58,7 @@ impl Lookup for Full {
         Ok(AuthorHeld { events: most.min(70), profile: true, follows: false })
     }
 
-    fn count(
+    fn how_many(
         &self,
         authors: &[PublicKey],
         kinds: &[u16],
@@ -145,7 +145,7 @@ impl Lookup for Slow {
         }
     }
 
-    fn count(
+    fn how_many(
         &self,
         _: &[PublicKey],
         _: &[u16],

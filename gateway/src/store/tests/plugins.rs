@@ -106,7 +106,7 @@ async fn questions_about_authors_are_answered_within_their_cost() {
 
     let count = async |authors: Vec<PublicKey>, kinds: Vec<u16>, since, most| {
         let question =
-            move |s: &Store, cost: &mut Cost| Lookup::count(s, &authors, &kinds, since, most, cost);
+            move |s: &Store, cost: &mut Cost| s.how_many(&authors, &kinds, since, most, cost);
         look(&store, 200, question).await.0.unwrap()
     };
     assert_eq!(count(vec![], vec![], 0, 100).await, 42);
@@ -135,8 +135,7 @@ async fn questions_about_authors_are_answered_within_their_cost() {
     for rows in [0, 1, 5, 20] {
         let (answer, read) = look(&store, rows, move |s, cost| s.author(&a, 1_000, cost)).await;
         assert!(matches!(answer, Err(LookupError::Cost)) && read == rows, "{answer:?} {read}");
-        let (answer, _) =
-            look(&store, rows, |s, cost| Lookup::count(s, &[], &[], 0, 1_000, cost)).await;
+        let (answer, _) = look(&store, rows, |s, cost| s.how_many(&[], &[], 0, 1_000, cost)).await;
         assert!(matches!(answer, Err(LookupError::Cost)), "{answer:?}");
     }
     let (answer, _) = look(&store, 1, move |s, cost| s.follows(&a, 10, cost)).await;

@@ -8,21 +8,21 @@ use iroh::{
     Endpoint, EndpointAddr, RelayMode,
     address_lookup::memory::MemoryLookup,
     endpoint::{Connection, RecvStream, SendStream, presets},
-    protocol::Router,
+    protocol::{Router, RouterBuilder},
 };
 use iroh_gossip::{TopicId, api::Event as GossipEvent, net::Gossip};
 use nostr_gateway::protocol::{
     frame::SYNC_ALPN,
     private::{
         MemberId,
-        epochs::{Epochs, Input, Moment},
+        epochs::{Epochs, Input, Moment, Output},
         invite::Invite,
         message::{Handover, Message, Position},
         proof::{Binding, EXPORTER_LABEL, Role},
     },
 };
 use nostr_gateway_tests::{Gateway, events};
-use nostr_sdk::Event;
+use nostr_sdk::{Event, Keys};
 
 const SOON: Duration = Duration::from_secs(20);
 /// How long nothing has to come.
@@ -37,6 +37,14 @@ pub struct Node {
 
 impl Node {
     pub async fn new(known: &[&Gateway]) -> Self {
+        Self::with(known, |router| router).await
+    }
+
+    /// One that answers more than gossip.
+    pub async fn with(
+        known: &[&Gateway],
+        answers: impl FnOnce(RouterBuilder) -> RouterBuilder,
+    ) -> Self {
         let lookup = MemoryLookup::new();
         for gateway in known {
             lookup.add_endpoint_info(address(gateway).await);
@@ -51,8 +59,8 @@ impl Node {
             .await
             .unwrap();
         let gossip = Gossip::builder().spawn(endpoint.clone());
-        let router =
-            Router::builder(endpoint.clone()).accept(iroh_gossip::ALPN, gossip.clone()).spawn();
+        let router = Router::builder(endpoint.clone()).accept(iroh_gossip::ALPN, gossip.clone());
+        let router = answers(router).spawn();
         Self { endpoint, gossip, _router: router }
     }
 
@@ -84,11 +92,22 @@ impl Node {
     }
 
     pub fn binding(&self, connection: &Connection) -> Binding {
-        let mut material = [0; 32];
-        connection.export_keying_material(&mut material, EXPORTER_LABEL, &[]).unwrap();
+        let material = keying_material(connection).into();
         let responder = MemberId(*connection.remote_id().as_bytes());
-        Binding { material: material.into(), initiator: self.id(), responder }
+        Binding { material, initiator: self.id(), responder }
     }
+}
+
+pub fn keying_material(connection: &Connection) -> [u8; 32] {
+    let mut material = [0; 32];
+    connection.export_keying_material(&mut material, EXPORTER_LABEL, &[]).unwrap();
+    material
+}
+
+/// A step of a member's state, with the time and the chance of now.
+pub fn step(epochs: &mut Epochs, input: Input) -> Vec<Output> {
+    let mut random = || Keys::generate().secret_key().to_secret_bytes();
+    epochs.step(input, &mut Moment { now: events::now(), random: &mut random })
 }
 
 pub async fn address(gateway: &Gateway) -> EndpointAddr {
@@ -163,10 +182,8 @@ impl Member {
         Self { node, epochs, recorded: Vec::new() }
     }
 
-    pub fn step(&mut self, input: Input) {
-        let mut random = || [7; 32];
-        let mut moment = Moment { now: events::now(), random: &mut random };
-        self.epochs.step(input, &mut moment);
+    pub fn step(&mut self, input: Input) -> Vec<Output> {
+        step(&mut self.epochs, input)
     }
 
     pub async fn say(&mut self, send: &mut SendStream, message: &Message) {
@@ -199,6 +216,18 @@ impl Member {
         if self.epochs.is_behind(&position) {
             let Message::Handover(handover) = self.hear(&mut receive).await else { panic!() };
             self.step(Input::Received { peer, handover });
+        } else {
+            for output in self.step(Input::Met { peer, position }) {
+                match output {
+                    Output::HandOver { handover, .. } => {
+                        self.say(&mut send, &Message::Handover(handover)).await;
+                    }
+                    Output::Tell { admissions, .. } => {
+                        self.say(&mut send, &Message::Admissions(admissions)).await;
+                    }
+                    _ => {}
+                }
+            }
         }
         let epoch = self.epochs.publishes_in().unwrap();
         let keys = self.epochs.keys(epoch).unwrap();
@@ -210,14 +239,14 @@ impl Member {
                     assert!(binding.verify(&keys, epoch.number, Role::Responder, &proof));
                     return (send, receive);
                 }
-                Message::Admissions(admissions) => self.step(Input::Told { peer, admissions }),
+                Message::Admissions(admissions) => {
+                    self.step(Input::Told { peer, admissions });
+                }
                 other => panic!("{other:?}"),
             }
         }
     }
-}
 
-impl Member {
     /// The hand-over that it was given last, as it came: a rotation.
     pub fn rotation(&self) -> Rotation {
         let is_rotation = |bytes: &&Vec<u8>| bytes.get(4) == Some(&HANDOVER);
@@ -228,6 +257,22 @@ impl Member {
     pub async fn meets(&mut self, gateway: &Gateway) {
         let connection = self.node.connect(gateway).await;
         self.enter(&connection).await;
+        connection.close(0_u32.into(), b"");
+    }
+
+    /// Is handed over what it lacks, and goes away. It may then be ahead of the gateway.
+    pub async fn hears(&mut self, gateway: &Gateway) {
+        let connection = self.node.connect(gateway).await;
+        let (mut send, mut receive) = connection.open_bi().await.unwrap();
+        let greeting = self.greeting(&connection);
+        send.write_all(&greeting).await.unwrap();
+        let Message::Welcome { position, .. } = self.hear(&mut receive).await else { panic!() };
+        self.say(&mut send, &Message::Status(self.epochs.position())).await;
+        if self.epochs.is_behind(&position) {
+            let Message::Handover(handover) = self.hear(&mut receive).await else { panic!() };
+            let peer = self.node.binding(&connection).responder;
+            self.step(Input::Received { peer, handover });
+        }
         connection.close(0_u32.into(), b"");
     }
 

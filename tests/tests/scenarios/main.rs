@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test code fails loudly")]
 
 mod access;
+mod admins;
 mod auth;
 mod bad_messages;
 mod bad_start;

@@ -237,7 +237,13 @@ impl Library {
         let target = Target::Topics(vec![topic.clone()]);
         let origin = Origin::Sync { topic, peer: peer_id(&peer) };
         let candidate = Candidate { event: event.clone(), origin, target };
-        (event, self.start.ingest.submit(candidate).await)
+        let outcome = self.start.ingest.submit(candidate).await;
+        if matches!(outcome, Outcome::Stored(_) | Outcome::Joined(_))
+            && desk.retell.wants_of_comparison(&event)
+        {
+            desk.retell.tell(event.clone().into()).await;
+        }
+        (event, outcome)
     }
 
     /// Remembers what is not wanted, if it is an event at all. What comes too early may be welcome

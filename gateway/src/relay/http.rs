@@ -32,7 +32,7 @@ use super::{
     session::{self, Visitor},
 };
 use crate::{
-    pipeline::{Scope, SharedViewer},
+    pipeline::{Scope, SharedViewer, Visit},
     protocol::{Reason, TopicName},
     tasks::Tasks,
 };
@@ -150,8 +150,7 @@ fn upgrade(
         },
         _ => None,
     };
-    let visitor =
-        Visitor { connection, address: client.address, here, trusted, viewer, scope, rates };
+    let left = visit.as_ref().map(Visit::left);
     let upgrade = hyper::upgrade::on(&mut request);
     let span = tracing::debug_span!("conn", id = connection);
     // Thousands of sessions are on no topic's URL.
@@ -159,6 +158,8 @@ fn upgrade(
         Some(_) => tasks.token().child_token(),
         None => tasks.token().clone(),
     };
+    let address = client.address;
+    let visitor = Visitor { connection, address, here, trusted, viewer, scope, visit, rates };
     tasks.spawn(
         "session",
         async move {
@@ -168,8 +169,8 @@ fn upgrade(
                     let stream = TokioIo::new(stream);
                     let mut session = pin!(session::run(stream, visitor, relay, end, permit));
                     let left = async {
-                        match &visit {
-                            Some(visit) => visit.left().await,
+                        match left {
+                            Some(left) => left.await,
                             None => std::future::pending().await,
                         }
                     };

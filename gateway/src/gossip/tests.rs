@@ -215,8 +215,10 @@ impl EventReader for MemoryLog {
         0
     }
 
-    fn version(&self) -> u64 {
-        *self.head.borrow() + self.gone.lock().unwrap().len() as u64
+    fn version(&self, topic: &TopicName) -> u64 {
+        let held = self.entries().iter().filter(|e| e.topic.as_ref() == Some(topic)).count();
+        let gone = self.gone.lock().unwrap().iter().filter(|gone| gone.0 == *topic).count();
+        (held + gone) as u64
     }
 }
 

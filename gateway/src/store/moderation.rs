@@ -2,17 +2,14 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use futures_util::future::BoxFuture;
 use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 
-use super::gone::BANNED;
+use super::{gone::BANNED, memory::Memory};
 use crate::{
     pipeline::{
         StoreError,
@@ -27,14 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The table `moderation` of `gateway.db`.
 pub struct ModerationTable {
     path: PathBuf,
-    /// See [`super::memory::Memory::gone_changes`].
-    gone_changes: Arc<AtomicU64>,
+    memory: Arc<Memory>,
 }
 
 impl ModerationTable {
     /// In the data directory of a store that is open: opening it made the table.
-    pub(super) fn new(data_dir: &Path, gone_changes: Arc<AtomicU64>) -> Self {
-        Self { path: data_dir.join("gateway.db"), gone_changes }
+    pub(super) fn new(data_dir: &Path, memory: Arc<Memory>) -> Self {
+        Self { path: data_dir.join("gateway.db"), memory }
     }
 
     async fn connect(&self) -> sqlx::Result<SqliteConnection> {
@@ -58,7 +54,9 @@ impl ModerationTable {
     async fn write(&self, change: Change) -> sqlx::Result<()> {
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        for statement in brings_back(&change) {
+        let again = brings_back(&change);
+        let is_again = !again.is_empty();
+        for statement in again {
             match statement {
                 Again::Banned => {
                     sqlx::query("DELETE FROM gone WHERE cause & 15 = ?1")
@@ -91,7 +89,9 @@ impl ModerationTable {
                 .await?;
         }
         transaction.commit().await?;
-        self.gone_changes.fetch_add(1, Ordering::Relaxed);
+        if is_again {
+            self.memory.versions.raise_all();
+        }
         connection.close().await
     }
 }

@@ -94,7 +94,7 @@ impl Library {
         let opened = answers::open(&desk.state, &connection).await;
         let (send, receive) = opened.map_err(Failure::Broken)?;
         let mut talk = Talk { library: self, gained, send, receive };
-        let ours = self.state();
+        let ours = self.state(desk.topic());
         let spans = self.spans(desk.topic());
         talk.send.write_all(&encode_opening(RECONCILE, desk.topic())).await.map_err(broken)?;
         talk.write(&Frame::Hello { state: ours, spans }).await?;

@@ -559,8 +559,8 @@ mod tests {
         let (mut near, mut far) = tokio::io::duplex(100);
         let mut answer = Answer::new(&mut near, usize::MAX);
         for n in 0..40 {
-            // Nothing can be written all at once, and the 33rd is more than is gathered.
-            let mut read = vec![0; GATHERED];
+            // Not even a small part can be written at once; with the 33rd there is enough to write.
+            let mut read = vec![0; 33 * 1_004];
             let (sent, _) = tokio::join!(answer.event(EventId([n; 32]), &json), async {
                 if n == 32 { far.read_exact(&mut read).await.map(drop) } else { Ok(()) }
             });

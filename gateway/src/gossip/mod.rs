@@ -29,6 +29,7 @@ mod private;
 mod publisher;
 mod record;
 mod remembered;
+mod retell;
 #[cfg(test)]
 mod sim;
 mod state;
@@ -70,6 +71,7 @@ use self::{
     publisher::Publisher,
     record::RecordKeys,
     remembered::Remembered,
+    retell::Retell,
     state::TopicState,
     swarms::{Swarm, Swarms},
     sync::{Library, StartLibrary, TopicSync},
@@ -404,7 +406,7 @@ impl Shared {
         let (queue, outgoing) = mpsc::channel(outbound::QUEUE);
         let (join, found) = mpsc::channel(JOIN_QUEUE);
         let (announced, announcements) = mpsc::channel(ANNOUNCED_QUEUE);
-        let (retell, retold) = mpsc::channel(outbound::RETOLD);
+        let (retell, retold) = Retell::new(state.clone());
         let topic = Topic {
             me: self.id,
             id: keys.gossip_id(),
@@ -431,7 +433,7 @@ impl Shared {
             ingest: self.ingest.clone(),
             connections: self.connections.clone(),
             trust: self.trust.clone(),
-            retell: Some(retell),
+            retell: retell.clone(),
             max_event_bytes: self.max_event_bytes,
             metrics: self.metrics.clone(),
         };
@@ -453,7 +455,7 @@ impl Shared {
             join: join.clone(),
             metrics: self.metrics.clone(),
         };
-        let (desk, calls) = self.library.open(state.clone());
+        let (desk, calls) = self.library.open(state.clone(), retell);
         let sync = TopicSync { library: self.library.clone(), desk };
         let tasks = self.tasks.child();
         let token = || tasks.token().clone();
@@ -475,6 +477,7 @@ impl Shared {
         let (queue, outgoing) = mpsc::channel(outbound::QUEUE);
         let (meet, found) = mpsc::channel(JOIN_QUEUE);
         let (announced, announcements) = mpsc::channel(ANNOUNCED_QUEUE);
+        let retell = Retell::off(state.clone());
         let tasks = self.tasks.child();
         let puller = Puller {
             state: state.clone(),
@@ -482,7 +485,7 @@ impl Shared {
             ingest: self.ingest.clone(),
             connections: self.connections.clone(),
             trust: self.trust.clone(),
-            retell: None,
+            retell: retell.clone(),
             max_event_bytes: self.max_event_bytes,
             metrics: self.metrics.clone(),
         };
@@ -515,7 +518,7 @@ impl Shared {
             found,
             first,
         };
-        let (desk, calls) = self.library.open(state.clone());
+        let (desk, calls) = self.library.open(state.clone(), retell);
         let sync = TopicSync { library: self.library.clone(), desk };
         let token = || tasks.token().clone();
         let span = tracing::info_span!("topic", name = %state.name());

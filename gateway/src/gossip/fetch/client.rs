@@ -18,10 +18,10 @@ use super::{
     wire::{self, Request},
 };
 use crate::{
-    gossip::{outbound::Outgoing, peer_id, state::TopicState},
+    gossip::{peer_id, retell::Retell, state::TopicState},
     metrics::{CauseLabels, Metrics},
     pipeline::{Candidate, EventReader, Ingest, Origin, Outcome, Target},
-    protocol::{Event, EventId, frame::MAX_GOSSIP_BYTES},
+    protocol::{Event, EventId},
 };
 
 /// How long one fetch may take in all.
@@ -45,8 +45,7 @@ pub struct Puller {
     pub connections: Arc<Connections>,
     pub trust: Arc<Trust>,
     /// To the topic's sending side: what neighbors that cannot fetch are told whole.
-    /// Nothing in a private topic, where nobody is who cannot.
-    pub retell: Option<mpsc::Sender<Outgoing>>,
+    pub retell: Retell,
     /// The longest event taken, in bytes.
     pub max_event_bytes: usize,
     pub metrics: Arc<Metrics>,
@@ -159,18 +158,12 @@ impl Puller {
         let topic = self.state.name().clone();
         let target = Target::Topics(vec![topic.clone()]);
         let origin = Origin::Fetch { topic, peer: peer_id(&peer) };
-        // What fits was announced only because there was much of it; see `Outbound`.
-        let fits = event.json().len() <= MAX_GOSSIP_BYTES;
-        let retell = self.retell.as_ref().filter(|_| fits && self.state.has_deaf_neighbor());
-        let copy = retell.map(|retell| (retell, event.clone()));
+        let copy = self.retell.wants(&event).then(|| event.clone());
         let outcome = self.ingest.submit(Candidate { event, origin, target }).await;
-        if let Some((retell, event)) = copy
+        if let Some(event) = copy
             && matches!(outcome, Outcome::Stored(_) | Outcome::Joined(_))
         {
-            let event = event.into();
-            let told = Outgoing { event, is_ephemeral: false, since: Instant::now() };
-            // Waiting here slows the fetches down to what can be told.
-            let _ = retell.send(told).await;
+            self.retell.tell(event.into()).await;
         }
         (id, outcome)
     }

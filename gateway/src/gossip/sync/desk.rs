@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::turns::Turns;
 use crate::{
-    gossip::state::TopicState,
+    gossip::{retell::Retell, state::TopicState},
     pipeline::Span,
     protocol::{EventId, TopicName, kinds::Part},
 };
@@ -71,6 +71,7 @@ pub enum Call {
 pub struct Desk {
     pub state: Arc<TopicState>,
     pub calls: mpsc::Sender<Call>,
+    pub retell: Retell,
     /// The topic was left.
     pub closed: CancellationToken,
     kept: Mutex<Kept>,
@@ -130,9 +131,9 @@ impl Drop for Claim {
 }
 
 impl Desk {
-    pub fn new(state: Arc<TopicState>, calls: mpsc::Sender<Call>) -> Self {
+    pub fn new(state: Arc<TopicState>, retell: Retell, calls: mpsc::Sender<Call>) -> Self {
         let closed = CancellationToken::new();
-        Self { state, calls, closed, kept: Mutex::default(), claims: Arc::default() }
+        Self { state, calls, retell, closed, kept: Mutex::default(), claims: Arc::default() }
     }
 
     pub fn topic(&self) -> &TopicName {
@@ -308,10 +309,11 @@ mod tests {
 
     /// A desk, and two peers: the one with the lower id first.
     fn desk() -> (Desk, [EndpointId; 2]) {
-        let state = TopicState::new(TopicName::new("x").unwrap(), Arc::new(Metrics::default()));
+        let topic = TopicName::new("x").unwrap();
+        let state = Arc::new(TopicState::new(topic, Arc::new(Metrics::default())));
         let mut peers = [0; 2].map(|_| iroh::SecretKey::generate().public());
         peers.sort();
-        (Desk::new(Arc::new(state), mpsc::channel(1).0), peers)
+        (Desk::new(state.clone(), Retell::off(state), mpsc::channel(1).0), peers)
     }
 
     #[test]
@@ -332,12 +334,10 @@ mod tests {
 
     #[test]
     fn a_peer_that_says_much_is_gone_makes_us_forget_its_own_words_alone() {
-        let topic = TopicName::new("x").unwrap();
-        let state = Arc::new(TopicState::new(topic, Arc::new(Metrics::default())));
-        let desk = Desk::new(state.clone(), mpsc::channel(1).0);
+        let (desk, _) = desk();
         let peers: Vec<_> = (0..100).map(|_| iroh::SecretKey::generate().public()).collect();
         let (neighbor, chatty) = (peers[0], peers[1]);
-        state.up(neighbor);
+        desk.state.up(neighbor);
         let id = |n: u32| {
             let mut id = [0; 32];
             id[..4].copy_from_slice(&n.to_be_bytes());

@@ -27,6 +27,7 @@ use crate::{
             trust::Trust,
             wire::{self, WireError},
         },
+        retell::Retell,
         state::TopicState,
     },
     metrics::{CauseLabels, Metrics},
@@ -162,9 +163,13 @@ impl Library {
     }
 
     /// Opens a desk for a topic; what calls there goes into the queue.
-    pub fn open(&self, state: Arc<TopicState>) -> (Arc<Desk>, mpsc::Receiver<Call>) {
+    pub fn open(
+        &self,
+        state: Arc<TopicState>,
+        retell: Retell,
+    ) -> (Arc<Desk>, mpsc::Receiver<Call>) {
         let (calls, queue) = mpsc::channel(CALLS);
-        let desk = Arc::new(Desk::new(state, calls));
+        let desk = Arc::new(Desk::new(state, retell, calls));
         let mut desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
         desks.insert(desk.topic().clone(), desk.clone());
         (desk, queue)

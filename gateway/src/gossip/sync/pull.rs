@@ -240,8 +240,16 @@ impl Library {
         let topic = desk.topic().clone();
         let target = Target::Topics(vec![topic.clone()]);
         let origin = Origin::Sync { topic, peer: peer_id(&peer) };
+        // The event goes into the pipeline; a copy is made only for whoever needs it.
         let json = event.json().clone();
-        (json, self.start.ingest.submit(Candidate { event, origin, target }).await)
+        let told = desk.retell.wants_of_comparison(&event).then(|| event.clone());
+        let outcome = self.start.ingest.submit(Candidate { event, origin, target }).await;
+        if let Some(event) = told
+            && matches!(outcome, Outcome::Stored(_) | Outcome::Joined(_))
+        {
+            desk.retell.tell(event.into()).await;
+        }
+        (json, outcome)
     }
 
     /// Remembers what is not wanted, if it is an event at all. What comes too early may be welcome

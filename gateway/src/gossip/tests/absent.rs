@@ -3,6 +3,7 @@
 
 use std::net::UdpSocket;
 
+use futures_util::StreamExt as _;
 use iroh::protocol::Router;
 use iroh_gossip::api::GossipTopic;
 
@@ -83,4 +84,38 @@ async fn a_peer_that_comes_and_goes_is_let_in_each_time() {
     }
     router.shutdown().await.unwrap();
     a.stop().await;
+}
+
+/// It was not announced where the gateway hears it, so no fetch tells it on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_comparison_brings_is_told_to_who_cannot_compare_if_it_is_news() {
+    let (topic, member) = (name("test"), Member::new());
+    let (router, _gossip, mut heard) = member.start(&topic).await;
+    let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let (old, news) = (event_at(1_700_000_000, 1, "old"), event(1, "news"));
+    for event in [&old, &news] {
+        // As if the topic itself had brought it: gossip does not carry it again.
+        let origin = Origin::Sync { topic: topic.clone(), peer: peer_id(&router.endpoint().id()) };
+        let target = Target::Topics(vec![topic.clone()]);
+        let outcome = a.ingest.submit(Candidate { event: event.clone(), origin, target }).await;
+        assert!(matches!(outcome, Outcome::Stored(_)));
+    }
+    let peers = vec![member.address(), a.address()];
+    let b =
+        Gateway::start(DiscoveryConfig { peers, ..alone() }, std::slice::from_ref(&topic)).await;
+    b.log.waits_for(&[old.id, news.id], &topic).await;
+    let mut told = Vec::new();
+    let hears = async {
+        while told.is_empty() {
+            let said = heard.next().await.expect("the topic is open").unwrap();
+            if let iroh_gossip::api::Event::Received(message) = said {
+                told.push(message.content);
+            }
+        }
+    };
+    timeout(Duration::from_secs(20), hears).await.expect("it is told");
+    assert_eq!(told, [news.json().as_bytes()]);
+    router.shutdown().await.unwrap();
+    a.stop().await;
+    b.stop().await;
 }

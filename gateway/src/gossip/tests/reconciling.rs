@@ -143,7 +143,8 @@ async fn a_large_topic_is_compared_in_ranges() {
     let state = Arc::new(TopicState::new(topic.clone(), leader.metrics.clone()));
     // Joined for the pipeline alone: nothing but this test compares.
     leader.joined.insert(topic.clone());
-    let (desk, _calls) = leader.gossip.membership.shared.library.open(state);
+    let (desk, _calls) =
+        leader.gossip.membership.shared.library.open(state.clone(), Retell::off(state));
     let peer = follower.gossip.id;
     let lead =
         async |deep| leader.gossip.membership.shared.library.lead(&desk, peer, deep).await.unwrap();
@@ -174,7 +175,7 @@ async fn a_peer_that_remembers_what_we_forgot_is_no_liar() {
     let forgotten: Vec<_> = (0..20).map(|n| (1_700_000_000, EventId([n; 32]))).collect();
     there.gone_there(a.gossip.id, Part::Rest, &forgotten);
     let state = Arc::new(TopicState::new(topic.clone(), a.metrics.clone()));
-    let (desk, _calls) = a.gossip.membership.shared.library.open(state);
+    let (desk, _calls) = a.gossip.membership.shared.library.open(state.clone(), Retell::off(state));
     let peer = honest.gossip.id;
     let lead = async || a.gossip.membership.shared.library.lead(&desk, peer, true).await.unwrap();
     let report = lead().await;
@@ -415,7 +416,8 @@ async fn a_peer_that_follows_badly_costs_little() {
         let peers = vec![address_of(&bad)];
         let a = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[name("other")]).await;
         let state = Arc::new(TopicState::new(topic.clone(), a.metrics.clone()));
-        let (desk, _calls) = a.gossip.membership.shared.library.open(state);
+        let (desk, _calls) =
+            a.gossip.membership.shared.library.open(state.clone(), Retell::off(state));
         let leading = a.gossip.membership.shared.library.lead(&desk, bad.id(), true);
         let following = follow(bad.clone(), how);
         let led = tokio::select! {
@@ -450,7 +452,7 @@ async fn a_peer_without_our_protocol_is_known_as_such() {
     let peers = vec![address_of(&deaf)];
     let a = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[name("other")]).await;
     let state = Arc::new(TopicState::new(name("test"), a.metrics.clone()));
-    let (desk, _calls) = a.gossip.membership.shared.library.open(state);
+    let (desk, _calls) = a.gossip.membership.shared.library.open(state.clone(), Retell::off(state));
     let accepting = async {
         while let Some(incoming) = deaf.accept().await {
             let _ = incoming.await;

@@ -174,12 +174,12 @@ async fn a_liar_does_not_keep_an_event_from_us() {
     // Joined for the pipeline alone: nothing but this test fetches.
     a.joined.insert(topic.clone());
     let puller = Puller {
+        retell: Retell::off(state.clone()),
         state,
         reader: a.log.clone(),
         ingest: a.ingest.clone(),
         connections: Arc::new(Connections::new(a.gossip.net.clone())),
         trust: Arc::new(Trust::new(1 << 30, a.metrics.clone())),
-        retell: None,
         max_event_bytes: 100_000,
         metrics: a.metrics.clone(),
     };

@@ -103,6 +103,8 @@ impl Library {
             Frame::NotNow => return Err(Failure::NotNow),
             _ => return Err(lie("no greeting")),
         };
+        // Now, not at the end: while it counts as deaf, all that comes is told to it whole as well.
+        desk.state.speaks(peer, true);
         let mut report = Report::default();
         let mut whole = true;
         if desk.is_unchanged(peer, ours, theirs) {

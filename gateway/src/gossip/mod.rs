@@ -18,6 +18,7 @@ mod error;
 mod fetch;
 mod identity;
 mod joiner;
+mod left;
 mod links;
 mod local;
 mod membership;
@@ -63,6 +64,7 @@ use self::{
     discovery::Discovery,
     fetch::{Connections, Puller, SyncServer, trust::Trust},
     joiner::{Knocker, Unanswered},
+    left::LeftTopics,
     links::Links,
     local::LocalPeers,
     net::{Keeper, Net, Plan},
@@ -265,6 +267,7 @@ impl Gossip {
             store: start.kept,
             lanes,
             visits: start.visits,
+            left: LeftTopics::default(),
             changing: tokio::sync::Mutex::default(),
         });
         membership.start().await?;
@@ -330,7 +333,8 @@ impl Gossip {
 
     /// Brings the figures up to date that nobody counts as they change.
     pub fn measure(&self) {
-        for swarm in self.membership.swarms.all() {
+        // In one go with the list: a topic that is left meanwhile is forgotten after it.
+        self.membership.swarms.each(|swarm| {
             let now = swarm.state.phase();
             for phase in TopicPhase::ALL {
                 let labels =
@@ -338,7 +342,7 @@ impl Gossip {
                 let gauge = self.metrics.topic_state.get_or_create_owned(&labels);
                 gauge.set(i64::from(phase == now));
             }
-        }
+        });
     }
 
     /// What does not work at the moment and is being replaced, if anything. For health checks.

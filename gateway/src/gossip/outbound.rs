@@ -11,7 +11,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-pub use lineup::Lineup;
+use self::lineup::COLLECT;
+pub use self::lineup::Lineup;
 
 use super::state::TopicState;
 use crate::{
@@ -92,6 +93,8 @@ pub struct Outbound {
     /// Events that were announced to us, for neighbors that only know whole ones.
     retold: mpsc::Receiver<Outgoing>,
     lineup: Lineup,
+    /// When events were taken off the queues last.
+    taken: Instant,
     /// In a private topic: that of the epoch to publish in.
     seal: Option<Sealer>,
     state: Arc<TopicState>,
@@ -105,7 +108,9 @@ impl Outbound {
         state: Arc<TopicState>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { queue, retold, lineup: Lineup::new(Instant::now()), seal: None, state, metrics }
+        let now = Instant::now();
+        let (lineup, seal) = (Lineup::new(now), None);
+        Self { queue, retold, lineup, taken: now, seal, state, metrics }
     }
 
     /// From here on seals what goes out, and sends when there are neighbors in the swarm of this
@@ -118,6 +123,8 @@ impl Outbound {
     /// Sends until gossip fails. Can be dropped at any point without losing a frame.
     pub async fn run(&mut self, mouth: &impl Mouth) -> Ended {
         let labels = TopicLabels { topic: self.state.name().to_string() };
+        // Made once: a frame that is sent when the topic has just been left must not bring it back.
+        let sent = self.metrics.frames_sent.get_or_create_owned(&labels);
         let mut neighbors = self.state.count();
         loop {
             // With nobody there a broadcast is lost. The log keeps the events for the first to come.
@@ -135,7 +142,7 @@ impl Outbound {
             match timeout(BROADCAST, mouth.say(bytes)).await {
                 Ok(Ok(())) => {
                     self.lineup.sent(Instant::now());
-                    self.metrics.frames_sent.get_or_create(&labels).inc();
+                    sent.inc();
                 }
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "gossip closed the topic");
@@ -152,6 +159,15 @@ impl Outbound {
 
     /// Turns all events that wait into frames; waits for the first if there is nothing else to do.
     async fn take(&mut self, wait: bool) {
+        if self.lineup.is_loaded() {
+            let enough = self.taken + COLLECT;
+            if wait {
+                // They stay in the queues meanwhile.
+                tokio::time::sleep_until(enough).await;
+            } else if Instant::now() < enough {
+                return;
+            }
+        }
         // Whoever is in a private topic has our own protocol.
         let deaf = self.seal.is_none() && self.state.has_deaf_neighbor();
         let most = self.lineup.turn_to(deaf);
@@ -173,10 +189,11 @@ impl Outbound {
         {
             retold.push(next);
         }
+        self.taken = Instant::now();
         let metrics = &self.metrics;
         let longest = if self.seal.is_some() { MAX_SEALABLE_BYTES } else { MAX_GOSSIP_BYTES };
         let dropped = |cause| dropped(metrics, cause);
-        self.lineup.add(batch, longest, Instant::now(), unix_now(), dropped);
+        self.lineup.add(batch, longest, self.taken, unix_now(), dropped);
         self.lineup.retell(retold);
     }
 
@@ -229,6 +246,32 @@ mod tests {
         Outbound::new(queue, mpsc::channel(1).1, state, Arc::default())
     }
 
+    /// Takes everything; the topic is left while it does.
+    struct LeftMeanwhile(Arc<TopicState>);
+
+    impl Mouth for LeftMeanwhile {
+        async fn say(&self, _: Bytes) -> Result<(), ApiError> {
+            self.0.over();
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_frame_that_goes_out_while_the_topic_is_left_is_in_no_figure() {
+        let metrics = Arc::new(Metrics::default());
+        let name = crate::protocol::TopicName::new("left").unwrap();
+        let state = Arc::new(TopicState::new(name, metrics.clone()));
+        state.up(iroh::SecretKey::from_bytes(&[1; 32]).public());
+        let (queue, receiver) = mpsc::channel(8);
+        let mut outbound =
+            Outbound::new(receiver, mpsc::channel(1).1, state.clone(), metrics.clone());
+        queue.try_send(event(1, 500, false)).unwrap();
+        let saying = LeftMeanwhile(state);
+        let _ = timeout(BROADCAST / 2, outbound.run(&saying)).await;
+        assert!(outbound.lineup.is_empty(), "it went out");
+        assert!(!metrics.render().contains("left"), "{}", metrics.render());
+    }
+
     #[tokio::test]
     async fn what_waited_too_long_does_not_go_out() {
         let state = state();
@@ -278,7 +321,7 @@ mod tests {
         assert_eq!(outbound.lineup.frames.len(), 1, "it goes out by the next subscription");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_cannot_fetch_gets_whole_events_after_the_ids() {
         let state = state();
         let peer = |n: u8| iroh::SecretKey::from_bytes(&[n; 32]).public();
@@ -306,6 +349,7 @@ mod tests {
         assert_eq!(line(&mut outbound), Line::WholeToo);
         // Further ids do not wait for whole events.
         load(200);
+        tokio::time::advance(COLLECT).await;
         outbound.take(false).await;
         assert_eq!(line(&mut outbound), Line::Frames);
         assert_eq!(outbound.lineup.whole_too.len(), 39);
@@ -314,6 +358,7 @@ mod tests {
         state.speaks(peer(1), true);
         load(300);
         retell.try_send(event(2, 300, false)).unwrap();
+        tokio::time::advance(COLLECT).await;
         outbound.take(false).await;
         assert_eq!((outbound.lineup.frames.len(), outbound.lineup.whole_too.len()), (1, 0));
         // What there is no room for stays in the queue.
@@ -321,6 +366,7 @@ mod tests {
         outbound.lineup.frames.clear();
         outbound.lineup.whole_too.extend((0..WHOLE_TOO).map(|n| event(n, 300, false)));
         load(400);
+        tokio::time::advance(COLLECT).await;
         outbound.take(false).await;
         assert_eq!((outbound.lineup.frames.len(), outbound.lineup.whole_too.len()), (0, WHOLE_TOO));
     }

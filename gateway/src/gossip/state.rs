@@ -248,6 +248,8 @@ struct Known {
     lagged: bool,
     /// Who has our own protocol beside gossip, as far as it was tried.
     speaks: HashMap<EndpointId, bool>,
+    /// The topic was left: it is in no figures any more.
+    is_over: bool,
 }
 
 impl TopicState {
@@ -415,6 +417,15 @@ impl TopicState {
         self.publish(known);
     }
 
+    /// The topic was left. Takes it out of all figures, for good: what of it ends late does not bring
+    /// it back.
+    pub fn over(&self) {
+        let mut known = self.known();
+        known.is_over = true;
+        let states = TopicPhase::ALL.map(TopicPhase::name);
+        self.metrics.forget_topic(self.name.as_str(), &states);
+    }
+
     /// Messages of gossip were missed.
     pub fn lagged(&self) {
         self.known().lagged = true;
@@ -541,6 +552,9 @@ impl TopicState {
         }
         let count = known.neighbors.len();
         self.count.send_if_modified(|old| std::mem::replace(old, count) != count);
+        if known.is_over {
+            return;
+        }
         let labels = TopicLabels { topic: self.name.to_string() };
         self.metrics.neighbors.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
@@ -641,6 +655,26 @@ mod tests {
         assert_eq!(state.phase(), TopicPhase::Alone);
         let text = serde_json::to_string(&state.status(HowJoined::Command, 7)).unwrap();
         assert!(text.contains("dht_lookup") && text.contains(r#""how":"command""#), "{text}");
+    }
+
+    #[test]
+    fn what_ends_late_does_not_bring_a_topic_back_into_the_figures() {
+        let metrics = Arc::new(Metrics::default());
+        let [left, stays] = ["left", "stays"]
+            .map(|name| Arc::new(TopicState::new(TopicName::new(name).unwrap(), metrics.clone())));
+        let peers = [1, 2].map(|n| SecretKey::from_bytes(&[n; 32]).public());
+        for state in [&left, &stays] {
+            state.up(peers[0]);
+            assert!(metrics.render().contains(state.name().as_str()));
+        }
+        left.over();
+        left.up(peers[1]);
+        left.down(peers[0]);
+        left.reset(peers);
+        left.mirror(1, Some(&*stays));
+        left.mirror(1, None);
+        let figures = metrics.render();
+        assert!(!figures.contains(r#""left""#) && figures.contains(r#""stays""#), "{figures}");
     }
 
     #[test]

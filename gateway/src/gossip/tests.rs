@@ -2,6 +2,7 @@
 //! list in memory.
 
 mod absent;
+mod leaving;
 mod reconciling;
 mod strangers;
 
@@ -251,9 +252,12 @@ impl TopicStore for MemoryTopics {
         async { Ok(()) }.boxed()
     }
 
-    fn forget(&self, name: TopicName) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.0.lock().unwrap().retain(|kept| kept.name != name);
-        async { Ok(()) }.boxed()
+    fn forget(&self, name: TopicName) -> BoxFuture<'_, Result<bool, StoreError>> {
+        let mut topics = self.0.lock().unwrap();
+        let before = topics.len();
+        topics.retain(|kept| kept.name != name);
+        let was_there = topics.len() < before;
+        async move { Ok(was_there) }.boxed()
     }
 }
 
@@ -306,6 +310,7 @@ struct Gateway {
     metrics: Arc<Metrics>,
     joined: JoinedTopics,
     kept: Arc<MemoryTopics>,
+    secrets: Arc<MemorySecrets>,
     _data: TempDir,
 }
 
@@ -366,11 +371,12 @@ impl Gateway {
             iroh_relays: IrohRelays::Disabled,
             ..EndpointConfig::default()
         };
+        let secrets = Arc::<MemorySecrets>::default();
         let gossip = Gossip::start(StartGossip {
             endpoint: &endpoint,
             discovery: &discovery,
             sync: &sync,
-            secrets: Arc::new(MemorySecrets::default()),
+            secrets: secrets.clone(),
             data_dir: data.path(),
             joined: joined.clone(),
             private: PrivateTopics::new([(name("hidden"), [])]),
@@ -387,7 +393,7 @@ impl Gateway {
         })
         .await
         .unwrap();
-        Self { gossip, log, ingest, metrics, joined, kept, _data: data }
+        Self { gossip, log, ingest, metrics, joined, kept, secrets, _data: data }
     }
 
     /// For `discovery.peers` of others.
@@ -651,9 +657,9 @@ async fn topics_are_joined_and_left_while_it_runs() {
         assert!(matches!(error, TopicError::Private(_)), "{error}");
         let error = membership.join(name("NGW1qqqq"), HowJoined::Command).await.unwrap_err();
         assert!(matches!(error, TopicError::Invite), "{error}");
-        let error = membership.leave(&first).await.unwrap_err();
+        let error = membership.leave(&first, false).await.unwrap_err();
         assert!(matches!(error, TopicError::Configured(_)), "{error}");
-        let error = membership.leave(&name("never")).await.unwrap_err();
+        let error = membership.leave(&name("never"), false).await.unwrap_err();
         assert!(matches!(error, TopicError::NotJoined(_)), "{error}");
     }
     b.waits_for_neighbors().await;
@@ -666,7 +672,7 @@ async fn topics_are_joined_and_left_while_it_runs() {
     b.log.waits_for(&[in_late.id], &late).await;
 
     // B leaves: A hears of it at once, in this topic alone, and B is nowhere found in it any more.
-    b.gossip.membership().leave(&late).await.unwrap();
+    b.gossip.membership().leave(&late, false).await.unwrap();
     assert!(!b.joined.contains("late") && b.kept.0.lock().unwrap().is_empty());
     assert_eq!(b.gossip.status().len(), 1);
     let belated = Candidate {
@@ -700,10 +706,10 @@ async fn topics_are_joined_and_left_while_it_runs() {
         while b.gossip.topic(&name("brief")).is_none() || !b.joined.contains("brief") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let leave = b.gossip.membership().leave(&name("brief")).now_or_never();
+        let leave = b.gossip.membership().leave(&name("brief"), false).now_or_never();
         assert!(leave.is_none_or(|left| left.is_ok()));
         // Another one waits for the end of this one, or comes first: one of them did it whole.
-        let again = b.gossip.membership().leave(&name("brief")).await;
+        let again = b.gossip.membership().leave(&name("brief"), false).await;
         assert!(matches!(again, Ok(()) | Err(TopicError::NotJoined(_))), "{again:?}");
         assert!(!b.joined.contains("brief") && b.kept.0.lock().unwrap().is_empty());
         assert!(!b.metrics.render().contains(r#""brief""#));

@@ -32,7 +32,7 @@ use super::{
     session::{self, Visitor},
 };
 use crate::{
-    pipeline::{Scope, SharedViewer, Viewer},
+    pipeline::{Scope, SharedViewer, Viewer, Visit},
     protocol::{Reason, TopicName},
     tasks::Tasks,
 };
@@ -151,8 +151,7 @@ fn upgrade(
         },
         _ => None,
     };
-    let visitor =
-        Visitor { connection, address: client.address, here, trusted, viewer, scope, rates };
+    let left = visit.as_ref().map(Visit::left);
     let upgrade = hyper::upgrade::on(&mut request);
     let span = tracing::debug_span!("conn", id = connection);
     // Thousands of sessions are on no topic's URL.
@@ -160,6 +159,8 @@ fn upgrade(
         Some(_) => tasks.token().child_token(),
         None => tasks.token().clone(),
     };
+    let address = client.address;
+    let visitor = Visitor { connection, address, here, trusted, viewer, scope, visit, rates };
     tasks.spawn(
         "session",
         async move {
@@ -169,8 +170,8 @@ fn upgrade(
                     let stream = TokioIo::new(stream);
                     let mut session = pin!(session::run(stream, visitor, relay, end, permit));
                     let left = async {
-                        match &visit {
-                            Some(visit) => visit.left().await,
+                        match left {
+                            Some(left) => left.await,
                             None => std::future::pending().await,
                         }
                     };

@@ -18,6 +18,7 @@ mod peers;
 mod presence;
 mod privacy;
 mod query;
+mod rare;
 mod readers;
 mod remove;
 mod requests;

@@ -11,6 +11,14 @@ use crate::protocol::frame::{self, MAX_ANNOUNCED};
 /// With more events than this waiting, the topic is under load: ids go out instead of events.
 const QUIET: usize = 16;
 
+/// With more events a second than this for a while it is under load as well, although few wait at a
+/// time: an event that goes whole costs every gateway twice the time of one that is announced with others.
+const CALM: f64 = 250.0;
+/// So many more than that in a row, and the while is over.
+const LOADED: f64 = 32.0;
+/// How long events are collected for an announcement then.
+pub(super) const COLLECT: Duration = Duration::from_millis(50);
+
 /// Frames per second, and how many may go out at once before that counts. A tenth of what a swarm
 /// of ten carried without loss.
 const RATE: f64 = 500.0;
@@ -37,17 +45,24 @@ pub struct Lineup {
     /// Where the frame stands that [`Self::next`] gave last.
     pub(super) line: Line,
     pace: Pace,
+    load: Load,
 }
 
 impl Lineup {
     pub fn new(now: Instant) -> Self {
         let (frames, whole_too) = (VecDeque::new(), VecDeque::new());
-        Self { frames, whole_too, deaf: false, line: Line::Frames, pace: Pace::new(now) }
+        let (pace, load) = (Pace::new(now), Load::new(now));
+        Self { frames, whole_too, deaf: false, line: Line::Frames, pace, load }
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty() && self.whole_too.is_empty()
+    }
+
+    /// Whether so much comes in that it is worth while to wait for more.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.load.is_high
     }
 
     /// Whether something waits for everybody.
@@ -75,7 +90,9 @@ impl Lineup {
         mut dropped: impl FnMut(&'static str),
     ) {
         batch.retain(|event| event.is_due(now, unix, &mut dropped));
-        let plan = plan(batch, longest, self.deaf);
+        self.load.add(batch.len(), now);
+        let under_load = batch.len() > QUIET || self.load.is_high;
+        let plan = plan(batch, longest, self.deaf, under_load);
         (0..plan.too_long).for_each(|_| dropped("ephemeral too long"));
         self.frames.extend(plan.frames);
         self.whole_too.extend(plan.whole_too);
@@ -154,9 +171,9 @@ struct Plan {
     too_long: usize,
 }
 
-/// Plans the frames for a batch. `longest`: what fits, in bytes. `deaf`: there is a neighbor that can fetch nothing.
-fn plan(batch: Vec<Outgoing>, longest: usize, deaf: bool) -> Plan {
-    let under_load = batch.len() > QUIET;
+/// Plans the frames for a batch. `longest`: what fits, in bytes. `deaf`: there is a neighbor that can
+/// fetch nothing.
+fn plan(batch: Vec<Outgoing>, longest: usize, deaf: bool, under_load: bool) -> Plan {
     let (mut plan, mut ids) = (Plan::default(), Vec::new());
     for event in batch {
         // An oversize message silently breaks the neighbor that gets it: none may pass here.
@@ -208,6 +225,29 @@ impl Pace {
     }
 }
 
+/// How many events come, as a leaky bucket.
+struct Load {
+    level: f64,
+    at: Instant,
+    /// The bucket was full, and has not been empty since.
+    is_high: bool,
+}
+
+impl Load {
+    fn new(now: Instant) -> Self {
+        Self { level: 0.0, at: now, is_high: false }
+    }
+
+    fn add(&mut self, events: usize, now: Instant) {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.at = now;
+        let left = self.level - passed * CALM;
+        // What passed above the brim is not waited for.
+        self.level = (left.max(0.0) + events as f64).min(LOADED);
+        self.is_high = self.level >= LOADED || (self.is_high && left > 0.0);
+    }
+}
+
 #[cfg(test)]
 pub mod tests {
     use super::*;
@@ -247,7 +287,7 @@ pub mod tests {
     #[test]
     fn events_that_fit_go_whole_and_the_others_as_ids() {
         let batch = vec![event(1, 4_001, false), event(2, 4_000, false), event(3, 9_000, false)];
-        let plan = plan(batch, MAX_GOSSIP_BYTES, true);
+        let plan = plan(batch, MAX_GOSSIP_BYTES, true, false);
         assert_eq!(plan.frames.iter().map(announced).collect::<Vec<_>>(), [0, 2]);
         assert_eq!((plan.too_long, plan.whole_too.len()), (0, 0));
     }
@@ -255,7 +295,7 @@ pub mod tests {
     #[test]
     fn under_load_everything_is_announced_in_few_frames() {
         let batch = (0..250).map(|n| event(n, 300, false)).collect();
-        let plan = plan(batch, MAX_GOSSIP_BYTES, false);
+        let plan = plan(batch, MAX_GOSSIP_BYTES, false, true);
         assert_eq!(plan.frames.iter().map(announced).collect::<Vec<_>>(), [100, 100, 50]);
         assert!(plan.whole_too.is_empty());
     }
@@ -263,7 +303,7 @@ pub mod tests {
     #[test]
     fn ephemeral_events_are_never_announced() {
         let batch = (0..30).map(|n| event(n, if n == 0 { 5_000 } else { 300 }, true)).collect();
-        let plan = plan(batch, MAX_GOSSIP_BYTES, true);
+        let plan = plan(batch, MAX_GOSSIP_BYTES, true, true);
         assert_eq!((plan.frames.len(), plan.too_long, plan.whole_too.len()), (29, 1, 0));
         assert!(plan.frames.iter().all(|frame| announced(frame) == 0));
     }
@@ -282,5 +322,27 @@ pub mod tests {
             took > Duration::from_millis(950) && took < Duration::from_millis(1_050),
             "{took:?}"
         );
+    }
+
+    #[test]
+    fn many_events_one_by_one_are_a_load_until_they_become_few() {
+        let mut lineup = Lineup::new(Instant::now());
+        let mut now = Instant::now();
+        let mut say = |lineup: &mut Lineup, per_second: f64, seconds: f64| {
+            (0..(per_second * seconds) as usize)
+                .filter(|n| {
+                    now += Duration::from_secs_f64(1.0 / per_second);
+                    lineup.frames.clear();
+                    lineup.add(vec![event(*n, 300, false)], MAX_GOSSIP_BYTES, now, 0, |_| ());
+                    matches!(lineup.frames[0], Frame::Ids(_))
+                })
+                .count()
+        };
+        assert_eq!(say(&mut lineup, 200.0, 10.0), 0);
+        let announced = say(&mut lineup, 400.0, 10.0);
+        assert!(announced > 3_800, "{announced}");
+        assert!(lineup.is_loaded());
+        let announced = say(&mut lineup, 200.0, 10.0);
+        assert!(announced < 200 && !lineup.is_loaded(), "{announced}");
     }
 }

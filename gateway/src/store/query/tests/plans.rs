@@ -17,7 +17,7 @@ use crate::{
             merge::Index,
             plan::{self, Effort, Planner, Source},
             stop::Bounds,
-            walk,
+            topic as part, walk,
         },
     },
 };
@@ -41,6 +41,9 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("log: events", log::FIRSTS),
     ("log: later topics", log::JOINS),
     ("log: topics before", log::JOINED_BEFORE),
+    ("comparison: most of a topic", part::REST),
+    ("comparison: a small part of a topic", part::SMALL),
+    ("comparison: what is gone from a topic", part::GONE),
 ];
 
 /// The files that hold them.
@@ -55,6 +58,7 @@ const SOURCES: &[&str] = &[
     include_str!("../merge.rs"),
     include_str!("../plan.rs"),
     include_str!("../scan.rs"),
+    include_str!("../topic.rs"),
     include_str!("../walk.rs"),
 ];
 

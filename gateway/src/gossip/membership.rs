@@ -349,7 +349,7 @@ impl Membership {
     async fn enter(&self, name: TopicName, how: HowJoined, joined_at: u64) {
         let (swarm, queue) = self.shared.join(&name, how, joined_at);
         // Before anything can be committed for the topic: the log is followed from there on.
-        self.lanes.open(name.clone(), queue).await;
+        self.lanes.open(name.clone(), queue, swarm.state.count()).await;
         self.swarms.insert(swarm);
         self.joined.insert(name);
     }

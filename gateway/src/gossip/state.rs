@@ -326,7 +326,10 @@ impl TopicState {
         }
         let before = std::mem::replace(&mut known.neighbors, all);
         let new: Vec<_> = known.neighbors.difference(&before).copied().collect();
-        new.into_iter().for_each(|peer| known.arrive(peer));
+        for peer in new {
+            self.came(&mut known, &peer);
+            known.arrive(peer);
+        }
         self.publish(known);
     }
 
@@ -356,6 +359,11 @@ impl TopicState {
         known.neighbors.iter().map(|id| (*id, known.source(id))).collect()
     }
 
+    /// Who found an endpoint, if anybody has.
+    pub fn found_by(&self, peer: &EndpointId) -> Option<FoundBy> {
+        self.known().sources.get(peer).copied()
+    }
+
     /// How long there has been no neighbor; zero while there is one.
     pub fn alone_for(&self) -> Duration {
         let known = self.known();
@@ -379,9 +387,7 @@ impl TopicState {
             return;
         }
         known.arrive(peer);
-        let found_by = known.source(&peer);
-        *known.came_by.entry(found_by).or_default() += 1;
-        self.metrics.neighbors_found.get_or_create(&WayLabels { by: found_by.name() }).inc();
+        let found_by = self.came(&mut known, &peer);
         if known.first_neighbor.is_none() {
             let took = self.joining_since.elapsed();
             known.first_neighbor = Some(took);
@@ -393,6 +399,14 @@ impl TopicState {
             tracing::debug!(peer = %peer.fmt_short(), ?found_by, "neighbor up");
         }
         self.publish(known);
+    }
+
+    /// Counts a new neighbor for whoever found it.
+    fn came(&self, known: &mut Known, peer: &EndpointId) -> FoundBy {
+        let found_by = known.source(peer);
+        *known.came_by.entry(found_by).or_default() += 1;
+        self.metrics.neighbors_found.get_or_create(&WayLabels { by: found_by.name() }).inc();
+        found_by
     }
 
     pub fn down(&self, peer: EndpointId) {

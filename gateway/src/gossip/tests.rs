@@ -216,8 +216,10 @@ impl EventReader for MemoryLog {
         0
     }
 
-    fn version(&self) -> u64 {
-        *self.head.borrow() + self.gone.lock().unwrap().len() as u64
+    fn version(&self, topic: &TopicName) -> u64 {
+        let held = self.entries().iter().filter(|e| e.topic.as_ref() == Some(topic)).count();
+        let gone = self.gone.lock().unwrap().iter().filter(|gone| gone.0 == *topic).count();
+        (held + gone) as u64
     }
 }
 
@@ -574,8 +576,9 @@ async fn a_stuck_topic_holds_up_nobody_and_loses_nothing() {
     let (publisher, lanes) = Publisher::new(log.clone(), passing, Default::default());
     let tasks = Tasks::new();
     tasks.spawn("publisher", publisher.run(tasks.token().clone()));
-    lanes.open(slow.clone(), slow_queue).await;
-    lanes.open(fast.clone(), fast_queue).await;
+    let neighbors = watch::Sender::new(1);
+    lanes.open(slow.clone(), slow_queue, neighbors.subscribe()).await;
+    lanes.open(fast.clone(), fast_queue, neighbors.subscribe()).await;
 
     let commit = |event: &Event, origin: Origin| {
         let event = VerifiedEvent::from_store(event.json()).unwrap();
@@ -618,6 +621,21 @@ async fn a_stuck_topic_holds_up_nobody_and_loses_nothing() {
         assert_eq!(next(&mut fast_end).await, event.id);
     }
     assert!(slow_end.try_recv().is_err() && fast_end.try_recv().is_err(), "each went once");
+
+    // With nobody there, what has no room is left to the comparison with whoever comes.
+    neighbors.send_replace(0);
+    let unheard: Vec<_> = (0..600).map(|n| event(1, &format!("unheard {n}"))).collect();
+    unheard.iter().for_each(|event| commit(event, client()));
+    for event in &unheard {
+        assert_eq!(next(&mut fast_end).await, event.id, "here there was room");
+    }
+    neighbors.send_replace(1);
+    for event in &unheard[..64] {
+        assert_eq!(next(&mut slow_end).await, event.id);
+    }
+    let news = event(1, "for those who came");
+    commit(&news, client());
+    assert_eq!(next(&mut slow_end).await, news.id);
     tasks.stop(Duration::from_secs(1)).await;
 }
 

@@ -50,7 +50,7 @@ impl Lookup for Nothing {
         Ok(AuthorHeld::default())
     }
 
-    fn count(
+    fn how_many(
         &self,
         _: &[PublicKey],
         _: &[u16],

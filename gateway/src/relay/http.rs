@@ -32,7 +32,7 @@ use super::{
     session::{self, Visitor},
 };
 use crate::{
-    pipeline::{Scope, SharedViewer, Viewer, Visit},
+    pipeline::{Scope, SharedViewer, Visit},
     protocol::{Reason, TopicName},
     tasks::Tasks,
 };
@@ -137,8 +137,7 @@ fn upgrade(
             Err(reason) => return too_many(&relay, "connections", &reason),
         }
     };
-    let viewer = Viewer::new(Default::default(), trusted, &relay.private);
-    let viewer: SharedViewer = Arc::new(Arc::new(viewer).into());
+    let viewer = SharedViewer::new(trusted, &relay.private);
     // Whoever blocks the address now finds it listed; whoever did so before is found here.
     let listed = relay.connections.list(connection, client.address, viewer.clone());
     if relay.moderation.blocks(client.address) {

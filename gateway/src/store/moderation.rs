@@ -1,17 +1,11 @@
 //! The operator's rules on disk.
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{path::Path, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use sqlx::SqliteConnection;
 
-use super::{gone::BANNED, rare::RareTables};
+use super::{gone::BANNED, memory::Memory, rare::RareTables};
 use crate::{
     pipeline::{
         StoreError,
@@ -23,14 +17,13 @@ use crate::{
 /// The table `moderation` of `gateway.db`.
 pub struct ModerationTable {
     tables: RareTables,
-    /// See [`super::memory::Memory::gone_changes`].
-    gone_changes: Arc<AtomicU64>,
+    memory: Arc<Memory>,
 }
 
 impl ModerationTable {
     /// In the data directory of a store that is open: opening it made the table.
-    pub(super) fn new(data_dir: &Path, gone_changes: Arc<AtomicU64>) -> Self {
-        Self { tables: RareTables::new(data_dir), gone_changes }
+    pub(super) fn new(data_dir: &Path, memory: Arc<Memory>) -> Self {
+        Self { tables: RareTables::new(data_dir), memory }
     }
 
     async fn read(&self) -> Result<Vec<Stored>, StoreError> {
@@ -39,9 +32,12 @@ impl ModerationTable {
     }
 
     async fn write(&self, change: Change) -> Result<(), StoreError> {
+        let is_again = !brings_back(&change).is_empty();
         let written = self.tables.change(|c| Box::pin(write(c, change)));
         written.await?;
-        self.gone_changes.fetch_add(1, Ordering::Relaxed);
+        if is_again {
+            self.memory.versions.raise_all();
+        }
         Ok(())
     }
 }

@@ -289,7 +289,7 @@ impl Membership {
         }
         let (swarm, queue) = self.shared.join_private(&circle, first);
         // Before anything can be committed for the topic: the log is followed from there on.
-        self.lanes.open(name, queue).await;
+        self.lanes.open(name, queue, swarm.state.count()).await;
         self.circles.insert(&circle);
         self.swarms.insert(swarm);
     }

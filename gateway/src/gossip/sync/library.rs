@@ -254,11 +254,11 @@ impl Library {
         }
     }
 
-    /// What stands for all that is held or gone here.
-    pub fn state(&self) -> [u8; 16] {
+    /// What stands for all that is held of a topic, or gone from it, here.
+    pub fn state(&self, topic: &TopicName) -> [u8; 16] {
         let mut state = [0; 16];
         state[..8].copy_from_slice(&self.instance.to_be_bytes());
-        state[8..].copy_from_slice(&self.start.reader.version().to_be_bytes());
+        state[8..].copy_from_slice(&self.start.reader.version(topic).to_be_bytes());
         state
     }
 

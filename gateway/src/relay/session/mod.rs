@@ -116,7 +116,6 @@ pub(super) async fn run(
         out: Outbox::new(socket),
         origin: Origin::Client { connection, address, viewer: viewer.load_full() },
         here,
-        trusted,
         viewer,
         rates,
         auth: None,
@@ -149,8 +148,7 @@ struct Session {
     out: Outbox,
     origin: Origin,
     here: Option<SocketAddr>,
-    trusted: bool,
-    /// What this connection may see: one for all its subscriptions, exchanged by AUTH.
+    /// What this connection may see: one for all its subscriptions.
     viewer: SharedViewer,
     rates: Option<Arc<ClientRates>>,
     auth: Option<Box<Auth>>,

@@ -347,16 +347,33 @@ impl RawClient {
 
     /// Waits until the relay closes the connection. Returns the close code, if it sent one.
     pub async fn closed(&mut self) -> Option<u16> {
+        self.farewell().await.1.map(|(code, _)| code)
+    }
+
+    /// Waits until the relay closes the connection. Returns its notices until then, and the code and
+    /// reason of its close frame, if it sent one.
+    pub async fn farewell(&mut self) -> (Vec<String>, Option<(u16, String)>) {
+        let mut notices = Vec::new();
         let closing = async {
             loop {
                 match self.socket.next().await {
-                    Some(Ok(Message::Close(frame))) => return frame.map(|f| f.code.into()),
+                    Some(Ok(Message::Close(frame))) => {
+                        return frame.map(|f| (f.code.into(), f.reason.as_str().to_owned()));
+                    }
+                    Some(Ok(Message::Text(text))) => {
+                        let message: Value = serde_json::from_str(&text).unwrap();
+                        if message[0] == "NOTICE" {
+                            notices.push(message[1].as_str().unwrap().to_owned());
+                        }
+                    }
                     Some(Ok(_)) => {}
                     Some(Err(_)) | None => return None,
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, closing).await.expect("the relay closes the connection")
+        let closed = tokio::time::timeout(PATIENCE, closing).await;
+        let closed = closed.expect("the relay closes the connection");
+        (notices, closed)
     }
 
     async fn read_text(&mut self) -> Option<String> {

@@ -36,6 +36,9 @@ pub enum Command {
     },
     TopicLeave {
         name: TopicName,
+        /// Also if the topic's admin key is here: it is forgotten then.
+        #[serde(default)]
+        forget_admin_key: bool,
     },
     /// Makes an invite to a private topic.
     TopicInvite {
@@ -54,6 +57,14 @@ pub enum Command {
         #[serde(default)]
         grace_s: Option<u64>,
     },
+    /// Tells the admin's key of a private topic.
+    TopicExportAdmin {
+        name: TopicName,
+    },
+    /// Makes this gateway one more of the admin's.
+    TopicImportAdmin {
+        key: AdminKeyText,
+    },
     /// Reconciles with all neighbors now.
     TopicSync {
         name: TopicName,
@@ -71,6 +82,17 @@ impl fmt::Debug for NameOrInvite {
     }
 }
 
+/// A topic's admin key as `topic export-admin` prints it, which nobody else is to see.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AdminKeyText(pub String);
+
+impl fmt::Debug for AdminKeyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
 /// Why a command was not carried out, and what is to blame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -81,8 +103,6 @@ pub enum Cause {
     Unknown,
     /// The gateway's state or configuration.
     Refused,
-    /// This version cannot do it.
-    NotBuilt,
     /// Something that should have worked.
     Failed,
 }
@@ -152,7 +172,11 @@ mod tests {
         let join = read(r#"{"command":"topic_join","topic":"cats"}"#).unwrap();
         assert_eq!(join, Command::TopicJoin { topic: NameOrInvite("cats".into()) });
         assert!(!format!("{join:?}").contains("cats"), "an invite is a secret");
+        let import = read(r#"{"command":"topic_import_admin","key":"a secret"}"#).unwrap();
+        assert!(!format!("{import:?}").contains("secret"));
         let name = TopicName::new("cats").unwrap();
+        let leave = read(r#"{"command":"topic_leave","name":"cats"}"#).unwrap();
+        assert_eq!(leave, Command::TopicLeave { name: name.clone(), forget_admin_key: false });
         let rotate = read(r#"{"command":"topic_rotate","name":"cats"}"#).unwrap();
         assert_eq!(rotate, Command::TopicRotate { name, exclude: Vec::new(), grace_s: None });
         for wrong in [

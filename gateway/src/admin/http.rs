@@ -85,7 +85,6 @@ pub(super) fn refused(refusal: &Refusal) -> Answer {
         Cause::Wrong => StatusCode::BAD_REQUEST,
         Cause::Unknown => StatusCode::NOT_FOUND,
         Cause::Refused => StatusCode::CONFLICT,
-        Cause::NotBuilt => StatusCode::NOT_IMPLEMENTED,
         Cause::Failed => StatusCode::INTERNAL_SERVER_ERROR,
     };
     whole(code, "application/json", refusal.json().to_string())

@@ -12,14 +12,17 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::{
-    admin::api::{Cause, Command, Control, Line, NameOrInvite, Refusal, Reply},
+    admin::api::{AdminKeyText, Cause, Command, Control, Line, NameOrInvite, Refusal, Reply},
     gossip::{
         Gossip, Joining, PeerStatus, TopicError,
         config::{DiscoveryConfig, EndpointConfig},
     },
     pipeline::HowJoined,
     plugins::PluginChain,
-    protocol::{TopicName, private::invite::Joinable},
+    protocol::{
+        TopicName,
+        private::{admin_key::AdminKey, invite::Joinable},
+    },
     store::Store,
     upstream::Stream,
 };
@@ -100,8 +103,8 @@ impl Commands {
                 }
                 Err(error) => return Err(Refusal::new(Cause::Wrong, error)),
             },
-            Command::TopicLeave { name } => {
-                membership.leave(&name).await.map_err(refusal)?;
+            Command::TopicLeave { name, forget_admin_key } => {
+                membership.leave(&name, forget_admin_key).await.map_err(refusal)?;
                 json!({ "name": name })
             }
             Command::TopicInvite { name, once } => {
@@ -113,6 +116,17 @@ impl Commands {
                 self.topic(&name)?;
                 membership.rotate(&name, &exclude, grace_s).await.map_err(refusal)?;
                 json!({ "name": name })
+            }
+            Command::TopicExportAdmin { name } => {
+                let key = membership.export_admin(&name).map_err(refusal)?;
+                json!({ "name": name, "admin_key": *key })
+            }
+            Command::TopicImportAdmin { key: AdminKeyText(text) } => {
+                let key = AdminKey::parse(&text);
+                let key = key.map_err(|error| Refusal::new(Cause::Wrong, error))?;
+                let name = key.name.clone();
+                let already = membership.import_admin(key).await.map_err(refusal)?;
+                json!({ "name": name, "already": already == Joining::Already })
             }
             Command::TopicSync { name } => return self.sync(&name),
         };
@@ -234,8 +248,11 @@ fn refusal(error: TopicError) -> Refusal {
         | TopicError::Refused(_)
         | TopicError::TooMany
         | TopicError::TooManyVisits
-        | TopicError::TooManyWatch
         | TopicError::NotForVisits(_)
+        | TopicError::CannotSync(_)
+        | TopicError::LeftByCommand(_)
+        | TopicError::AdminKeyHere
+        | TopicError::SecretHere
         | TopicError::Stopping => Cause::Refused,
     };
     Refusal::new(cause, error)

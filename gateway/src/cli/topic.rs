@@ -14,12 +14,19 @@ use super::{
     text::{list, number, text},
 };
 use crate::{
-    admin::api::{Command, NameOrInvite},
+    admin::api::{AdminKeyText, Command, NameOrInvite},
     protocol::{
         TopicName,
-        private::invite::{Joinable, JoinableError, is_meant_as_invite},
+        private::{
+            admin_key::AdminKey,
+            invite::{Joinable, JoinableError, is_meant_as_invite},
+        },
     },
 };
+
+/// Said beside an admin key, where it is not taken for a part of it.
+const KEEP_SECRET: &str = "Keep this to yourself: whoever has it decides who is in the topic, for \
+                           good. On another member, `nostr-gateway topic import-admin -` reads it.";
 
 #[derive(Debug, Args)]
 pub struct TopicArgs {
@@ -49,7 +56,17 @@ pub enum TopicCommand {
         output: Output,
     },
     /// Leave a topic; what it brought stays stored
-    Leave(Topic),
+    ///
+    /// No visit brings it back (topics.join_on_visit), until it is joined by command or the gateway is
+    /// restarted.
+    Leave {
+        #[command(flatten)]
+        topic: Topic,
+        /// Leave a private topic also if its admin key is here. Without that key nobody can invite
+        /// anybody, leave anybody out or change the secret any more; export-admin prints it
+        #[arg(long)]
+        forget_admin_key: bool,
+    },
     /// Show the topics that the gateway is in, and how each is doing
     List(Output),
     /// Show all that is known of one topic
@@ -75,6 +92,19 @@ pub enum TopicCommand {
         #[arg(long, value_name = "TIME", value_parser = grace)]
         grace: Option<u64>,
     },
+    /// Print the admin key of a private topic, to keep it or to take it to another gateway
+    ///
+    /// Whoever has it decides who is in the topic, and that cannot be taken back.
+    ExportAdmin(Topic),
+    /// Take in the admin key of a private topic that this gateway is in
+    ImportAdmin {
+        /// What export-admin printed; - reads it from the standard input, where nobody else on this
+        /// machine sees it
+        #[arg(value_name = "ADMIN-KEY")]
+        key: String,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Reconcile a topic with all neighbors now
     Sync(Topic),
 }
@@ -89,7 +119,7 @@ pub struct Topic {
 
 fn name(text: &str) -> Result<TopicName, String> {
     if is_meant_as_invite(text) {
-        return Err("this is an invite; `topic join` takes it".to_owned());
+        return Err("this is an invite or an admin key, and no topic's name".to_owned());
     }
     TopicName::new(text).map_err(|error| error.to_string())
 }
@@ -121,7 +151,9 @@ pub(super) fn run(args: TopicArgs, places: Places) -> ExitCode {
                 return ExitCode::from(USAGE);
             }
         },
-        TopicCommand::Leave(Topic { name, output }) => (Command::TopicLeave { name }, output),
+        TopicCommand::Leave { topic: Topic { name, output }, forget_admin_key } => {
+            (Command::TopicLeave { name, forget_admin_key }, output)
+        }
         TopicCommand::List(output) => (Command::TopicList, output),
         TopicCommand::Show(Topic { name, output }) => (Command::TopicShow { name }, output),
         TopicCommand::Peers(Topic { name, output }) => (Command::TopicPeers { name }, output),
@@ -131,6 +163,16 @@ pub(super) fn run(args: TopicArgs, places: Places) -> ExitCode {
         TopicCommand::Rotate { topic: Topic { name, output }, exclude, grace } => {
             (Command::TopicRotate { name, exclude, grace_s: grace }, output)
         }
+        TopicCommand::ExportAdmin(Topic { name, output }) => {
+            (Command::TopicExportAdmin { name }, output)
+        }
+        TopicCommand::ImportAdmin { key, output } => match admin_key(key) {
+            Ok(key) => (Command::TopicImportAdmin { key: AdminKeyText(key) }, output),
+            Err(why) => {
+                eprintln!("{why}");
+                return ExitCode::from(USAGE);
+            }
+        },
         TopicCommand::Sync(Topic { name, output }) => (Command::TopicSync { name }, output),
     };
     let data_dir = match control::data_dir(places) {
@@ -143,6 +185,9 @@ pub(super) fn run(args: TopicArgs, places: Places) -> ExitCode {
     };
     match control::ask(&data_dir, &command, progress) {
         Ok(answer) => {
+            if matches!(command, Command::TopicExportAdmin { .. }) {
+                eprintln!("{KEEP_SECRET}");
+            }
             let said = if output.json { format!("{answer}\n") } else { said(&command, &answer) };
             let printed = print(&said);
             let is_sync = matches!(command, Command::TopicSync { .. });
@@ -155,17 +200,26 @@ pub(super) fn run(args: TopicArgs, places: Places) -> ExitCode {
     }
 }
 
-/// Reads it from the standard input for `-`, and refuses what is neither.
+/// The argument, or for `-` the standard input.
+fn given_or_read(given: String) -> Result<String, String> {
+    if given != "-" {
+        return Ok(given);
+    }
+    let mut text = String::new();
+    let read = io::stdin().lock().take(64 * 1024).read_to_string(&mut text);
+    read.map_err(|error| format!("cannot read the standard input: {error}"))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Refuses what is none, before anybody is asked.
+fn admin_key(given: String) -> Result<String, String> {
+    let text = given_or_read(given)?;
+    AdminKey::parse(&text).map(|_| text).map_err(|error| error.to_string())
+}
+
+/// Refuses what is neither.
 fn name_or_invite(given: String) -> Result<String, String> {
-    let text = match given.as_str() {
-        "-" => {
-            let mut text = String::new();
-            let read = io::stdin().lock().take(64 * 1024).read_to_string(&mut text);
-            read.map_err(|error| format!("cannot read the standard input: {error}"))?;
-            text.trim().to_owned()
-        }
-        _ => given,
-    };
+    let text = given_or_read(given)?;
     match Joinable::parse(&text) {
         Ok(_) => Ok(text),
         Err(JoinableError::Name(error)) => {
@@ -204,6 +258,11 @@ fn said(command: &Command, answer: &Value) -> String {
         Command::TopicLeave { .. } => format!("left {name}\n"),
         Command::TopicInvite { .. } => format!("{}\n", text(&answer["invite"])),
         Command::TopicRotate { .. } => format!("{name} has a new secret\n"),
+        Command::TopicExportAdmin { .. } => format!("{}\n", text(&answer["admin_key"])),
+        Command::TopicImportAdmin { .. } => match answer["already"].as_bool() {
+            Some(true) => format!("the admin key of {name} is here already\n"),
+            _ => format!("this gateway is an admin of {name} now\n"),
+        },
         Command::TopicSync { .. } => reconciled(&name, &answer["result"]),
         Command::Status | Command::Peers | Command::Doctor => format!("{answer}\n"),
     }
@@ -354,6 +413,10 @@ mod tests {
         let error = name_or_invite("x y ".repeat(50)).unwrap_err();
         assert!(error.contains("128 bytes"), "{error}");
         assert!(name("ngw1whatever").is_err());
+        for wrong in ["den", "ngwadmin1qqqq"] {
+            let error = admin_key(wrong.to_owned()).unwrap_err();
+            assert!(error.contains("mistyped") && !error.contains(wrong), "{error}");
+        }
     }
 
     #[test]

@@ -19,7 +19,6 @@ use super::{
     local::LocalPeers,
     pace::{self, Choice},
     record::{RecordKeys, Sighting},
-    remembered::{Asked, Remembered},
     state::{FoundBy, Step, TopicState},
 };
 use crate::{
@@ -41,8 +40,6 @@ pub struct Discovery {
     pub config: Arc<DiscoveryConfig>,
     pub dht: Option<SharedDht>,
     pub configured: Arc<[EndpointId]>,
-    /// `None` for private topics: those have their members.
-    pub remembered: Option<Remembered>,
     pub local: Option<LocalPeers>,
     pub state: Arc<TopicState>,
     /// To the topic, which joins whom we find. When it is full, we find them again.
@@ -54,13 +51,7 @@ impl Discovery {
     /// Looks for neighbors until shutdown.
     pub async fn run(self, token: CancellationToken) {
         let steps = async {
-            tokio::join!(
-                self.meet_configured(),
-                self.meet_remembered(),
-                self.remember(),
-                self.meet_local(),
-                self.use_dht(&token),
-            );
+            tokio::join!(self.meet_configured(), self.meet_local(), self.use_dht(&token),);
         };
         token.run_until_cancelled(steps).await;
     }
@@ -77,35 +68,6 @@ impl Discovery {
                 self.state.step(Step::Configured, began, Ok(format!("asked {count}")));
             }
             self.rest().await;
-        }
-    }
-
-    /// The neighbors of earlier times: at start, and again while there are few.
-    async fn meet_remembered(&self) {
-        let Some(remembered) = &self.remembered else { return };
-        let began = Instant::now();
-        if let Err(error) = remembered.recall().await {
-            tracing::warn!(%error, "cannot read who was reached before");
-            self.state.step(Step::Remembered, began, Err(error.to_string()));
-        }
-        let mut asked = Asked::default();
-        loop {
-            let began = Instant::now();
-            if self.has_few() {
-                let due = asked.due(remembered.choice(), &self.state.neighbors());
-                if !due.is_empty() {
-                    let count = self.join(due, FoundBy::Remembered);
-                    self.state.step(Step::Remembered, began, Ok(format!("asked {count}")));
-                }
-                remembered.missed(asked.missed()).await;
-            }
-            self.rest().await;
-        }
-    }
-
-    async fn remember(&self) {
-        if let Some(remembered) = &self.remembered {
-            match remembered.keep().await {}
         }
     }
 
@@ -284,15 +246,8 @@ impl Discovery {
         self.join(pace::known(self.id, &neighbors, peers, &mut rand::rng()), by)
     }
 
-    /// Asks the topic to join those that are not neighbors yet. Returns how many.
     fn join(&self, peers: impl IntoIterator<Item = EndpointId>, by: FoundBy) -> usize {
-        let new = pace::strangers(self.id, &self.state.neighbors(), peers);
-        new.iter().for_each(|peer| self.state.found(*peer, by));
-        let count = new.len();
-        if count > 0 {
-            let _ = self.join.try_send(new);
-        }
-        count
+        ask(self.id, &self.state, &self.join, peers, by)
     }
 
     fn neighbors(&self) -> usize {
@@ -303,24 +258,49 @@ impl Discovery {
         self.neighbors() < pace::FEW
     }
 
-    /// Waits for the next look, and not at all once the last neighbor is gone.
     async fn rest(&self) {
-        let mut count = self.state.count();
-        let now = *count.borrow();
-        let pause = pace::pause(now, self.state.alone_for());
-        tokio::select! {
-            () = tokio::time::sleep(pause + self.jitter()) => {}
-            _ = count.wait_for(|count| *count == 0), if now > 0 => {}
-        }
+        rest(&self.state, self.config.jitter_ms).await;
     }
 
     fn jitter(&self) -> Duration {
-        Duration::from_millis(rand::random_range(0..=self.config.jitter_ms))
+        jitter(self.config.jitter_ms)
     }
 
     fn timeout(&self) -> Duration {
         Duration::from_millis(self.config.timeout_ms)
     }
+}
+
+/// Asks the topic to join those that are not neighbors yet. Returns how many.
+pub fn ask(
+    me: EndpointId,
+    state: &TopicState,
+    join: &mpsc::Sender<Vec<EndpointId>>,
+    peers: impl IntoIterator<Item = EndpointId>,
+    by: FoundBy,
+) -> usize {
+    let new = pace::strangers(me, &state.neighbors(), peers);
+    new.iter().for_each(|peer| state.found(*peer, by));
+    let count = new.len();
+    if count > 0 {
+        let _ = join.try_send(new);
+    }
+    count
+}
+
+/// Waits for the next look, and not at all once the last neighbor is gone.
+pub async fn rest(state: &TopicState, jitter_ms: u64) {
+    let mut count = state.count();
+    let now = *count.borrow();
+    let pause = pace::pause(now, state.alone_for());
+    tokio::select! {
+        () = tokio::time::sleep(pause + jitter(jitter_ms)) => {}
+        _ = count.wait_for(|count| *count == 0), if now > 0 => {}
+    }
+}
+
+fn jitter(most_ms: u64) -> Duration {
+    Duration::from_millis(rand::random_range(0..=most_ms))
 }
 
 /// The slot of now: records are kept by the minute since the Unix epoch.

@@ -82,7 +82,12 @@ async fn put(secrets: &dyn SecretStore, key: SecretKey) -> Result<SecretKey, Gos
 fn read_file(path: &Path) -> Result<Option<SecretKey>, GossipError> {
     let text = match fs::read(path) {
         Ok(text) => Zeroizing::new(text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // But not a link to what is away.
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() =>
+        {
+            return Ok(None);
+        }
         Err(source) => {
             return Err(GossipError::KeyFile { path: path.into(), action: "read", source });
         }
@@ -207,6 +212,16 @@ mod tests {
         fs::remove_file(dir.path().join(FILE)).unwrap();
         let after = load_or_create(&secrets, dir.path()).await.unwrap();
         assert_eq!(after.to_bytes(), kept.to_bytes());
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_link_to_what_is_away_is_no_first_start() {
+        let (dir, secrets) = (tempfile::tempdir().unwrap(), Lasting::default());
+        std::os::unix::fs::symlink("/nowhere/key", dir.path().join(FILE)).unwrap();
+        let error = load_or_create(&secrets, dir.path()).await.unwrap_err().to_string();
+        assert!(error.contains(FILE), "{error}");
+        assert!(secrets.get(NAME).await.unwrap().is_none(), "no new identity was made");
     }
 
     #[tokio::test]

@@ -9,13 +9,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
+    left::LeftTopics,
     links::Links,
     net::Net,
     private::{CircleError, Circles},
     publisher::Lanes,
-    state::TopicPhase,
     swarms::{Swarm, Swarms},
-    sync::SyncProgress,
+    sync::{CannotSync, SyncProgress},
 };
 use crate::{
     clock::unix_now,
@@ -76,8 +76,26 @@ pub enum TopicError {
     Refused(#[from] Refusal),
     #[error("the secret could not be stored: {0}")]
     Secrets(#[from] SecretError),
-    #[error("many already watch this topic being reconciled; wait for one of them to end")]
-    TooManyWatch,
+    #[error(transparent)]
+    CannotSync(#[from] CannotSync),
+    #[error(
+        "the operator of this gateway left the topic {:?}; only `nostr-gateway topic join` joins it \
+         again",
+        .0.as_str()
+    )]
+    LeftByCommand(TopicName),
+    #[error(
+        "the admin key of this topic is here, and leaving would forget it: without it nobody can \
+         invite anybody, leave anybody out or change the secret any more. To keep it, write down what \
+         `nostr-gateway topic export-admin` prints, or take it to another member with `topic \
+         import-admin`; to leave without it, add --forget-admin-key"
+    )]
+    AdminKeyHere,
+    #[error(
+        "this topic could not be joined again, the log of the start tells why; but its secret is still \
+         here, and the topic's admin key may be in it. To leave without it, add --forget-admin-key"
+    )]
+    SecretHere,
     #[error("the gateway is stopping")]
     Stopping,
     #[error("the change could not be stored: {0}")]
@@ -89,6 +107,8 @@ impl From<CircleError> for TopicError {
         match error {
             CircleError::Secrets(error) => Self::Secrets(error),
             CircleError::Store(error) => Self::Store(error),
+            CircleError::AdminKeyHere => Self::AdminKeyHere,
+            CircleError::SecretHere => Self::SecretHere,
             CircleError::Stopping => Self::Stopping,
         }
     }
@@ -129,6 +149,7 @@ pub struct Membership {
     pub(super) visit_policy: Arc<dyn VisitPolicy>,
     /// One question to it at a time: visitors may be many.
     pub(super) asking: tokio::sync::Mutex<()>,
+    pub(super) left: LeftTopics,
     /// One change at a time: each is several steps.
     pub(super) changing: tokio::sync::Mutex<()>,
 }
@@ -180,21 +201,50 @@ impl Membership {
         self.whole(async move { own.join_now(name, how).await }).await
     }
 
-    /// Leaves a topic and tells its neighbors so. What it brought stays stored.
+    /// Leaves a topic and tells its neighbors so. What it brought stays stored. One that was not
+    /// joined again after the restart is left too.
     ///
     /// # Errors
-    /// When we are not in it, the configuration says that we are, or it cannot be stored.
-    pub async fn leave(self: &Arc<Self>, name: &TopicName) -> Result<(), TopicError> {
+    /// When we are not in it, the configuration says that we are, it cannot be stored, or the topic's
+    /// admin key would be gone and `forget_admin_key` does not say that it may.
+    pub async fn leave(
+        self: &Arc<Self>,
+        name: &TopicName,
+        forget_admin_key: bool,
+    ) -> Result<(), TopicError> {
         let (own, name) = (self.clone(), name.clone());
         self.whole(async move {
             let _changing = own.changing.lock().await;
-            match own.circle(&name) {
-                Ok(circle) => own.leave_private(&circle).await,
-                Err(_) if own.private.contains(&name) => Err(TopicError::Private(name)),
-                Err(_) => own.leave_now(&name, |_| true).await.map(drop),
+            match own.swarms.get(&name) {
+                Some(swarm) => match swarm.state.circle() {
+                    Some(circle) => return own.leave_private(circle, forget_admin_key).await,
+                    None => own.leave_now(&name, |_| true).await.map(drop)?,
+                },
+                None => own.leave_absent(&name, forget_admin_key).await?,
             }
+            own.left.insert(name);
+            Ok(())
         })
         .await
+    }
+
+    /// Sees to it that a topic of the last run that could not be joined again stays away. Whoever
+    /// calls has the lock.
+    async fn leave_absent(
+        &self,
+        name: &TopicName,
+        forget_admin_key: bool,
+    ) -> Result<(), TopicError> {
+        let private = self.leave_absent_private(name, forget_admin_key).await?;
+        let public = self.store.forget(name.clone()).await?;
+        if !private && !public {
+            return Err(match self.private.contains(name) {
+                true => TopicError::Private(name.clone()),
+                false => TopicError::NotJoined(name.clone()),
+            });
+        }
+        tracing::info!(topic = %name, "left a topic that was not joined again");
+        Ok(())
     }
 
     /// Makes a change to its end, also when whoever asked for it goes away in the middle.
@@ -211,6 +261,9 @@ impl Membership {
 
     async fn join_now(&self, name: TopicName, how: HowJoined) -> Result<Joining, TopicError> {
         let _changing = self.changing.lock().await;
+        if how == HowJoined::Visit && self.left.contains(&name) {
+            return Err(TopicError::LeftByCommand(name));
+        }
         if let Some(swarm) = self.swarms.get(&name) {
             if (swarm.how, how) == (HowJoined::Visit, HowJoined::Command) {
                 self.keep(&name, how, swarm.joined_at).await?;
@@ -230,6 +283,7 @@ impl Membership {
         let now = unix_now();
         self.keep(&name, how, now).await?;
         tracing::info!(topic = %name, how = how.name(), "joining a topic");
+        self.left.remove(&name);
         self.enter(name, how, now).await;
         Ok(Joining::Joined)
     }
@@ -237,12 +291,12 @@ impl Membership {
     /// Reconciles a topic with all neighbors now. The answer tells how it goes, and ends with it.
     ///
     /// # Errors
-    /// When the topic is not joined, or too many watch a reconciliation of it.
+    /// When the topic is not joined, nothing is reconciled in it, or too many watch.
     pub fn sync(&self, name: &TopicName) -> Result<watch::Receiver<SyncProgress>, TopicError> {
         if self.swarms.get(name).is_none() {
             return Err(TopicError::NotJoined(name.clone()));
         }
-        self.shared.library.sync_now(name).ok_or(TopicError::TooManyWatch)
+        Ok(self.shared.library.sync_now(name)?)
     }
 
     /// Leaves it if this still holds. Whoever calls has the lock.
@@ -273,8 +327,7 @@ impl Membership {
             tracing::warn!(topic = %name, "some tasks of the topic did not end in time");
         }
         self.lanes.close(name.clone()).await;
-        let states = TopicPhase::ALL.map(TopicPhase::name);
-        self.shared.metrics.forget_topic(name.as_str(), &states);
+        swarm.state.over();
         tracing::info!(topic = %name, "left a topic");
     }
 
@@ -296,7 +349,7 @@ impl Membership {
     async fn enter(&self, name: TopicName, how: HowJoined, joined_at: u64) {
         let (swarm, queue) = self.shared.join(&name, how, joined_at);
         // Before anything can be committed for the topic: the log is followed from there on.
-        self.lanes.open(name.clone(), queue).await;
+        self.lanes.open(name.clone(), queue, swarm.state.count()).await;
         self.swarms.insert(swarm);
         self.joined.insert(name);
     }

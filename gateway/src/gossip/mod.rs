@@ -13,11 +13,13 @@ pub mod config;
 mod dht;
 mod discovery;
 mod door;
+mod earlier;
 mod endpoint;
 mod error;
 mod fetch;
 mod identity;
 mod joiner;
+mod left;
 mod links;
 mod local;
 mod membership;
@@ -61,8 +63,10 @@ use self::{
     config::{DiscoveryConfig, EndpointConfig, SyncConfig},
     dht::SharedDht,
     discovery::Discovery,
+    earlier::Earlier,
     fetch::{Connections, Puller, SyncServer, trust::Trust},
     joiner::{Knocker, Unanswered},
+    left::LeftTopics,
     links::Links,
     local::LocalPeers,
     net::{Keeper, Net, Plan},
@@ -269,6 +273,7 @@ impl Gossip {
             visits: start.visits,
             visit_policy: start.visit_policy,
             asking: tokio::sync::Mutex::default(),
+            left: LeftTopics::default(),
             changing: tokio::sync::Mutex::default(),
         });
         membership.start().await?;
@@ -334,7 +339,8 @@ impl Gossip {
 
     /// Brings the figures up to date that nobody counts as they change.
     pub fn measure(&self) {
-        for swarm in self.membership.swarms.all() {
+        // In one go with the list: a topic that is left meanwhile is forgotten after it.
+        self.membership.swarms.each(|swarm| {
             let now = swarm.state.phase();
             for phase in TopicPhase::ALL {
                 let labels =
@@ -342,7 +348,7 @@ impl Gossip {
                 let gauge = self.metrics.topic_state.get_or_create_owned(&labels);
                 gauge.set(i64::from(phase == now));
             }
-        }
+        });
     }
 
     /// What does not work at the moment and is being replaced, if anything. For health checks.
@@ -449,16 +455,11 @@ impl Shared {
             dht: self.dht.clone(),
             configured: self.configured.clone(),
             local: self.local.clone(),
-            remembered: Some(Remembered::new(
-                self.peers.clone(),
-                state.clone(),
-                self.links.clone(),
-                self.hints.clone(),
-            )),
             state: state.clone(),
             join: join.clone(),
             metrics: self.metrics.clone(),
         };
+        let earlier = self.earlier(&state, &join);
         let (desk, calls) = self.library.open(state.clone(), retell);
         let sync = TopicSync { library: self.library.clone(), desk };
         let tasks = self.tasks.child();
@@ -467,8 +468,21 @@ impl Shared {
         tasks.spawn("topic", topic.run(token()).instrument(span.clone()));
         tasks.spawn("fetch", puller.run(announcements, token()).instrument(span.clone()));
         tasks.spawn("sync", sync.run(calls, token()).instrument(span.clone()));
-        tasks.spawn("discovery", discovery.run(token()).instrument(span));
+        tasks.spawn("discovery", discovery.run(token()).instrument(span.clone()));
+        tasks.spawn("remembered", earlier.run(token()).instrument(span));
         (Swarm { state, join, how, joined_at, tasks }, queue)
+    }
+
+    /// What asks the neighbors of earlier runs, and remembers those of now.
+    fn earlier(&self, state: &Arc<TopicState>, join: &mpsc::Sender<Vec<EndpointId>>) -> Earlier {
+        let (peers, links, hints) = (self.peers.clone(), self.links.clone(), self.hints.clone());
+        Earlier {
+            id: self.id,
+            config: self.config.clone(),
+            remembered: Remembered::new(peers, state.clone(), links, hints),
+            state: state.clone(),
+            join: join.clone(),
+        }
     }
 
     /// Starts the tasks of a private topic. `first` is where the holder of an invite begins.
@@ -528,7 +542,9 @@ impl Shared {
         let span = tracing::info_span!("topic", name = %state.name());
         tasks.spawn("private topic", tender.run(token()).instrument(span.clone()));
         tasks.spawn("fetch", puller.run(announcements, token()).instrument(span.clone()));
-        tasks.spawn("sync", sync.run(calls, token()).instrument(span));
+        tasks.spawn("sync", sync.run(calls, token()).instrument(span.clone()));
+        let earlier = self.earlier(&state, &meet);
+        tasks.spawn("remembered", earlier.run(token()).instrument(span));
         let (how, joined_at) = (HowJoined::Command, circle.keep().joined_at());
         (Swarm { state, join: meet, how, joined_at, tasks }, queue)
     }

@@ -1,6 +1,8 @@
 //! What a topic says: a bounded queue, a rate and a time limit in front of `broadcast`.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+mod lineup;
+
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use iroh_gossip::api::{ApiError, GossipSender};
@@ -9,13 +11,16 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use self::lineup::COLLECT;
+pub use self::lineup::Lineup;
+
 use super::state::TopicState;
 use crate::{
     clock::unix_now,
     metrics::{CauseLabels, Metrics, TopicLabels},
     protocol::{
         Event,
-        frame::{self, MAX_ANNOUNCED, MAX_GOSSIP_BYTES},
+        frame::MAX_GOSSIP_BYTES,
         kinds,
         private::seal::{MAX_SEALABLE_BYTES, Sealer},
     },
@@ -23,17 +28,6 @@ use crate::{
 
 /// The bound of the queue to a topic. When it is full the publisher goes on from the log later.
 pub const QUEUE: usize = 512;
-
-/// With more events than this waiting, the topic is under load: ids go out instead of events.
-const QUIET: usize = 16;
-
-/// Frames per second, and how many may go out at once before that counts. A tenth of what a swarm
-/// of ten carried without loss.
-const RATE: f64 = 500.0;
-const BURST: f64 = 64.0;
-
-/// Events that wait to go whole for the neighbors that cannot fetch; beyond that the log waits.
-const WHOLE_TOO: usize = 4_096;
 
 /// How long one broadcast may take before gossip counts as wedged.
 const BROADCAST: Duration = Duration::from_secs(5);
@@ -70,12 +64,6 @@ impl Outgoing {
     }
 }
 
-/// What goes out as one message.
-enum Frame {
-    Whole(Outgoing),
-    Ids(Bytes),
-}
-
 /// Why sending ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -105,6 +93,8 @@ pub struct Outbound {
     /// Events that were announced to us, for neighbors that only know whole ones.
     retold: mpsc::Receiver<Outgoing>,
     lineup: Lineup,
+    /// When events were taken off the queues last.
+    taken: Instant,
     /// In a private topic: that of the epoch to publish in.
     seal: Option<Sealer>,
     state: Arc<TopicState>,
@@ -118,7 +108,9 @@ impl Outbound {
         state: Arc<TopicState>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { queue, retold, lineup: Lineup::new(Instant::now()), seal: None, state, metrics }
+        let now = Instant::now();
+        let (lineup, seal) = (Lineup::new(now), None);
+        Self { queue, retold, lineup, taken: now, seal, state, metrics }
     }
 
     /// From here on seals what goes out, and sends when there are neighbors in the swarm of this
@@ -131,6 +123,8 @@ impl Outbound {
     /// Sends until gossip fails. Can be dropped at any point without losing a frame.
     pub async fn run(&mut self, mouth: &impl Mouth) -> Ended {
         let labels = TopicLabels { topic: self.state.name().to_string() };
+        // Made once: a frame that is sent when the topic has just been left must not bring it back.
+        let sent = self.metrics.frames_sent.get_or_create_owned(&labels);
         let mut neighbors = self.state.count();
         loop {
             // With nobody there a broadcast is lost. The log keeps the events for the first to come.
@@ -148,7 +142,7 @@ impl Outbound {
             match timeout(BROADCAST, mouth.say(bytes)).await {
                 Ok(Ok(())) => {
                     self.lineup.sent(Instant::now());
-                    self.metrics.frames_sent.get_or_create(&labels).inc();
+                    sent.inc();
                 }
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "gossip closed the topic");
@@ -165,6 +159,15 @@ impl Outbound {
 
     /// Turns all events that wait into frames; waits for the first if there is nothing else to do.
     async fn take(&mut self, wait: bool) {
+        if self.lineup.is_loaded() {
+            let enough = self.taken + COLLECT;
+            if wait {
+                // They stay in the queues meanwhile.
+                tokio::time::sleep_until(enough).await;
+            } else if Instant::now() < enough {
+                return;
+            }
+        }
         // Whoever is in a private topic has our own protocol.
         let deaf = self.seal.is_none() && self.state.has_deaf_neighbor();
         let most = self.lineup.turn_to(deaf);
@@ -186,10 +189,11 @@ impl Outbound {
         {
             retold.push(next);
         }
+        self.taken = Instant::now();
         let metrics = &self.metrics;
         let longest = if self.seal.is_some() { MAX_SEALABLE_BYTES } else { MAX_GOSSIP_BYTES };
         let dropped = |cause| dropped(metrics, cause);
-        self.lineup.add(batch, longest, Instant::now(), unix_now(), dropped);
+        self.lineup.add(batch, longest, self.taken, unix_now(), dropped);
         self.lineup.retell(retold);
     }
 
@@ -222,212 +226,16 @@ fn dropped(metrics: &Metrics, cause: &'static str) {
     metrics.frames_dropped.get_or_create(&CauseLabels { cause }).inc();
 }
 
-/// The frames that wait, in order, and when the next may go. Decides only; whoever asks has the clock
-/// and does the sending. `dropped` hears why something was left out.
-pub struct Lineup {
-    frames: VecDeque<Frame>,
-    /// Events whose ids were told already. They go out whole after all other frames, for the
-    /// neighbors that cannot fetch.
-    whole_too: VecDeque<Outgoing>,
-    /// There is such a neighbor.
-    deaf: bool,
-    /// Where the frame stands that [`Self::next`] gave last.
-    line: Line,
-    pace: Pace,
-}
-
-impl Lineup {
-    pub fn new(now: Instant) -> Self {
-        let (frames, whole_too) = (VecDeque::new(), VecDeque::new());
-        Self { frames, whole_too, deaf: false, line: Line::Frames, pace: Pace::new(now) }
-    }
-
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.frames.is_empty() && self.whole_too.is_empty()
-    }
-
-    /// Whether something waits for everybody.
-    pub fn has_frames(&self) -> bool {
-        !self.frames.is_empty()
-    }
-
-    /// From here on, whether a neighbor can fetch nothing. Returns for how many events there is room.
-    pub fn turn_to(&mut self, deaf: bool) -> usize {
-        self.deaf = deaf;
-        if !deaf {
-            self.whole_too.clear();
-        }
-        let room = WHOLE_TOO.saturating_sub(self.whole_too.len());
-        if deaf { room.min(QUEUE) } else { QUEUE }
-    }
-
-    /// Plans the frames for all events that wait; none is longer than `longest` bytes.
-    pub fn add(
-        &mut self,
-        mut batch: Vec<Outgoing>,
-        longest: usize,
-        now: Instant,
-        unix: u64,
-        mut dropped: impl FnMut(&'static str),
-    ) {
-        batch.retain(|event| event.is_due(now, unix, &mut dropped));
-        let plan = plan(batch, longest, self.deaf);
-        (0..plan.too_long).for_each(|_| dropped("ephemeral too long"));
-        self.frames.extend(plan.frames);
-        self.whole_too.extend(plan.whole_too);
-    }
-
-    /// Adds events that others announced, for the neighbors that cannot fetch.
-    fn retell(&mut self, events: Vec<Outgoing>) {
-        if self.deaf {
-            self.whole_too.extend(events);
-        }
-    }
-
-    /// The first frame that may still go out, and when. It stays in its place until [`Self::sent`].
-    pub fn next(
-        &mut self,
-        now: Instant,
-        unix: u64,
-        mut dropped: impl FnMut(&'static str),
-    ) -> Option<(Bytes, Instant)> {
-        while let Some(frame) = self.frames.front() {
-            self.line = Line::Frames;
-            match frame {
-                Frame::Ids(bytes) => return Some((bytes.clone(), self.pace.next(now))),
-                // Planned frames wait too, for the pace or the next neighbor.
-                Frame::Whole(event) if event.is_due(now, unix, &mut dropped) => {
-                    return Some((whole(event), self.pace.next(now)));
-                }
-                Frame::Whole(_) => {}
-            }
-            self.frames.pop_front();
-        }
-        while let Some(event) = self.whole_too.front() {
-            self.line = Line::WholeToo;
-            if event.is_due(now, unix, &mut dropped) {
-                return Some((whole(event), self.pace.next(now)));
-            }
-            self.whole_too.pop_front();
-        }
-        None
-    }
-
-    /// The frame that [`Self::next`] gave went out.
-    pub fn sent(&mut self, now: Instant) {
-        self.take_out();
-        self.pace.took(now);
-    }
-
-    /// Takes it out of its line.
-    fn take_out(&mut self) {
-        match self.line {
-            Line::Frames => drop(self.frames.pop_front()),
-            Line::WholeToo => drop(self.whole_too.pop_front()),
-        }
-    }
-}
-
-/// In which queue a frame waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
-    Frames,
-    WholeToo,
-}
-
-fn whole(event: &Outgoing) -> Bytes {
-    Bytes::copy_from_slice(event.event.json().as_bytes())
-}
-
-/// What becomes of a batch of events.
-#[derive(Default)]
-struct Plan {
-    /// In the order of the events where they go whole; ids come last.
-    frames: Vec<Frame>,
-    /// Announced events that go whole as well.
-    whole_too: Vec<Outgoing>,
-    /// How many ephemeral events did not fit.
-    too_long: usize,
-}
-
-/// Plans the frames for a batch. `longest`: what fits, in bytes. `deaf`: there is a neighbor that can fetch nothing.
-fn plan(batch: Vec<Outgoing>, longest: usize, deaf: bool) -> Plan {
-    let under_load = batch.len() > QUIET;
-    let (mut plan, mut ids) = (Plan::default(), Vec::new());
-    for event in batch {
-        // An oversize message silently breaks the neighbor that gets it: none may pass here.
-        let fits = event.event.json().len() <= longest;
-        match (event.is_ephemeral, fits) {
-            (true, false) => plan.too_long += 1,
-            (true, true) => plan.frames.push(Frame::Whole(event)),
-            (false, true) if !under_load => plan.frames.push(Frame::Whole(event)),
-            (false, _) => {
-                ids.push(event.event.id);
-                if deaf && fits {
-                    plan.whole_too.push(event);
-                }
-            }
-        }
-    }
-    let announcements = ids.chunks(MAX_ANNOUNCED).map(frame::announce);
-    plan.frames.extend(announcements.map(|frame| Frame::Ids(frame.into())));
-    plan
-}
-
-/// A leaky bucket: each frame fills it by one, time empties it.
-struct Pace {
-    level: f64,
-    at: Instant,
-}
-
-impl Pace {
-    fn new(now: Instant) -> Self {
-        Self { level: 0.0, at: now }
-    }
-
-    /// When the next frame may go.
-    fn next(&mut self, now: Instant) -> Instant {
-        self.drain(now);
-        let over = (self.level + 1.0 - BURST).max(0.0);
-        now + Duration::from_secs_f64(over / RATE)
-    }
-
-    fn took(&mut self, now: Instant) {
-        self.drain(now);
-        self.level += 1.0;
-    }
-
-    fn drain(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.level = (self.level - passed * RATE).max(0.0);
-        self.at = now;
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::protocol::frame::GossipFrame;
-
-    /// An event whose JSON has this length.
-    fn event(n: usize, length: usize, is_ephemeral: bool) -> Outgoing {
-        let kind = if is_ephemeral { 20_001 } else { 1 };
-        tagged(n, kind, "", length)
-    }
-
-    fn tagged(n: usize, kind: u16, tags: &str, length: usize) -> Outgoing {
-        let json = |content: usize| {
-            format!(
-                r#"{{"id":"{n:064x}","pubkey":"{0:064x}","created_at":1,"kind":{kind},"tags":[{tags}],"content":"{1}","sig":"{0:0128x}"}}"#,
-                1,
-                "x".repeat(content)
-            )
-        };
-        let event = Event::parse(&json(length.saturating_sub(json(0).len()))).unwrap();
-        let is_ephemeral = (20_000..30_000).contains(&kind);
-        Outgoing { event: event.into(), is_ephemeral, since: Instant::now() }
-    }
+    use super::{
+        lineup::{
+            Frame, Line, WHOLE_TOO,
+            tests::{announced, event, tagged},
+            whole,
+        },
+        *,
+    };
 
     fn state() -> Arc<TopicState> {
         let name = crate::protocol::TopicName::new("t").unwrap();
@@ -438,13 +246,30 @@ mod tests {
         Outbound::new(queue, mpsc::channel(1).1, state, Arc::default())
     }
 
-    fn announced(frame: &Frame) -> usize {
-        let Frame::Ids(bytes) = frame else { return 0 };
-        assert!(bytes.len() <= MAX_GOSSIP_BYTES);
-        match GossipFrame::decode(bytes).unwrap() {
-            GossipFrame::Announce(ids) => ids.len() / 32,
-            GossipFrame::Event(_) => 0,
+    /// Takes everything; the topic is left while it does.
+    struct LeftMeanwhile(Arc<TopicState>);
+
+    impl Mouth for LeftMeanwhile {
+        async fn say(&self, _: Bytes) -> Result<(), ApiError> {
+            self.0.over();
+            Ok(())
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_frame_that_goes_out_while_the_topic_is_left_is_in_no_figure() {
+        let metrics = Arc::new(Metrics::default());
+        let name = crate::protocol::TopicName::new("left").unwrap();
+        let state = Arc::new(TopicState::new(name, metrics.clone()));
+        state.up(iroh::SecretKey::from_bytes(&[1; 32]).public());
+        let (queue, receiver) = mpsc::channel(8);
+        let mut outbound =
+            Outbound::new(receiver, mpsc::channel(1).1, state.clone(), metrics.clone());
+        queue.try_send(event(1, 500, false)).unwrap();
+        let saying = LeftMeanwhile(state);
+        let _ = timeout(BROADCAST / 2, outbound.run(&saying)).await;
+        assert!(outbound.lineup.is_empty(), "it went out");
+        assert!(!metrics.render().contains("left"), "{}", metrics.render());
     }
 
     #[tokio::test]
@@ -496,23 +321,7 @@ mod tests {
         assert_eq!(outbound.lineup.frames.len(), 1, "it goes out by the next subscription");
     }
 
-    #[test]
-    fn events_that_fit_go_whole_and_the_others_as_ids() {
-        let batch = vec![event(1, 4_001, false), event(2, 4_000, false), event(3, 9_000, false)];
-        let plan = plan(batch, MAX_GOSSIP_BYTES, true);
-        assert_eq!(plan.frames.iter().map(announced).collect::<Vec<_>>(), [0, 2]);
-        assert_eq!((plan.too_long, plan.whole_too.len()), (0, 0));
-    }
-
-    #[test]
-    fn under_load_everything_is_announced_in_few_frames() {
-        let batch = (0..250).map(|n| event(n, 300, false)).collect();
-        let plan = plan(batch, MAX_GOSSIP_BYTES, false);
-        assert_eq!(plan.frames.iter().map(announced).collect::<Vec<_>>(), [100, 100, 50]);
-        assert!(plan.whole_too.is_empty());
-    }
-
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_cannot_fetch_gets_whole_events_after_the_ids() {
         let state = state();
         let peer = |n: u8| iroh::SecretKey::from_bytes(&[n; 32]).public();
@@ -540,6 +349,7 @@ mod tests {
         assert_eq!(line(&mut outbound), Line::WholeToo);
         // Further ids do not wait for whole events.
         load(200);
+        tokio::time::advance(COLLECT).await;
         outbound.take(false).await;
         assert_eq!(line(&mut outbound), Line::Frames);
         assert_eq!(outbound.lineup.whole_too.len(), 39);
@@ -548,6 +358,7 @@ mod tests {
         state.speaks(peer(1), true);
         load(300);
         retell.try_send(event(2, 300, false)).unwrap();
+        tokio::time::advance(COLLECT).await;
         outbound.take(false).await;
         assert_eq!((outbound.lineup.frames.len(), outbound.lineup.whole_too.len()), (1, 0));
         // What there is no room for stays in the queue.
@@ -555,31 +366,8 @@ mod tests {
         outbound.lineup.frames.clear();
         outbound.lineup.whole_too.extend((0..WHOLE_TOO).map(|n| event(n, 300, false)));
         load(400);
+        tokio::time::advance(COLLECT).await;
         outbound.take(false).await;
         assert_eq!((outbound.lineup.frames.len(), outbound.lineup.whole_too.len()), (0, WHOLE_TOO));
-    }
-
-    #[test]
-    fn ephemeral_events_are_never_announced() {
-        let batch = (0..30).map(|n| event(n, if n == 0 { 5_000 } else { 300 }, true)).collect();
-        let plan = plan(batch, MAX_GOSSIP_BYTES, true);
-        assert_eq!((plan.frames.len(), plan.too_long, plan.whole_too.len()), (29, 1, 0));
-        assert!(plan.frames.iter().all(|frame| announced(frame) == 0));
-    }
-
-    #[test]
-    fn a_burst_passes_and_then_the_rate_holds() {
-        let start = Instant::now();
-        let mut pace = Pace::new(start);
-        let mut now = start;
-        for _ in 0..(BURST as usize + 500) {
-            now = pace.next(now);
-            pace.took(now);
-        }
-        let took = now - start;
-        assert!(
-            took > Duration::from_millis(950) && took < Duration::from_millis(1_050),
-            "{took:?}"
-        );
     }
 }

@@ -43,15 +43,21 @@ pub struct Lanes(mpsc::Sender<Change>);
 
 struct Change {
     topic: TopicName,
-    /// The way into it; `None` when it is left.
-    queue: Option<mpsc::Sender<Outgoing>>,
+    /// The way into it, and how many neighbors are there; `None` when it is left.
+    way: Option<(mpsc::Sender<Outgoing>, watch::Receiver<usize>)>,
     done: oneshot::Sender<()>,
 }
 
 impl Lanes {
-    /// After this returns, all that is committed for the topic goes into the queue.
-    pub async fn open(&self, topic: TopicName, queue: mpsc::Sender<Outgoing>) {
-        self.change(topic, Some(queue)).await;
+    /// After this returns, all that is committed for the topic goes into the queue. What has no room
+    /// there while there are no neighbors is left out: the comparison with the first that comes has it.
+    pub async fn open(
+        &self,
+        topic: TopicName,
+        queue: mpsc::Sender<Outgoing>,
+        neighbors: watch::Receiver<usize>,
+    ) {
+        self.change(topic, Some((queue, neighbors))).await;
     }
 
     /// Forgets a topic that was left.
@@ -60,9 +66,13 @@ impl Lanes {
     }
 
     /// At shutdown there is nobody to change anything.
-    async fn change(&self, topic: TopicName, queue: Option<mpsc::Sender<Outgoing>>) {
+    async fn change(
+        &self,
+        topic: TopicName,
+        way: Option<(mpsc::Sender<Outgoing>, watch::Receiver<usize>)>,
+    ) {
         let (done, changed) = oneshot::channel();
-        if self.0.send(Change { topic, queue, done }).await.is_ok() {
+        if self.0.send(Change { topic, way, done }).await.is_ok() {
             let _ = changed.await;
         }
     }
@@ -74,6 +84,7 @@ struct Lane {
     /// The log's name for what the topic itself brought.
     swarm: String,
     queue: mpsc::Sender<Outgoing>,
+    neighbors: watch::Receiver<usize>,
     /// The last position handed over, if the topic is behind the common cursor.
     behind: Option<Seq>,
 }
@@ -121,11 +132,12 @@ impl Publisher {
         }
     }
 
-    fn change(&mut self, Change { topic, queue, done }: Change) {
-        match queue {
-            Some(queue) => {
+    fn change(&mut self, Change { topic, way, done }: Change) {
+        match way {
+            Some((queue, neighbors)) => {
                 let swarm = swarm_name(&topic);
-                self.lanes.insert(topic.clone(), Lane { topic, swarm, queue, behind: None });
+                let lane = Lane { topic: topic.clone(), swarm, queue, neighbors, behind: None };
+                self.lanes.insert(topic, lane);
             }
             None => drop(self.lanes.remove(&topic)),
         }
@@ -167,6 +179,10 @@ impl Publisher {
         for lane in self.lanes.values_mut() {
             // A page for each topic and turn, so that one long way back does not hold up the rest.
             let Some(at) = lane.behind else { continue };
+            if lane.is_alone() {
+                lane.behind = None;
+                continue;
+            }
             if lane.queue.capacity() < lane.queue.max_capacity() / 2 {
                 continue;
             }
@@ -211,7 +227,13 @@ impl Publisher {
 }
 
 impl Lane {
-    /// Hands an entry over if it is for this topic. False when there is no room.
+    /// Whether nobody is there. Whoever comes compares what both have, and is not told of a long time
+    /// event by event as well.
+    fn is_alone(&self) -> bool {
+        *self.neighbors.borrow() == 0
+    }
+
+    /// Hands an entry over if it is for this topic. False when it has to wait for room.
     fn offer(&self, entry: &LogEntry, now: u64) -> bool {
         if entry.topic.as_ref() != Some(&self.topic)
             || *entry.origin == *self.swarm
@@ -220,10 +242,8 @@ impl Lane {
             return true;
         }
         // A closed queue is a topic that is being left: nothing waits for it.
-        !matches!(
-            self.queue.try_send(outgoing(&entry.event, false)),
-            Err(mpsc::error::TrySendError::Full(_))
-        )
+        let sent = self.queue.try_send(outgoing(&entry.event, false));
+        !matches!(sent, Err(mpsc::error::TrySendError::Full(_))) || self.is_alone()
     }
 }
 

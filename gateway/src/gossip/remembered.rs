@@ -14,7 +14,8 @@ use iroh::{
 use super::{links::Links, peer_id, state::TopicState};
 use crate::{
     clock::unix_now,
-    pipeline::{PeerStore, RememberedPeer, StoreError, remembered::MAX_OF_TOPIC},
+    pipeline::{PeerId, PeerStore, RememberedPeer, StoreError, remembered::MAX_OF_TOPIC},
+    protocol::private::MemberId,
 };
 
 /// How often the neighbors are looked at.
@@ -78,6 +79,7 @@ impl Remembered {
     /// Whom to ask now; the most promising first.
     pub fn choice(&self) -> Vec<EndpointId> {
         let mut known = self.known().clone();
+        known.retain(|known| self.belongs(known.peer));
         known.sort_by_key(|peer| (peer.failures, std::cmp::Reverse(peer.reached_at)));
         let ids = known.iter().filter_map(|peer| EndpointId::from_bytes(&peer.peer.0).ok());
         let (best, others): (Vec<_>, Vec<_>) = ids.enumerate().partition(|(rank, _)| *rank < BEST);
@@ -98,7 +100,7 @@ impl Remembered {
             for (id, found_by) in sources {
                 let seen = seen.entry(id).or_insert_with(Seen::new);
                 let addresses = self.links.addresses(&id);
-                if !seen.is_due(&addresses) {
+                if !seen.is_due(&addresses) || !self.belongs(peer_id(&id)) {
                     continue;
                 }
                 seen.written = Some((Instant::now(), addresses.clone()));
@@ -146,6 +148,11 @@ impl Remembered {
         if let Err(error) = self.store.missed(self.state.name().clone(), peers).await {
             tracing::warn!(%error, "cannot note who was looked for in vain");
         }
+    }
+
+    /// Whoever was left out of a private topic may be a neighbor for the grace, and is not asked later.
+    fn belongs(&self, peer: PeerId) -> bool {
+        self.state.circle().is_none_or(|circle| circle.is_member(MemberId(peer.0)))
     }
 
     fn known(&self) -> MutexGuard<'_, Vec<RememberedPeer>> {
@@ -248,7 +255,7 @@ mod tests {
     use iroh::SecretKey;
 
     use super::*;
-    use crate::{pipeline::PeerId, protocol::TopicName};
+    use crate::protocol::TopicName;
 
     fn id(number: u8) -> EndpointId {
         SecretKey::from_bytes(&[number; 32]).public()

@@ -248,6 +248,8 @@ struct Known {
     lagged: bool,
     /// Who has our own protocol beside gossip, as far as it was tried.
     speaks: HashMap<EndpointId, bool>,
+    /// The topic was left: it is in no figures any more.
+    is_over: bool,
 }
 
 impl TopicState {
@@ -324,7 +326,10 @@ impl TopicState {
         }
         let before = std::mem::replace(&mut known.neighbors, all);
         let new: Vec<_> = known.neighbors.difference(&before).copied().collect();
-        new.into_iter().for_each(|peer| known.arrive(peer));
+        for peer in new {
+            self.came(&mut known, &peer);
+            known.arrive(peer);
+        }
         self.publish(known);
     }
 
@@ -354,6 +359,11 @@ impl TopicState {
         known.neighbors.iter().map(|id| (*id, known.source(id))).collect()
     }
 
+    /// Who found an endpoint, if anybody has.
+    pub fn found_by(&self, peer: &EndpointId) -> Option<FoundBy> {
+        self.known().sources.get(peer).copied()
+    }
+
     /// How long there has been no neighbor; zero while there is one.
     pub fn alone_for(&self) -> Duration {
         let known = self.known();
@@ -377,9 +387,7 @@ impl TopicState {
             return;
         }
         known.arrive(peer);
-        let found_by = known.source(&peer);
-        *known.came_by.entry(found_by).or_default() += 1;
-        self.metrics.neighbors_found.get_or_create(&WayLabels { by: found_by.name() }).inc();
+        let found_by = self.came(&mut known, &peer);
         if known.first_neighbor.is_none() {
             let took = self.joining_since.elapsed();
             known.first_neighbor = Some(took);
@@ -391,6 +399,14 @@ impl TopicState {
             tracing::debug!(peer = %peer.fmt_short(), ?found_by, "neighbor up");
         }
         self.publish(known);
+    }
+
+    /// Counts a new neighbor for whoever found it.
+    fn came(&self, known: &mut Known, peer: &EndpointId) -> FoundBy {
+        let found_by = known.source(peer);
+        *known.came_by.entry(found_by).or_default() += 1;
+        self.metrics.neighbors_found.get_or_create(&WayLabels { by: found_by.name() }).inc();
+        found_by
     }
 
     pub fn down(&self, peer: EndpointId) {
@@ -413,6 +429,15 @@ impl TopicState {
         let new: Vec<_> = known.neighbors.difference(&before).copied().collect();
         new.into_iter().for_each(|peer| known.arrive(peer));
         self.publish(known);
+    }
+
+    /// The topic was left. Takes it out of all figures, for good: what of it ends late does not bring
+    /// it back.
+    pub fn over(&self) {
+        let mut known = self.known();
+        known.is_over = true;
+        let states = TopicPhase::ALL.map(TopicPhase::name);
+        self.metrics.forget_topic(self.name.as_str(), &states);
     }
 
     /// Messages of gossip were missed.
@@ -541,6 +566,9 @@ impl TopicState {
         }
         let count = known.neighbors.len();
         self.count.send_if_modified(|old| std::mem::replace(old, count) != count);
+        if known.is_over {
+            return;
+        }
         let labels = TopicLabels { topic: self.name.to_string() };
         self.metrics.neighbors.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
@@ -641,6 +669,26 @@ mod tests {
         assert_eq!(state.phase(), TopicPhase::Alone);
         let text = serde_json::to_string(&state.status(HowJoined::Command, 7)).unwrap();
         assert!(text.contains("dht_lookup") && text.contains(r#""how":"command""#), "{text}");
+    }
+
+    #[test]
+    fn what_ends_late_does_not_bring_a_topic_back_into_the_figures() {
+        let metrics = Arc::new(Metrics::default());
+        let [left, stays] = ["left", "stays"]
+            .map(|name| Arc::new(TopicState::new(TopicName::new(name).unwrap(), metrics.clone())));
+        let peers = [1, 2].map(|n| SecretKey::from_bytes(&[n; 32]).public());
+        for state in [&left, &stays] {
+            state.up(peers[0]);
+            assert!(metrics.render().contains(state.name().as_str()));
+        }
+        left.over();
+        left.up(peers[1]);
+        left.down(peers[0]);
+        left.reset(peers);
+        left.mirror(1, Some(&*stays));
+        left.mirror(1, None);
+        let figures = metrics.render();
+        assert!(!figures.contains(r#""left""#) && figures.contains(r#""stays""#), "{figures}");
     }
 
     #[test]

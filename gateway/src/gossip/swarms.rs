@@ -47,6 +47,11 @@ impl Swarms {
         self.lock().values().cloned().collect()
     }
 
+    /// Looks at each of them; none comes or goes meanwhile.
+    pub fn each(&self, look: impl FnMut(&Swarm)) {
+        self.lock().values().for_each(look);
+    }
+
     pub fn len(&self) -> usize {
         self.lock().len()
     }

@@ -2,6 +2,7 @@
 //! list in memory.
 
 mod absent;
+mod leaving;
 mod reconciling;
 mod strangers;
 
@@ -215,8 +216,10 @@ impl EventReader for MemoryLog {
         0
     }
 
-    fn version(&self) -> u64 {
-        *self.head.borrow() + self.gone.lock().unwrap().len() as u64
+    fn version(&self, topic: &TopicName) -> u64 {
+        let held = self.entries().iter().filter(|e| e.topic.as_ref() == Some(topic)).count();
+        let gone = self.gone.lock().unwrap().iter().filter(|gone| gone.0 == *topic).count();
+        (held + gone) as u64
     }
 }
 
@@ -249,9 +252,12 @@ impl TopicStore for MemoryTopics {
         async { Ok(()) }.boxed()
     }
 
-    fn forget(&self, name: TopicName) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.0.lock().unwrap().retain(|kept| kept.name != name);
-        async { Ok(()) }.boxed()
+    fn forget(&self, name: TopicName) -> BoxFuture<'_, Result<bool, StoreError>> {
+        let mut topics = self.0.lock().unwrap();
+        let before = topics.len();
+        topics.retain(|kept| kept.name != name);
+        let was_there = topics.len() < before;
+        async move { Ok(was_there) }.boxed()
     }
 }
 
@@ -322,6 +328,7 @@ struct Gateway {
     metrics: Arc<Metrics>,
     joined: JoinedTopics,
     kept: Arc<MemoryTopics>,
+    secrets: Arc<MemorySecrets>,
     _data: TempDir,
 }
 
@@ -382,11 +389,12 @@ impl Gateway {
             iroh_relays: IrohRelays::Disabled,
             ..EndpointConfig::default()
         };
+        let secrets = Arc::<MemorySecrets>::default();
         let gossip = Gossip::start(StartGossip {
             endpoint: &endpoint,
             discovery: &discovery,
             sync: &sync,
-            secrets: Arc::new(MemorySecrets::default()),
+            secrets: secrets.clone(),
             data_dir: data.path(),
             joined: joined.clone(),
             private: PrivateTopics::new([(name("hidden"), [])]),
@@ -404,7 +412,7 @@ impl Gateway {
         })
         .await
         .unwrap();
-        Self { gossip, log, ingest, metrics, joined, kept, _data: data }
+        Self { gossip, log, ingest, metrics, joined, kept, secrets, _data: data }
     }
 
     /// For `discovery.peers` of others.
@@ -568,8 +576,9 @@ async fn a_stuck_topic_holds_up_nobody_and_loses_nothing() {
     let (publisher, lanes) = Publisher::new(log.clone(), passing, Default::default());
     let tasks = Tasks::new();
     tasks.spawn("publisher", publisher.run(tasks.token().clone()));
-    lanes.open(slow.clone(), slow_queue).await;
-    lanes.open(fast.clone(), fast_queue).await;
+    let neighbors = watch::Sender::new(1);
+    lanes.open(slow.clone(), slow_queue, neighbors.subscribe()).await;
+    lanes.open(fast.clone(), fast_queue, neighbors.subscribe()).await;
 
     let commit = |event: &Event, origin: Origin| {
         let event = VerifiedEvent::from_store(event.json()).unwrap();
@@ -612,6 +621,21 @@ async fn a_stuck_topic_holds_up_nobody_and_loses_nothing() {
         assert_eq!(next(&mut fast_end).await, event.id);
     }
     assert!(slow_end.try_recv().is_err() && fast_end.try_recv().is_err(), "each went once");
+
+    // With nobody there, what has no room is left to the comparison with whoever comes.
+    neighbors.send_replace(0);
+    let unheard: Vec<_> = (0..600).map(|n| event(1, &format!("unheard {n}"))).collect();
+    unheard.iter().for_each(|event| commit(event, client()));
+    for event in &unheard {
+        assert_eq!(next(&mut fast_end).await, event.id, "here there was room");
+    }
+    neighbors.send_replace(1);
+    for event in &unheard[..64] {
+        assert_eq!(next(&mut slow_end).await, event.id);
+    }
+    let news = event(1, "for those who came");
+    commit(&news, client());
+    assert_eq!(next(&mut slow_end).await, news.id);
     tasks.stop(Duration::from_secs(1)).await;
 }
 
@@ -652,9 +676,9 @@ async fn topics_are_joined_and_left_while_it_runs() {
         assert!(matches!(error, TopicError::Private(_)), "{error}");
         let error = membership.join(name("NGW1qqqq"), HowJoined::Command).await.unwrap_err();
         assert!(matches!(error, TopicError::Invite), "{error}");
-        let error = membership.leave(&first).await.unwrap_err();
+        let error = membership.leave(&first, false).await.unwrap_err();
         assert!(matches!(error, TopicError::Configured(_)), "{error}");
-        let error = membership.leave(&name("never")).await.unwrap_err();
+        let error = membership.leave(&name("never"), false).await.unwrap_err();
         assert!(matches!(error, TopicError::NotJoined(_)), "{error}");
     }
     b.waits_for_neighbors().await;
@@ -667,7 +691,7 @@ async fn topics_are_joined_and_left_while_it_runs() {
     b.log.waits_for(&[in_late.id], &late).await;
 
     // B leaves: A hears of it at once, in this topic alone, and B is nowhere found in it any more.
-    b.gossip.membership().leave(&late).await.unwrap();
+    b.gossip.membership().leave(&late, false).await.unwrap();
     assert!(!b.joined.contains("late") && b.kept.0.lock().unwrap().is_empty());
     assert_eq!(b.gossip.status().len(), 1);
     let belated = Candidate {
@@ -701,10 +725,10 @@ async fn topics_are_joined_and_left_while_it_runs() {
         while b.gossip.topic(&name("brief")).is_none() || !b.joined.contains("brief") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let leave = b.gossip.membership().leave(&name("brief")).now_or_never();
+        let leave = b.gossip.membership().leave(&name("brief"), false).now_or_never();
         assert!(leave.is_none_or(|left| left.is_ok()));
         // Another one waits for the end of this one, or comes first: one of them did it whole.
-        let again = b.gossip.membership().leave(&name("brief")).await;
+        let again = b.gossip.membership().leave(&name("brief"), false).await;
         assert!(matches!(again, Ok(()) | Err(TopicError::NotJoined(_))), "{again:?}");
         assert!(!b.joined.contains("brief") && b.kept.0.lock().unwrap().is_empty());
         assert!(!b.metrics.render().contains(r#""brief""#));

@@ -118,6 +118,11 @@ impl Place {
 pub struct Visit(Arc<Place>);
 
 impl Visit {
+    /// Whether the topic was left.
+    pub fn is_over(&self) -> bool {
+        self.0.left.is_cancelled()
+    }
+
     /// Ends when the topic is left.
     pub fn left(&self) -> WaitForCancellationFutureOwned {
         self.0.left.clone().cancelled_owned()
@@ -201,8 +206,8 @@ pub trait TopicStore: Send + Sync + 'static {
     /// Commits a topic before it returns, in place of an earlier entry of its name.
     fn keep(&self, topic: KeptTopic) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Forgets a topic; returns after the commit. One that is not there is passed over.
-    fn forget(&self, name: TopicName) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// Forgets a public topic; returns after the commit, with whether it was there.
+    fn forget(&self, name: TopicName) -> BoxFuture<'_, Result<bool, StoreError>>;
 }
 
 /// What the relay asks when a client comes to the URL of a topic that is not joined.
@@ -240,6 +245,7 @@ mod tests {
         joined.remove(&topic("b"));
         joined.insert(topic("b"));
         left.await;
+        assert!(two.is_over() && !joined.enter(&topic("b")).unwrap().is_over());
         drop(two);
         assert!(joined.idle_for(&topic("b")) < Duration::from_secs(1));
         let still = joined.enter(&topic("b")).unwrap();

@@ -241,8 +241,9 @@ pub trait EventReader: Send + Sync + 'static {
     /// Retention removes events of the topic's [`Part::Rest`] that are older than this. Unix seconds.
     fn kept_since(&self, topic: &TopicName) -> u64;
 
-    /// Rises with every change of what is held or gone, and says nothing else.
-    fn version(&self) -> u64;
+    /// Rises with every change of what this topic holds or what is gone from it, since the start, and
+    /// with few others.
+    fn version(&self, topic: &TopicName) -> u64;
 }
 
 /// The answer to a count (NIP-45).

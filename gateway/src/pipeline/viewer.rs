@@ -5,68 +5,125 @@ use std::{
     sync::Arc,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 
 use crate::protocol::{Event, PublicKey, TopicName, kinds};
 
 /// The private topics of this gateway, each with the keys that may read it. Cheap to clone; all
 /// clones see the same list.
 #[derive(Clone, Default, Debug)]
-pub struct PrivateTopics(Arc<ArcSwap<BTreeMap<TopicName, BTreeSet<PublicKey>>>>);
+pub struct PrivateTopics(Arc<ArcSwap<List>>);
+
+#[derive(Clone, Default, Debug)]
+struct List {
+    topics: BTreeMap<TopicName, BTreeSet<PublicKey>>,
+    /// Counts the changes, so that a viewer of before is told from one of now.
+    version: u64,
+}
 
 impl PrivateTopics {
     pub fn new(
         topics: impl IntoIterator<Item = (TopicName, impl IntoIterator<Item = PublicKey>)>,
     ) -> Self {
-        let topics: BTreeMap<TopicName, BTreeSet<PublicKey>> = topics
+        let topics = topics
             .into_iter()
             .map(|(name, readers)| (name, readers.into_iter().collect()))
             .collect();
-        Self(Arc::new(ArcSwap::from_pointee(topics)))
+        Self(Arc::new(ArcSwap::from_pointee(List { topics, version: 0 })))
     }
 
     /// From here on the topic is private. One that was so before keeps its readers.
     pub fn insert(&self, name: &TopicName) {
-        self.0.rcu(|topics| {
-            let mut topics = BTreeMap::clone(topics);
-            topics.entry(name.clone()).or_default();
-            topics
+        self.0.rcu(|list| {
+            let mut list = List::clone(list);
+            list.topics.entry(name.clone()).or_default();
+            list.version += 1;
+            list
         });
     }
 
     pub fn contains(&self, name: &TopicName) -> bool {
-        self.0.load().contains_key(name)
+        self.0.load().topics.contains_key(name)
     }
 
     /// Whether an event that is in these topics is in none that everybody may read.
     pub fn hide(&self, topics: &[TopicName]) -> bool {
         !topics.is_empty() && topics.iter().all(|topic| self.contains(topic))
     }
+}
 
+impl List {
     /// The topics that these keys may read; all of them for whoever is trusted.
     fn readable_by(&self, keys: &BTreeSet<PublicKey>, trusted: bool) -> BTreeSet<TopicName> {
-        let topics = self.0.load();
-        let readable = topics.iter().filter(|(_, readers)| trusted || !readers.is_disjoint(keys));
+        let topics = self.topics.iter();
+        let readable = topics.filter(|(_, readers)| trusted || !readers.is_disjoint(keys));
         readable.map(|(name, _)| name.clone()).collect()
     }
 }
 
-/// A connection as the guards see it. A snapshot: authenticating makes a new one.
+/// A connection as the guards see it. A snapshot: authenticating makes a new one, and so does a
+/// private topic that is new.
 #[derive(Clone, Default, Debug, PartialEq, Eq)]
 pub struct Viewer {
     keys: BTreeSet<PublicKey>,
     topics: BTreeSet<TopicName>,
+    /// Of the list that the topics are from.
+    version: u64,
 }
 
-/// The viewer of one connection, exchanged when it authenticates.
-pub type SharedViewer = Arc<ArcSwap<Viewer>>;
+/// The viewer of one connection, as it is now. Cheap to clone; all clones see the same.
+#[derive(Clone)]
+pub struct SharedViewer(Arc<Connected>);
+
+struct Connected {
+    private: PrivateTopics,
+    trusted: bool,
+    viewer: ArcSwap<Viewer>,
+}
+
+impl SharedViewer {
+    /// Of a connection that has shown no key yet. `trusted` is as in [`Viewer::new`].
+    pub fn new(trusted: bool, private: &PrivateTopics) -> Self {
+        let viewer = Viewer::new(BTreeSet::new(), trusted, private);
+        let viewer = ArcSwap::from_pointee(viewer);
+        Self(Arc::new(Connected { private: private.clone(), trusted, viewer }))
+    }
+
+    /// What the connection may see now, the private topics included that are newer than it.
+    pub fn load(&self) -> Guard<Arc<Viewer>> {
+        let Connected { private, trusted, viewer } = &*self.0;
+        let now = viewer.load();
+        if now.version == private.0.load().version {
+            return now;
+        }
+        // Of keys that come at the same moment none is lost: then this is done once more.
+        viewer.rcu(|viewer| Viewer::new(viewer.keys.clone(), *trusted, private));
+        viewer.load()
+    }
+
+    /// The same, to be kept for a while.
+    pub fn load_full(&self) -> Arc<Viewer> {
+        Guard::into_inner(self.load())
+    }
+
+    /// The connection has proved to hold this key too.
+    pub fn add_key(&self, key: PublicKey) {
+        let Connected { private, trusted, viewer } = &*self.0;
+        viewer.rcu(|viewer| {
+            let mut keys = viewer.keys.clone();
+            keys.insert(key);
+            Viewer::new(keys, *trusted, private)
+        });
+    }
+}
 
 impl Viewer {
     /// Somebody who proved to hold these keys (NIP-42). `trusted` is a local connection that is not
     /// a foreign web page: it may read every private topic, but no direct messages of others.
     pub fn new(keys: BTreeSet<PublicKey>, trusted: bool, private: &PrivateTopics) -> Self {
-        let topics = private.readable_by(&keys, trusted);
-        Self { keys, topics }
+        let list = private.0.load();
+        let topics = list.readable_by(&keys, trusted);
+        Self { keys, topics, version: list.version }
     }
 
     /// The keys it authenticated with.
@@ -167,5 +224,27 @@ mod tests {
                 .collect();
             assert_eq!(shown, [expected], "{keys:?}");
         }
+    }
+
+    #[test]
+    fn a_connection_sees_the_private_topics_that_are_newer_than_it() {
+        let [old, new] = ["old", "new"].map(|name| TopicName::new(name).unwrap());
+        let [reader, other] = [PublicKey([1; 32]), PublicKey([2; 32])];
+        let private = PrivateTopics::new([(old.clone(), vec![reader])]);
+        let [trusted, page] = [true, false].map(|trusted| SharedViewer::new(trusted, &private));
+        let sees = |viewer: &SharedViewer| {
+            [&old, &new].map(|topic| viewer.clone().load_full().may_read_topic(topic))
+        };
+        page.add_key(other);
+        let of_before = trusted.load_full();
+        assert_eq!([sees(&trusted), sees(&page)], [[true, false], [false, false]]);
+        private.insert(&new);
+        assert_eq!([sees(&trusted), sees(&page)], [[true, true], [false, false]]);
+        assert!(!of_before.may_read_topic(&new), "a question is answered as it was asked");
+        // Its keys are not forgotten by that, and a new one counts.
+        page.add_key(reader);
+        private.insert(&new);
+        assert_eq!(sees(&page), [true, false]);
+        assert_eq!(*page.load().keys(), BTreeSet::from([reader, other]));
     }
 }

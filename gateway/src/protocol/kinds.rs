@@ -60,15 +60,6 @@ impl Part {
         }
     }
 
-    /// Its kinds; none for the rest.
-    pub const fn kinds(self) -> &'static [u16] {
-        match self {
-            Self::Requests => &[DELETION, VANISH],
-            Self::Profiles => &[0, 3, 10_002],
-            Self::Rest => &[],
-        }
-    }
-
     /// As it stands in messages and in the database.
     pub const fn number(self) -> u8 {
         match self {

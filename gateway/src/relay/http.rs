@@ -32,7 +32,7 @@ use super::{
     session::{self, Visitor},
 };
 use crate::{
-    pipeline::{Scope, SharedViewer, Viewer},
+    pipeline::{Scope, SharedViewer, Visit},
     protocol::{Reason, TopicName},
     tasks::Tasks,
 };
@@ -137,8 +137,7 @@ fn upgrade(
             Err(reason) => return too_many(&relay, "connections", &reason),
         }
     };
-    let viewer = Viewer::new(Default::default(), trusted, &relay.private);
-    let viewer: SharedViewer = Arc::new(Arc::new(viewer).into());
+    let viewer = SharedViewer::new(trusted, &relay.private);
     // Whoever blocks the address now finds it listed; whoever did so before is found here.
     let listed = relay.connections.list(connection, client.address, viewer.clone());
     if relay.moderation.blocks(client.address) {
@@ -151,8 +150,7 @@ fn upgrade(
         },
         _ => None,
     };
-    let visitor =
-        Visitor { connection, address: client.address, here, trusted, viewer, scope, rates };
+    let left = visit.as_ref().map(Visit::left);
     let upgrade = hyper::upgrade::on(&mut request);
     let span = tracing::debug_span!("conn", id = connection);
     // Thousands of sessions are on no topic's URL.
@@ -160,6 +158,8 @@ fn upgrade(
         Some(_) => tasks.token().child_token(),
         None => tasks.token().clone(),
     };
+    let address = client.address;
+    let visitor = Visitor { connection, address, here, trusted, viewer, scope, visit, rates };
     tasks.spawn(
         "session",
         async move {
@@ -169,8 +169,8 @@ fn upgrade(
                     let stream = TokioIo::new(stream);
                     let mut session = pin!(session::run(stream, visitor, relay, end, permit));
                     let left = async {
-                        match &visit {
-                            Some(visit) => visit.left().await,
+                        match left {
+                            Some(left) => left.await,
                             None => std::future::pending().await,
                         }
                     };

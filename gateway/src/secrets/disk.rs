@@ -18,6 +18,10 @@ pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, SecretsErr
     let failed = |source| SecretsError::Io { path: path.to_owned(), action: "read", source };
     let file = match fs::File::open(path) {
         Ok(file) => file,
+        // A link to a place that is away is no first start: what rests there would be lost.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && is_there(path)? => {
+            return Err(SecretsError::Dangling(path.to_owned()));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
@@ -29,6 +33,15 @@ pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, SecretsErr
         return Err(failed(io::Error::other(format!("it has more than {MAX_BYTES} bytes"))));
     }
     Ok(Some(bytes))
+}
+
+/// Whether there is anything of this name, be it a link to what is not there.
+pub(super) fn is_there(path: &Path) -> Result<bool, SecretsError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(SecretsError::Io { path: path.to_owned(), action: "look at", source }),
+    }
 }
 
 /// Puts the file in place of another. It survives a power failure when this returns; before, the

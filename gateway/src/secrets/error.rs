@@ -10,6 +10,12 @@ use crate::pipeline::SecretError;
 pub enum SecretsError {
     #[error("{}: cannot {action} it: {source}", path.display())]
     Io { path: PathBuf, action: &'static str, source: io::Error },
+    #[error(
+        "{}: it is a symbolic link, and what it points to is not there. Bring that back (is a disk not \
+         mounted?), or take the link away if nothing rests there any more",
+        .0.display()
+    )]
+    Dangling(PathBuf),
     #[error("{}: {reason}. Restore it from a backup", path.display())]
     Damaged { path: PathBuf, reason: String },
     #[error("{}: cannot be opened with {key}: {hint}", path.display())]

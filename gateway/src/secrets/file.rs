@@ -85,7 +85,7 @@ impl SecretFile {
 
     /// Removes the key beside the file, once the file no longer needs it.
     fn drop_own_key(&self, own: &Source) -> Result<(), SecretsError> {
-        if own.path().exists() { disk::remove(own.path()) } else { Ok(()) }
+        if disk::is_there(own.path())? { disk::remove(own.path()) } else { Ok(()) }
     }
 
     /// Everything, to be put elsewhere.

@@ -84,14 +84,13 @@ impl Opening {
         self,
         open_keyring: impl OpenKeyring,
     ) -> Result<Arc<dyn SecretStore>, SecretsError> {
-        let has_file = self.data_dir.join(file::FILE).exists();
         let plan = match self.choice {
             // What is on disk is left alone, damaged or not.
             StoreChoice::Memory => Plan::Memory,
             choice => {
                 let index = Index::read(&self.data_dir)?;
                 let found = Found {
-                    file: has_file,
+                    file: disk::is_there(&self.data_dir.join(file::FILE))?,
                     keyring: index.as_ref().is_some_and(|index| !index.is_empty()),
                     moving: index.as_ref().is_some_and(Index::is_moving),
                     key_given: self.given.is_some(),

@@ -347,3 +347,33 @@ async fn nobody_waits_longer_than_the_limit() {
     free.await;
     assert_eq!(worker.get("late").await.unwrap(), None);
 }
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_link_to_a_place_that_is_away_is_no_first_start() {
+    use std::os::unix::fs::symlink;
+    let away = Path::new("/nowhere/that/is/mounted");
+    for (file, choice) in [
+        ("secrets.age", StoreChoice::Auto),
+        ("secrets.age", StoreChoice::File),
+        ("secrets.age", StoreChoice::Keyring),
+        ("secrets.key", StoreChoice::File),
+        ("keyring.json", StoreChoice::Auto),
+    ] {
+        let world = World::new();
+        symlink(away, world.path(file)).unwrap();
+        let error = refused(world.start(choice).await);
+        assert!(error.contains(file) && error.contains("symbolic link"), "{file}: {error}");
+        assert_eq!(fs::read_link(world.path(file)).unwrap(), away, "it is left alone");
+        let others = fs::read_dir(world.dir.path()).unwrap().count();
+        assert_eq!(others, 1, "nothing was made beside it: {file} {choice:?}");
+    }
+    // Once it is back, everything is there.
+    let (world, elsewhere) = (World::new(), tempfile::tempdir().unwrap());
+    world.start(StoreChoice::File).await.unwrap().set("a", secret("x")).await.unwrap();
+    let resting = elsewhere.path().join("secrets.age");
+    fs::rename(world.path("secrets.age"), &resting).unwrap();
+    symlink(&resting, world.path("secrets.age")).unwrap();
+    let store = world.start(StoreChoice::Auto).await.unwrap();
+    assert_eq!(store.get("a").await.unwrap(), Some(secret("x")));
+}

@@ -5,7 +5,7 @@
 
 use std::sync::{
     Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, Ordering},
 };
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -13,6 +13,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::{
     names::Names,
     privacy,
+    versions::Changed,
     writes::{Order, Writes},
 };
 use crate::{
@@ -53,17 +54,19 @@ pub(super) const fn causes_below(topic_is_private: bool) -> i64 {
 /// An event that is not stored, in one topic, whose number is known.
 pub(super) fn add(
     connection: &Connection,
+    changed: &Changed,
     topic: i64,
     event: &Event,
     is_private: bool,
     gone: Gone,
 ) -> rusqlite::Result<()> {
     let cause = number(gone) + if is_private { PRIVATE } else { 0 };
-    insert(connection, topic, Part::of(event.kind), event.created_at, &event.id, cause)
+    insert(connection, changed, topic, Part::of(event.kind), event.created_at, &event.id, cause)
 }
 
 fn insert(
     connection: &Connection,
+    changed: &Changed,
     topic: i64,
     part: Part,
     created_at: u64,
@@ -71,17 +74,20 @@ fn insert(
     cause: i64,
 ) -> rusqlite::Result<()> {
     // What comes again in public is no secret any more.
-    connection
+    let inserted = connection
         .prepare_cached(
             "INSERT INTO gone (topic, part, created_at, id, cause) VALUES (?1, ?2, ?3, ?4, ?5) \
              ON CONFLICT DO UPDATE SET cause = excluded.cause \
              WHERE cause >= 16 AND excluded.cause < 16",
         )?
         .execute(params![topic, part.number(), created_at.cast_signed(), id.0, cause])?;
+    if inserted > 0 {
+        changed.topic(topic);
+    }
     Ok(())
 }
 
-/// A held event that is about to be removed, in all of its topics.
+/// A held event that is about to be removed, in all of its topics. The caller says that they change.
 pub(super) fn add_row(
     connection: &Connection,
     row: i64,
@@ -130,7 +136,6 @@ impl Refusals {
     pub fn add(
         &self,
         writes: &Writes,
-        changes: &Arc<AtomicU64>,
         event: &VerifiedEvent,
         topics: impl ExactSizeIterator<Item = (TopicName, bool)>,
         why: Gone,
@@ -152,8 +157,8 @@ impl Refusals {
         if queue.ordered.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (taken, changes) = (queue.clone(), changes.clone());
-        let change = Box::new(move |connection: &Connection| {
+        let taken = queue.clone();
+        let change = Box::new(move |connection: &Connection, changed: &Changed| {
             taken.ordered.store(false, Ordering::Release);
             let waiting =
                 std::mem::take(&mut *taken.waiting.lock().unwrap_or_else(PoisonError::into_inner));
@@ -161,16 +166,12 @@ impl Refusals {
             for refused in waiting {
                 let Refused { topic, part, created_at, id, cause } = refused;
                 let topic = topics.number(connection, topic.as_str())?;
-                insert(connection, topic, part, created_at, &id, cause)?;
+                insert(connection, changed, topic, part, created_at, &id, cause)?;
             }
             Ok(0)
         });
-        // After the commit: whoever sees the change finds it in the file.
-        let done = Box::new(move |_| {
-            changes.fetch_add(1, Ordering::Relaxed);
-        });
         // A busy writer is not waited for: the next refusal tries again.
-        if !writes.try_send(Order::Run(change, done)) {
+        if !writes.try_send(Order::Run(change, Box::new(|_| {}))) {
             queue.ordered.store(false, Ordering::Release);
         }
     }
@@ -197,12 +198,7 @@ pub(super) fn find(
 }
 
 /// Drops the oldest where a topic has too many. Returns how many rows there are over all topics.
-pub(super) fn trim(
-    connection: &Connection,
-    writes: &Writes,
-    most: u64,
-    changes: &AtomicU64,
-) -> Result<u64, StoreError> {
+pub(super) fn trim(connection: &Connection, writes: &Writes, most: u64) -> Result<u64, StoreError> {
     let counts: Vec<(i64, i64)> = connection
         .prepare_cached("SELECT topic, count(*) FROM gone GROUP BY topic")?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
@@ -212,7 +208,8 @@ pub(super) fn trim(
         let mut count = count.unsigned_abs();
         while count > most {
             let drop = (count - most).min(CHUNK).cast_signed();
-            let change = Box::new(move |connection: &Connection| {
+            let change = Box::new(move |connection: &Connection, changed: &Changed| {
+                changed.topic(topic);
                 let dropped = connection.execute(
                     "DELETE FROM gone WHERE (topic, part, created_at, id) IN ( \
                      SELECT topic, part, created_at, id FROM gone WHERE topic = ?1 \
@@ -227,7 +224,6 @@ pub(super) fn trim(
                 break;
             }
             count = count.saturating_sub(dropped);
-            changes.fetch_add(1, Ordering::Relaxed);
         }
         total += count;
     }
@@ -243,7 +239,6 @@ pub(super) fn forget_evicted(
     connection: &Connection,
     writes: &Writes,
     topic: Option<&str>,
-    changes: &AtomicU64,
 ) -> Result<u64, StoreError> {
     let evicted = number(Gone::Evicted);
     let (mut forgotten, mut after) = (0, (0, 0, 0, EventId([0; 32])));
@@ -262,25 +257,25 @@ pub(super) fn forget_evicted(
         let keys: Vec<Key> = rows.collect::<rusqlite::Result<_>>()?;
         let Some(last) = keys.last() else { return Ok(forgotten) };
         after = *last;
-        let change = Box::new(move |connection: &Connection| {
+        let change = Box::new(move |connection: &Connection, changed: &Changed| {
             let mut delete = connection.prepare_cached(
                 "DELETE FROM gone WHERE topic = ?1 AND part = ?2 AND created_at = ?3 AND id = ?4",
             )?;
             let mut deleted = 0;
             for (topic, part, at, id) in &keys {
                 deleted += delete.execute(params![topic, part, at, id.0])? as u64;
+                changed.topic(*topic);
             }
             Ok(deleted)
         });
         forgotten += writes.ask(|answer| Order::Run(change, answer))?;
-        changes.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// With other limits, plugins or retention, what these refused may be welcome: forgets it, once.
 /// `rules` stands for all of them.
 pub(super) fn rules_are(writes: &Writes, rules: i64) -> Result<u64, StoreError> {
-    let change = Box::new(move |connection: &Connection| {
+    let change = Box::new(move |connection: &Connection, changed: &Changed| {
         let known: Option<i64> = connection
             .query_row("SELECT value FROM state WHERE name = 'rules'", [], |row| row.get(0))
             .optional()?;
@@ -293,6 +288,7 @@ pub(super) fn rules_are(writes: &Writes, rules: i64) -> Result<u64, StoreError> 
         )?;
         connection
             .execute("INSERT OR REPLACE INTO state (name, value) VALUES ('rules', ?1)", [rules])?;
+        changed.all();
         Ok(forgotten as u64)
     });
     writes.ask(|answer| Order::Run(change, answer))

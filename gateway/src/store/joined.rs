@@ -1,53 +1,34 @@
-//! The topics joined by command or visit, on disk. They change rarely, so each change opens a
-//! connection of its own.
+//! The topics joined by command or visit, on disk.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::Path;
 
 use futures_util::future::BoxFuture;
-use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 
+use super::rare::RareTables;
 use crate::{
     pipeline::{HowJoined, KeptPrivate, KeptTopic, StoreError, TopicStore},
     protocol::TopicName,
 };
 
-/// How long a change may wait for the writer's commits.
-const PATIENCE: Duration = Duration::from_secs(10);
-
+/// Name, how and when it was joined, whether it is private.
+type Row = (String, String, i64, bool);
 /// Name, when it was joined, state, peers, when members were seen, whether it was left.
 type PrivateRow = (String, i64, Vec<u8>, String, Vec<u8>, bool);
 
 /// The tables `joined_topics` and `private_topics` of `gateway.db`.
-pub struct JoinedTable {
-    path: PathBuf,
-}
+pub struct JoinedTable(RareTables);
 
 impl JoinedTable {
     /// In the data directory of a store that is open: opening it made the table.
     pub fn new(data_dir: &Path) -> Self {
-        Self { path: data_dir.join("gateway.db") }
+        Self(RareTables::new(data_dir))
     }
 
-    async fn connect(&self) -> sqlx::Result<SqliteConnection> {
-        SqliteConnectOptions::new()
-            .filename(&self.path)
-            .busy_timeout(PATIENCE)
-            .disable_statement_logging()
-            .connect()
-            .await
-    }
-
-    async fn read(&self) -> sqlx::Result<Vec<KeptTopic>> {
-        let mut connection = self.connect().await?;
-        let rows: Vec<(String, String, i64, bool)> = sqlx::query_as(
-            "SELECT name, how, joined_at, private FROM joined_topics ORDER BY joined_at, name",
-        )
-        .fetch_all(&mut connection)
-        .await?;
-        connection.close().await?;
+    async fn read(&self) -> Result<Vec<KeptTopic>, StoreError> {
+        let question = "SELECT name, how, joined_at, private FROM joined_topics \
+                        ORDER BY joined_at, name";
+        let rows: Vec<Row> =
+            self.0.read(|c| Box::pin(sqlx::query_as(question).fetch_all(c))).await?;
         // A row of a newer version that says nothing to this one is left alone.
         let topics = rows.into_iter().filter_map(|(name, how, joined_at, private)| {
             let (name, how) = (TopicName::new(&name).ok()?, HowJoined::named(&how)?);
@@ -56,29 +37,23 @@ impl JoinedTable {
         Ok(topics.collect())
     }
 
-    async fn insert(&self, topic: KeptTopic) -> sqlx::Result<()> {
-        let mut connection = self.connect().await?;
-        sqlx::query(
+    async fn insert(&self, topic: KeptTopic) -> Result<(), StoreError> {
+        let insert = sqlx::query(
             "INSERT OR REPLACE INTO joined_topics (name, how, joined_at, private) \
              VALUES (?1, ?2, ?3, ?4)",
         )
-        .bind(topic.name.as_str())
+        .bind(topic.name.to_string())
         .bind(topic.how.name())
         .bind(i64::try_from(topic.joined_at).unwrap_or(i64::MAX))
-        .bind(topic.private)
-        .execute(&mut connection)
-        .await?;
-        connection.close().await
+        .bind(topic.private);
+        self.0.change(|c| Box::pin(insert.execute(c))).await.map(drop)
     }
 
-    async fn read_private(&self) -> sqlx::Result<Vec<KeptPrivate>> {
-        let mut connection = self.connect().await?;
-        let rows: Vec<PrivateRow> = sqlx::query_as(
-            "SELECT name, joined_at, state, peers, seen, is_left FROM private_topics ORDER BY name",
-        )
-        .fetch_all(&mut connection)
-        .await?;
-        connection.close().await?;
+    async fn read_private(&self) -> Result<Vec<KeptPrivate>, StoreError> {
+        let question =
+            "SELECT name, joined_at, state, peers, seen, is_left FROM private_topics ORDER BY name";
+        let rows: Vec<PrivateRow> =
+            self.0.read(|c| Box::pin(sqlx::query_as(question).fetch_all(c))).await?;
         let topics =
             rows.into_iter().filter_map(|(name, joined_at, state, peers, seen, is_left)| {
                 let name = TopicName::new(&name).ok()?;
@@ -89,55 +64,91 @@ impl JoinedTable {
         Ok(topics.collect())
     }
 
-    async fn insert_private(&self, topic: KeptPrivate) -> sqlx::Result<()> {
-        let mut connection = self.connect().await?;
-        sqlx::query(
+    async fn insert_private(&self, topic: KeptPrivate) -> Result<(), StoreError> {
+        let insert = sqlx::query(
             "INSERT OR REPLACE INTO private_topics (name, joined_at, state, peers, seen, is_left) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )
-        .bind(topic.name.as_str())
+        .bind(topic.name.to_string())
         .bind(i64::try_from(topic.joined_at).unwrap_or(i64::MAX))
         .bind(topic.state)
         .bind(topic.peers.join("\n"))
         .bind(topic.seen)
-        .bind(topic.is_left)
-        .execute(&mut connection)
-        .await?;
-        connection.close().await
+        .bind(topic.is_left);
+        self.0.change(|c| Box::pin(insert.execute(c))).await.map(drop)
     }
 
-    async fn delete(&self, name: TopicName) -> sqlx::Result<()> {
-        let mut connection = self.connect().await?;
-        sqlx::query("DELETE FROM joined_topics WHERE name = ?1")
-            .bind(name.as_str())
-            .execute(&mut connection)
-            .await?;
-        connection.close().await
+    async fn delete(&self, name: TopicName) -> Result<bool, StoreError> {
+        let delete =
+            sqlx::query("DELETE FROM joined_topics WHERE name = ?1").bind(name.to_string());
+        let deleted = self.0.change(|c| Box::pin(delete.execute(c))).await?;
+        Ok(deleted.rows_affected() > 0)
     }
 }
 
 impl TopicStore for JoinedTable {
     fn private(&self) -> BoxFuture<'_, Result<Vec<KeptPrivate>, StoreError>> {
-        Box::pin(async { self.read_private().await.map_err(failed) })
+        Box::pin(self.read_private())
     }
 
     fn keep_private(&self, topic: KeptPrivate) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async { self.insert_private(topic).await.map_err(failed) })
+        Box::pin(self.insert_private(topic))
     }
 
     fn load(&self) -> BoxFuture<'_, Result<Vec<KeptTopic>, StoreError>> {
-        Box::pin(async { self.read().await.map_err(failed) })
+        Box::pin(self.read())
     }
 
     fn keep(&self, topic: KeptTopic) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async { self.insert(topic).await.map_err(failed) })
+        Box::pin(self.insert(topic))
     }
 
-    fn forget(&self, name: TopicName) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async { self.delete(name).await.map_err(failed) })
+    fn forget(&self, name: TopicName) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(self.delete(name))
     }
 }
 
-fn failed(error: sqlx::Error) -> StoreError {
-    StoreError(error.to_string())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::open::migrate;
+
+    #[tokio::test]
+    async fn topics_are_kept_in_order_and_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        migrate(&dir.path().join("gateway.db")).await.unwrap();
+        let table = JoinedTable::new(dir.path());
+        let name = |text: &str| TopicName::new(text).unwrap();
+        let topic = |text: &str, how, joined_at| KeptTopic {
+            name: name(text),
+            how,
+            joined_at,
+            private: false,
+        };
+        let (cats, dogs) =
+            (topic("cats", HowJoined::Visit, 7), topic("dogs", HowJoined::Command, 5));
+        table.keep(cats.clone()).await.unwrap();
+        table.keep(dogs.clone()).await.unwrap();
+        assert_eq!(table.load().await.unwrap(), [dogs.clone(), cats]);
+        let cats = topic("cats", HowJoined::Command, 7);
+        table.keep(cats.clone()).await.unwrap();
+        assert_eq!(table.load().await.unwrap(), [dogs, cats.clone()]);
+        assert!(table.forget(name("dogs")).await.unwrap());
+        assert!(!table.forget(name("dogs")).await.unwrap(), "it is not there any more");
+        assert_eq!(table.load().await.unwrap(), [cats]);
+
+        let den = KeptPrivate {
+            name: name("den"),
+            joined_at: 9,
+            state: vec![1, 2, 3],
+            peers: vec!["one".to_owned(), "two".to_owned()],
+            seen: vec![4; 40],
+            is_left: false,
+        };
+        table.keep_private(den.clone()).await.unwrap();
+        let left = KeptPrivate { is_left: true, ..den };
+        table.keep_private(left.clone()).await.unwrap();
+        assert_eq!(table.private().await.unwrap(), [left]);
+        assert!(!table.forget(name("den")).await.unwrap(), "it is no public one");
+    }
 }

@@ -31,7 +31,7 @@ impl KvStore for Store {
     }
 
     fn save(&self, changes: Vec<KvChange>) -> Result<(), StoreError> {
-        let change: Change = Box::new(move |connection| {
+        let change: Change = Box::new(move |connection, _| {
             for change in &changes {
                 apply(connection, change)?;
             }

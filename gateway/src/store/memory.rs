@@ -1,6 +1,6 @@
 //! What the store keeps in memory about the file, shared by the writer and all readers.
 
-use std::sync::{Arc, OnceLock, atomic::AtomicU64};
+use std::sync::OnceLock;
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -8,6 +8,7 @@ use super::{
     known::{Known, prefix},
     newest::{AuthorNumbers, Newest},
     search::Search,
+    versions::Versions,
 };
 use crate::protocol::PublicKey;
 
@@ -19,8 +20,7 @@ pub(super) struct Memory {
     pub vanished: Known,
     pub newest: Newest,
     pub authors: AuthorNumbers,
-    /// Rises with every change of what is gone that is not the removal of what was held.
-    pub gone_changes: Arc<AtomicU64>,
+    pub versions: Versions,
     /// The search index; never set when search is off.
     pub search: OnceLock<Search>,
 }
@@ -34,7 +34,7 @@ impl Memory {
             vanished: Known::new(0),
             newest: Newest::default(),
             authors: AuthorNumbers::default(),
-            gone_changes: Arc::default(),
+            versions: Versions::default(),
             search: OnceLock::new(),
         }
     }

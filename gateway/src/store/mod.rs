@@ -20,6 +20,7 @@ mod peers;
 mod presence;
 mod privacy;
 mod query;
+mod rare;
 mod readers;
 mod remove;
 mod requests;
@@ -28,6 +29,7 @@ mod tag_keys;
 mod tail;
 mod tombstones;
 mod upkeep;
+mod versions;
 mod writer;
 mod writes;
 
@@ -66,7 +68,7 @@ use crate::{
 };
 use breather::Breather;
 use memory::Memory;
-use readers::Readers;
+use readers::{Job, Readers};
 use search::{Follow, Following};
 use tail::Tail;
 use upkeep::{Checkpointing, Door, Keeping, Upkeep};
@@ -215,16 +217,8 @@ impl Store {
     pub fn start_upkeep(&self, retention: &[RetentionConfig]) -> Result<(), OpenError> {
         let path = self.data_dir.join("gateway.db");
         let (writes, metrics) = (self.writes.clone(), self.metrics.clone());
-        let gone_changes = self.memory.gone_changes.clone();
-        let upkeep = Upkeep::new(
-            &self.data_dir,
-            &self.config,
-            retention,
-            writes,
-            metrics,
-            &self.door,
-            gone_changes,
-        );
+        let upkeep =
+            Upkeep::new(&self.data_dir, &self.config, retention, writes, metrics, &self.door);
         let (upkeep, stop) = upkeep.map_err(|e| OpenError::sqlite(&path, &e))?;
         let keeping = upkeep.start(stop).map_err(|e| OpenError::thread(&path, &e))?;
         let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
@@ -250,7 +244,7 @@ impl Store {
 
     /// The operator's rules, on disk.
     pub fn moderation(&self) -> ModerationTable {
-        ModerationTable::new(&self.data_dir, self.memory.gone_changes.clone())
+        ModerationTable::new(&self.data_dir, self.memory.clone())
     }
 
     /// How many events were stored when it was opened.
@@ -337,7 +331,7 @@ impl EventWriter for Store {
 
     fn refused(&self, event: &VerifiedEvent, topics: &[TopicName], why: Gone) {
         let topics = topics.iter().map(|topic| (topic.clone(), self.is_private(topic)));
-        self.refusals.add(&self.writes, &self.memory.gone_changes, event, topics, why);
+        self.refusals.add(&self.writes, event, topics, why);
     }
 }
 
@@ -412,7 +406,16 @@ impl EventReader for Store {
         topic: TopicName,
         ids: Vec<EventId>,
     ) -> BoxFuture<'_, Result<Vec<EventId>, StoreError>> {
-        self.ask(move |connection| query::missing(connection, &topic, ids))
+        // Nearly all of them, mostly: those need no look into the file.
+        let (held, mut missing): (Vec<_>, Vec<_>) =
+            ids.into_iter().partition(|id| self.memory.ids.may_contain(known::prefix(&id.0)));
+        if held.is_empty() {
+            return Box::pin(async { Ok(missing) });
+        }
+        self.ask(move |connection| {
+            missing.extend(query::missing(connection, &topic, held)?);
+            Ok(missing)
+        })
     }
 
     fn topic_ids(
@@ -423,7 +426,7 @@ impl EventReader for Store {
         max: usize,
     ) -> BoxFuture<'_, Result<TopicIds, StoreError>> {
         let private = self.is_private(&topic);
-        self.ask_long(move |connection, _| {
+        self.ask_on(Readers::run_comparison, move |connection, _| {
             query::topic_ids(connection, &topic, private, part, span, max)
         })
     }
@@ -444,8 +447,8 @@ impl EventReader for Store {
         self.door.open_since(topic, unix_now())
     }
 
-    fn version(&self) -> u64 {
-        self.tail.newest() + self.memory.gone_changes.load(Ordering::Relaxed)
+    fn version(&self, topic: &TopicName) -> u64 {
+        self.memory.versions.of(topic)
     }
 }
 
@@ -470,14 +473,22 @@ impl Store {
         &self,
         query: impl FnOnce(&Connection, &dyn Fn() -> bool) -> Result<T, StoreError> + Send + 'static,
     ) -> BoxFuture<'_, Result<T, StoreError>> {
+        self.ask_on(Readers::run_long, query)
+    }
+
+    fn ask_on<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&Readers, Job) -> Result<(), StoreError>,
+        query: impl FnOnce(&Connection, &dyn Fn() -> bool) -> Result<T, StoreError> + Send + 'static,
+    ) -> BoxFuture<'_, Result<T, StoreError>> {
         let (answer, result) = oneshot::channel();
-        let queued = self.readers.run_long(move |connection| {
+        let job = move |connection: &Connection| {
             if !answer.is_closed() {
                 let found = query(connection, &|| answer.is_closed());
                 let _ = answer.send(found);
             }
-        });
-        answered(queued, result)
+        };
+        answered(run(&self.readers, Box::new(job)), result)
     }
 }
 

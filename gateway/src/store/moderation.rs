@@ -1,18 +1,11 @@
-//! The operator's rules on disk. They change rarely, so each change opens a connection of its own.
+//! The operator's rules on disk.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{path::Path, sync::Arc};
 
 use futures_util::future::BoxFuture;
-use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
+use sqlx::SqliteConnection;
 
-use super::gone::BANNED;
+use super::{gone::BANNED, memory::Memory, rare::RareTables};
 use crate::{
     pipeline::{
         StoreError,
@@ -21,79 +14,68 @@ use crate::{
     protocol::EventId,
 };
 
-/// How long a change may wait for the writer's commits.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// The table `moderation` of `gateway.db`.
 pub struct ModerationTable {
-    path: PathBuf,
-    /// See [`super::memory::Memory::gone_changes`].
-    gone_changes: Arc<AtomicU64>,
+    tables: RareTables,
+    memory: Arc<Memory>,
 }
 
 impl ModerationTable {
     /// In the data directory of a store that is open: opening it made the table.
-    pub(super) fn new(data_dir: &Path, gone_changes: Arc<AtomicU64>) -> Self {
-        Self { path: data_dir.join("gateway.db"), gone_changes }
+    pub(super) fn new(data_dir: &Path, memory: Arc<Memory>) -> Self {
+        Self { tables: RareTables::new(data_dir), memory }
     }
 
-    async fn connect(&self) -> sqlx::Result<SqliteConnection> {
-        SqliteConnectOptions::new()
-            .filename(&self.path)
-            .busy_timeout(PATIENCE)
-            .disable_statement_logging()
-            .connect()
-            .await
+    async fn read(&self) -> Result<Vec<Stored>, StoreError> {
+        let question = "SELECT list, item, text FROM moderation";
+        self.tables.read(|c| Box::pin(sqlx::query_as(question).fetch_all(c))).await
     }
 
-    async fn read(&self) -> sqlx::Result<Vec<Stored>> {
-        let mut connection = self.connect().await?;
-        let entries = sqlx::query_as("SELECT list, item, text FROM moderation")
-            .fetch_all(&mut connection)
-            .await?;
-        connection.close().await?;
-        Ok(entries)
+    async fn write(&self, change: Change) -> Result<(), StoreError> {
+        let is_again = !brings_back(&change).is_empty();
+        let written = self.tables.change(|c| Box::pin(write(c, change)));
+        written.await?;
+        if is_again {
+            self.memory.versions.raise_all();
+        }
+        Ok(())
     }
+}
 
-    async fn write(&self, change: Change) -> sqlx::Result<()> {
-        let mut connection = self.connect().await?;
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        for statement in brings_back(&change) {
-            match statement {
-                Again::Banned => {
-                    sqlx::query("DELETE FROM gone WHERE cause & 15 = ?1")
-                        .bind(BANNED)
-                        .execute(&mut *transaction)
-                        .await?;
-                }
-                Again::Event(id) => {
-                    sqlx::query("DELETE FROM gone WHERE substr(id, 1, 8) = ?1 AND id = ?2")
-                        .bind(&id.0[..8])
-                        .bind(&id.0[..])
-                        .execute(&mut *transaction)
-                        .await?;
-                }
+async fn write(connection: &mut SqliteConnection, change: Change) -> sqlx::Result<()> {
+    for statement in brings_back(&change) {
+        match statement {
+            Again::Banned => {
+                sqlx::query("DELETE FROM gone WHERE cause & 15 = ?1")
+                    .bind(BANNED)
+                    .execute(&mut *connection)
+                    .await?;
+            }
+            Again::Event(id) => {
+                sqlx::query("DELETE FROM gone WHERE substr(id, 1, 8) = ?1 AND id = ?2")
+                    .bind(&id.0[..8])
+                    .bind(&id.0[..])
+                    .execute(&mut *connection)
+                    .await?;
             }
         }
-        for (list, item) in change.take {
-            sqlx::query("DELETE FROM moderation WHERE list = ?1 AND item = ?2")
-                .bind(list.name())
-                .bind(item)
-                .execute(&mut *transaction)
-                .await?;
-        }
-        for (list, item, text) in change.put {
-            sqlx::query("INSERT OR REPLACE INTO moderation (list, item, text) VALUES (?1, ?2, ?3)")
-                .bind(list.name())
-                .bind(item)
-                .bind(text)
-                .execute(&mut *transaction)
-                .await?;
-        }
-        transaction.commit().await?;
-        self.gone_changes.fetch_add(1, Ordering::Relaxed);
-        connection.close().await
     }
+    for (list, item) in change.take {
+        sqlx::query("DELETE FROM moderation WHERE list = ?1 AND item = ?2")
+            .bind(list.name())
+            .bind(item)
+            .execute(&mut *connection)
+            .await?;
+    }
+    for (list, item, text) in change.put {
+        sqlx::query("INSERT OR REPLACE INTO moderation (list, item, text) VALUES (?1, ?2, ?3)")
+            .bind(list.name())
+            .bind(item)
+            .bind(text)
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
 }
 
 /// What is not remembered as gone any more.
@@ -117,14 +99,10 @@ fn brings_back(change: &Change) -> Vec<Again> {
 
 impl ModerationStore for ModerationTable {
     fn load(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
-        Box::pin(async { self.read().await.map_err(failed) })
+        Box::pin(self.read())
     }
 
     fn save(&self, change: Change) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async { self.write(change).await.map_err(failed) })
+        Box::pin(self.write(change))
     }
-}
-
-fn failed(error: sqlx::Error) -> StoreError {
-    StoreError(error.to_string())
 }

@@ -40,8 +40,9 @@ impl OpenError {
     }
 }
 
-/// Reader threads, beside one connection for each worker of the pipeline.
-const READERS: usize = 4;
+/// Reader threads, beside one connection for each worker of the pipeline: one for long queries of clients,
+/// one for comparisons, three for everything else.
+const READERS: usize = 5;
 
 /// Applies the migrations and counts the events.
 pub(super) async fn migrate(path: &Path) -> Result<u64, OpenError> {

@@ -1,14 +1,10 @@
-//! Gateways that were reached before, on disk. They change rarely, so each change opens a connection
-//! of its own.
+//! Gateways that were reached before, on disk.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::Path;
 
 use futures_util::future::BoxFuture;
-use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 
+use super::rare::RareTables;
 use crate::{
     pipeline::{
         PeerId, PeerStore, RememberedPeer, StoreError,
@@ -17,42 +13,25 @@ use crate::{
     protocol::TopicName,
 };
 
-/// How long a change may wait for the writer's commits.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// The table `peers` of `gateway.db`.
-pub struct PeerTable {
-    path: PathBuf,
-}
+pub struct PeerTable(RareTables);
 
 type Row = (Vec<u8>, String, String, bool, i64, i64);
 
 impl PeerTable {
     /// In the data directory of a store that is open: opening it made the table.
     pub fn new(data_dir: &Path) -> Self {
-        Self { path: data_dir.join("gateway.db") }
+        Self(RareTables::new(data_dir))
     }
 
-    async fn connect(&self) -> sqlx::Result<SqliteConnection> {
-        SqliteConnectOptions::new()
-            .filename(&self.path)
-            .busy_timeout(PATIENCE)
-            .disable_statement_logging()
-            .connect()
-            .await
-    }
-
-    async fn read(&self, topic: TopicName) -> sqlx::Result<Vec<RememberedPeer>> {
-        let mut connection = self.connect().await?;
-        let rows: Vec<Row> = sqlx::query_as(
+    async fn read(&self, topic: TopicName) -> Result<Vec<RememberedPeer>, StoreError> {
+        let question = sqlx::query_as(
             "SELECT peer, addresses, found_by, over_relay, reached_at, failures FROM peers \
              WHERE topic = ?1 ORDER BY reached_at DESC, peer LIMIT ?2",
         )
-        .bind(topic.as_str())
-        .bind(bound(MAX_OF_TOPIC))
-        .fetch_all(&mut connection)
-        .await?;
-        connection.close().await?;
+        .bind(topic.to_string())
+        .bind(bound(MAX_OF_TOPIC));
+        let rows: Vec<Row> = self.0.read(|c| Box::pin(question.fetch_all(c))).await?;
         let peers = rows.into_iter().filter_map(|row| {
             let (peer, addresses, found_by, over_relay, reached_at, failures) = row;
             Some(RememberedPeer {
@@ -68,65 +47,67 @@ impl PeerTable {
         Ok(peers.collect())
     }
 
-    async fn insert(&self, peer: RememberedPeer) -> sqlx::Result<()> {
-        let mut connection = self.connect().await?;
-        // Written to from the start: a transaction that begins by reading may find that it may not.
-        let mut change = connection.begin_with("BEGIN IMMEDIATE").await?;
-        sqlx::query(
+    async fn insert(&self, peer: RememberedPeer) -> Result<(), StoreError> {
+        let insert = sqlx::query(
             "INSERT OR REPLACE INTO peers \
              (topic, peer, addresses, found_by, over_relay, reached_at, failures) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )
-        .bind(peer.topic.as_str())
-        .bind(&peer.peer.0[..])
+        .bind(peer.topic.to_string())
+        .bind(peer.peer.0.to_vec())
         .bind(peer.addresses.join("\n"))
-        .bind(&peer.found_by)
+        .bind(peer.found_by)
         .bind(peer.over_relay)
         .bind(i64::try_from(peer.reached_at).unwrap_or(i64::MAX))
-        .bind(i64::from(peer.failures))
-        .execute(&mut *change)
-        .await?;
-        sqlx::query(
+        .bind(i64::from(peer.failures));
+        let forget_of_topic = sqlx::query(
             "DELETE FROM peers WHERE topic = ?1 AND peer IN (SELECT peer FROM peers \
              WHERE topic = ?1 ORDER BY reached_at DESC, peer LIMIT -1 OFFSET ?2)",
         )
-        .bind(peer.topic.as_str())
-        .bind(bound(MAX_OF_TOPIC))
-        .execute(&mut *change)
-        .await?;
-        sqlx::query(
+        .bind(peer.topic.to_string())
+        .bind(bound(MAX_OF_TOPIC));
+        let forget = sqlx::query(
             "DELETE FROM peers WHERE (topic, peer) IN (SELECT topic, peer FROM peers \
              ORDER BY reached_at DESC LIMIT -1 OFFSET ?1)",
         )
-        .bind(bound(MAX_REMEMBERED))
-        .execute(&mut *change)
-        .await?;
-        change.commit().await?;
-        connection.close().await
+        .bind(bound(MAX_REMEMBERED));
+        let change = self.0.change(|c| {
+            Box::pin(async move {
+                for statement in [insert, forget_of_topic, forget] {
+                    statement.execute(&mut *c).await?;
+                }
+                Ok(())
+            })
+        });
+        change.await
     }
 
-    async fn count(&self, topic: TopicName, peers: Vec<PeerId>) -> sqlx::Result<()> {
-        let mut connection = self.connect().await?;
-        let mut change = connection.begin_with("BEGIN IMMEDIATE").await?;
-        for peer in peers {
-            sqlx::query("UPDATE peers SET failures = failures + 1 WHERE topic = ?1 AND peer = ?2")
-                .bind(topic.as_str())
-                .bind(&peer.0[..])
-                .execute(&mut *change)
-                .await?;
-        }
-        change.commit().await?;
-        connection.close().await
+    async fn count(&self, topic: TopicName, peers: Vec<PeerId>) -> Result<(), StoreError> {
+        let change = self.0.change(|c| {
+            Box::pin(async move {
+                for peer in peers {
+                    sqlx::query(
+                        "UPDATE peers SET failures = failures + 1 WHERE topic = ?1 AND peer = ?2",
+                    )
+                    .bind(topic.as_str())
+                    .bind(&peer.0[..])
+                    .execute(&mut *c)
+                    .await?;
+                }
+                Ok(())
+            })
+        });
+        change.await
     }
 }
 
 impl PeerStore for PeerTable {
     fn load(&self, topic: TopicName) -> BoxFuture<'_, Result<Vec<RememberedPeer>, StoreError>> {
-        Box::pin(async { self.read(topic).await.map_err(failed) })
+        Box::pin(self.read(topic))
     }
 
     fn reached(&self, peer: RememberedPeer) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async { self.insert(peer).await.map_err(failed) })
+        Box::pin(self.insert(peer))
     }
 
     fn missed(
@@ -134,7 +115,7 @@ impl PeerStore for PeerTable {
         topic: TopicName,
         peers: Vec<PeerId>,
     ) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async { self.count(topic, peers).await.map_err(failed) })
+        Box::pin(self.count(topic, peers))
     }
 }
 
@@ -142,12 +123,10 @@ fn bound(most: usize) -> i64 {
     i64::try_from(most).unwrap_or(i64::MAX)
 }
 
-fn failed(error: sqlx::Error) -> StoreError {
-    StoreError(error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
+    use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
+
     use super::*;
     use crate::store::open::migrate;
 

@@ -22,10 +22,12 @@ use crate::{pipeline::StoreError, tasks};
 const QUEUE: usize = 4_096;
 /// How many long ones may wait for a thread of theirs.
 const LONG_QUEUE: usize = 256;
-/// Threads for queries that may take long, so that these never hold up a REQ.
-const LONG_THREADS: usize = 1;
+/// The first thread is for queries of clients that may take long, so that these never hold up a REQ; the
+/// second for comparing topics with other gateways, which holds up neither.
+const LONG: usize = 0;
+const COMPARISONS: usize = 1;
 
-type Job = Box<dyn FnOnce(&Connection) + Send>;
+pub(super) type Job = Box<dyn FnOnce(&Connection) + Send>;
 
 /// The reading side.
 pub(super) struct Readers {
@@ -39,6 +41,7 @@ pub(super) struct Readers {
 struct Queues {
     quick: crossbeam_channel::Sender<Job>,
     long: crossbeam_channel::Sender<Job>,
+    comparisons: crossbeam_channel::Sender<Job>,
 }
 
 /// A query that waits for a reader.
@@ -103,20 +106,24 @@ impl Readers {
     ) -> io::Result<Self> {
         let (quick, quick_jobs) = crossbeam_channel::bounded::<Job>(QUEUE);
         let (long, long_jobs) = crossbeam_channel::bounded::<Job>(LONG_QUEUE);
+        let (comparisons, comparison_jobs) = crossbeam_channel::bounded::<Job>(LONG_QUEUE);
         let threads = connections
             .into_iter()
             .enumerate()
             .map(|(n, connection)| {
-                let is_long = n < LONG_THREADS;
-                let jobs = if is_long { &long_jobs } else { &quick_jobs }.clone();
-                let breather = is_long.then(|| breather.clone());
+                let (jobs, breather) = match n {
+                    LONG => (&long_jobs, Some(breather.clone())),
+                    COMPARISONS => (&comparison_jobs, Some(breather.clone())),
+                    _ => (&quick_jobs, None),
+                };
+                let jobs = jobs.clone();
                 tasks::thread(format!("store-reader-{n}"), move || {
                     answer(&connection, &jobs, breather.as_ref());
                 })
             })
             .collect::<io::Result<_>>()?;
         Ok(Self {
-            queues: RwLock::new(Some(Queues { quick, long })),
+            queues: RwLock::new(Some(Queues { quick, long, comparisons })),
             threads: Mutex::new(threads),
             path: path.to_owned(),
             waiting: Arc::default(),
@@ -142,11 +149,13 @@ impl Readers {
     }
 
     /// Queues a query that may take long. It never waits either.
-    pub fn run_long(
-        &self,
-        job: impl FnOnce(&Connection) + Send + 'static,
-    ) -> Result<(), StoreError> {
-        self.queue(|queues| &queues.long, Box::new(job))
+    pub fn run_long(&self, job: Job) -> Result<(), StoreError> {
+        self.queue(|queues| &queues.long, job)
+    }
+
+    /// Queues the reading of what a topic has. It never waits either.
+    pub fn run_comparison(&self, job: Job) -> Result<(), StoreError> {
+        self.queue(|queues| &queues.comparisons, job)
     }
 
     fn queue(

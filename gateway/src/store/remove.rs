@@ -7,6 +7,7 @@ use super::{
     memory::Memory,
     open,
     tag_keys::{tag_key, tag_keys},
+    versions::Changed,
 };
 use crate::{
     pipeline::{Gone, Removal},
@@ -16,7 +17,12 @@ use crate::{
 /// Removes an event and all that finds it; its id is remembered as gone. Its later log entries stay
 /// and are skipped by readers.
 /// Returns whether there was one.
-pub(super) fn row(connection: &Connection, row: i64, why: Gone) -> rusqlite::Result<bool> {
+pub(super) fn row(
+    connection: &Connection,
+    changed: &Changed,
+    row: i64,
+    why: Gone,
+) -> rusqlite::Result<bool> {
     let Some(json) = connection
         .prepare_cached("SELECT json FROM events WHERE row = ?1")?
         .query_row([row], |found| found.get::<_, Box<str>>(0))
@@ -32,12 +38,13 @@ pub(super) fn row(connection: &Connection, row: i64, why: Gone) -> rusqlite::Res
         statement.execute(params![key, created_at, row])?;
     }
     gone::add_row(connection, row, &event, why)?;
-    connection
-        .prepare_cached(
-            "DELETE FROM memberships WHERE topic IN (SELECT topic FROM topics) \
-             AND created_at = ?1 AND event = ?2",
-        )?
-        .execute(params![created_at, row])?;
+    let mut leave = connection.prepare_cached(
+        "DELETE FROM memberships WHERE topic IN (SELECT topic FROM topics) \
+         AND created_at = ?1 AND event = ?2 RETURNING topic",
+    )?;
+    for topic in leave.query_map([created_at, row], |found| found.get(0))? {
+        changed.topic(topic?);
+    }
     connection.prepare_cached("DELETE FROM events WHERE row = ?1")?.execute([row])?;
     Ok(true)
 }
@@ -59,15 +66,16 @@ fn parse(json: &str) -> rusqlite::Result<Event> {
 pub(super) fn asked(
     connection: &Connection,
     memory: &Memory,
+    changed: &Changed,
     removal: &Removal,
 ) -> rusqlite::Result<u64> {
     match removal {
         Removal::Event(id) => match open::row_of(connection, id)? {
-            Some(found) => row(connection, found, Gone::Banned).map(u64::from),
+            Some(found) => row(connection, changed, found, Gone::Banned).map(u64::from),
             None => Ok(0),
         },
         Removal::Author { key, keep } => match memory.author(connection, key)? {
-            Some(author) => of_author(connection, author, i64::MAX, keep, Gone::Banned),
+            Some(author) => of_author(connection, changed, author, i64::MAX, keep, Gone::Banned),
             None => Ok(0),
         },
     }
@@ -77,13 +85,14 @@ pub(super) fn asked(
 /// events of theirs stay; they are sorted.
 pub(super) fn vanished(
     connection: &Connection,
+    changed: &Changed,
     author: u32,
     key: &PublicKey,
     until: u64,
     keep: &[EventId],
 ) -> rusqlite::Result<()> {
     let until = until.cast_signed();
-    of_author(connection, author, until, keep, Gone::Vanished)?;
+    of_author(connection, changed, author, until, keep, Gone::Vanished)?;
     let mut statement =
         connection.prepare_cached("SELECT event FROM tags WHERE key = ?1 AND created_at <= ?2")?;
     let key_text = key.to_string();
@@ -98,7 +107,7 @@ pub(super) fn vanished(
         if kind == Some(kinds::GIFT_WRAP)
             && event(connection, found)?.tag_values("p").any(|p| p == key_text)
         {
-            row(connection, found, Gone::Vanished)?;
+            row(connection, changed, found, Gone::Vanished)?;
         }
     }
     Ok(())
@@ -106,6 +115,7 @@ pub(super) fn vanished(
 
 fn of_author(
     connection: &Connection,
+    changed: &Changed,
     author: u32,
     until: i64,
     keep: &[EventId],
@@ -121,7 +131,7 @@ fn of_author(
     let mut removed = 0;
     for (found, id) in &rows {
         if keep.binary_search(id).is_err() {
-            removed += u64::from(row(connection, *found, why)?);
+            removed += u64::from(row(connection, changed, *found, why)?);
         }
     }
     Ok(removed)
@@ -130,6 +140,7 @@ fn of_author(
 /// The version of an addressable or replaceable event, if it is not newer than the request.
 pub(super) fn address(
     connection: &Connection,
+    changed: &Changed,
     key: &PublicKey,
     kind: u16,
     identifier: &str,
@@ -143,7 +154,7 @@ pub(super) fn address(
         .query_row(params![key.0, kind, identifier, until.cast_signed()], |found| found.get(0))
         .optional()?;
     if let Some(held) = held {
-        row(connection, held, Gone::Deleted)?;
+        row(connection, changed, held, Gone::Deleted)?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::{
     open, remove,
     tombstones::{self, Deleted},
+    versions::Changed,
     writer::identifier,
 };
 use crate::{
@@ -15,6 +16,7 @@ use crate::{
 /// Carries a deletion request out, also for what is still to come. `gone` is told the ids.
 pub(super) fn delete(
     connection: &Connection,
+    changed: &Changed,
     request: &Event,
     mut gone: impl FnMut(&EventId),
 ) -> rusqlite::Result<()> {
@@ -34,14 +36,14 @@ pub(super) fn delete(
                         let (by, at) = (&event.pubkey, event.created_at);
                         tombstones::delete_address(connection, by, event.kind, identifier, at)?;
                     }
-                    remove::row(connection, row, Gone::Deleted)?;
+                    remove::row(connection, changed, row, Gone::Deleted)?;
                 }
                 tombstones::delete_id(connection, &id, by)?;
                 gone(&id);
             }
             Deleted::Address { kind, identifier } => {
                 let until = request.created_at;
-                remove::address(connection, by, kind, identifier, until)?;
+                remove::address(connection, changed, by, kind, identifier, until)?;
                 tombstones::delete_address(connection, by, kind, identifier, until)?;
             }
         }
@@ -52,12 +54,13 @@ pub(super) fn delete(
 /// Carries a request to vanish out. It stays itself, if it is held.
 pub(super) fn vanish(
     connection: &Connection,
+    changed: &Changed,
     author: u32,
     request: &Event,
 ) -> rusqlite::Result<()> {
     let (key, until) = (&request.pubkey, request.created_at);
     tombstones::vanish(connection, key, until)?;
-    remove::vanished(connection, author, key, until, &[request.id])
+    remove::vanished(connection, changed, author, key, until, &[request.id])
 }
 
 /// What stands in `state` once it is done.
@@ -73,6 +76,8 @@ pub(super) fn carry_out_stored(connection: &mut Connection) -> rusqlite::Result<
         return Ok(());
     }
     let transaction = connection.transaction()?;
+    // Nobody has seen a version yet.
+    let changed = Changed::default();
     let requests: Vec<(i64, u32)> = {
         let sql = "SELECT row, author FROM events WHERE kind IN (?1, ?2) ORDER BY row";
         let mut statement = transaction.prepare(sql)?;
@@ -88,8 +93,10 @@ pub(super) fn carry_out_stored(connection: &mut Connection) -> rusqlite::Result<
         // One that vanished by another, or that cannot be read, asks for nothing.
         let Some(Ok(request)) = json.map(|json| Event::parse(&json)) else { continue };
         match request.kind {
-            kinds::DELETION => delete(&transaction, &request, |_| {})?,
-            _ if request.asks_all_relays_to_vanish() => vanish(&transaction, author, &request)?,
+            kinds::DELETION => delete(&transaction, &changed, &request, |_| {})?,
+            _ if request.asks_all_relays_to_vanish() => {
+                vanish(&transaction, &changed, author, &request)?
+            }
             _ => {}
         }
     }

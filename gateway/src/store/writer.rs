@@ -17,12 +17,16 @@ use super::{
     tag_keys::tag_keys,
     tail::Tail,
     tombstones::{self, Tombstone},
+    versions::Changed,
     writes::{Answer, Order},
 };
 use crate::{
     metrics::Metrics,
     pipeline::{Audience, Committed, Gone, LogEntry, Seq, StoreError, Write},
-    protocol::{Event, EventId, TopicName, kinds, kinds::Class},
+    protocol::{
+        Event, EventId, TopicName, kinds,
+        kinds::{Class, Part},
+    },
 };
 use crossbeam_channel::Receiver;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
@@ -50,7 +54,7 @@ pub(super) fn run(mut connection: Connection, queue: &Receiver<Order>, shared: &
         topics: Names::topics(),
         origins: Names::origins(),
         head: *shared.tail.head().borrow(),
-        gone: 0,
+        changed: Changed::default(),
     };
     let mut group = Vec::new();
     while collect(queue, &mut group) {
@@ -144,8 +148,8 @@ struct Writer<'m> {
     origins: Names,
     /// The newest log position, given to an event that is not committed yet or to the last one.
     head: Seq,
-    /// Changes of what is gone that are not committed yet.
-    gone: u64,
+    /// By what is not committed yet.
+    changed: Changed,
 }
 
 #[derive(Default)]
@@ -165,24 +169,27 @@ impl Writer<'_> {
                     Done::Written(self.apply(&transaction, write, &mut commit.entries)?)
                 }
                 Order::Remove(removal, _) => {
-                    Done::Removed(remove::asked(&transaction, self.memory, removal)?)
+                    let changed = &self.changed;
+                    Done::Removed(remove::asked(&transaction, self.memory, changed, removal)?)
                 }
                 Order::Evict(rows, _) => {
                     let mut removed = 0;
                     for row in rows {
-                        removed += u64::from(remove::row(&transaction, *row, Gone::Evicted)?);
+                        let is_removed =
+                            remove::row(&transaction, &self.changed, *row, Gone::Evicted)?;
+                        removed += u64::from(is_removed);
                     }
                     Done::Removed(removed)
                 }
-                Order::Run(change, _) => Done::Removed(change(&transaction)?),
+                Order::Run(change, _) => Done::Removed(change(&transaction, &self.changed)?),
             });
         }
         if self.head != before {
             open::set_head(&transaction, self.head)?;
         }
+        let news = self.changed.take(&transaction)?;
         transaction.commit()?;
-        // Not before: whoever sees the change finds it in the file.
-        self.memory.gone_changes.fetch_add(std::mem::take(&mut self.gone), Ordering::Relaxed);
+        self.memory.versions.raise(news);
         Ok(commit)
     }
 
@@ -192,7 +199,7 @@ impl Writer<'_> {
         self.origins.forget();
         self.memory.authors.clear();
         self.head = head;
-        self.gone = 0;
+        self.changed.forget();
     }
 
     fn apply(
@@ -229,7 +236,7 @@ impl Writer<'_> {
                     return Ok(Committed::Superseded);
                 }
                 Older::Replaceable(row) => {
-                    remove::row(connection, row, Gone::Replaced)?;
+                    remove::row(connection, &self.changed, row, Gone::Replaced)?;
                 }
             }
         }
@@ -237,11 +244,11 @@ impl Writer<'_> {
         match event.kind {
             kinds::DELETION => {
                 let gone = |id: &EventId| self.memory.ids.insert(prefix(&id.0));
-                requests::delete(connection, event, gone)?;
+                requests::delete(connection, &self.changed, event, gone)?;
             }
             kinds::VANISH if write.vanish => {
                 self.memory.vanished.insert(prefix(&event.pubkey.0));
-                requests::vanish(connection, author, event)?;
+                requests::vanish(connection, &self.changed, author, event)?;
             }
             _ => {}
         }
@@ -289,8 +296,7 @@ impl Writer<'_> {
     ) -> rusqlite::Result<()> {
         for topic in &write.topics {
             let topic = self.topics.number(connection, topic.as_str())?;
-            gone::add(connection, topic, &write.event, write.private, why)?;
-            self.gone += 1;
+            gone::add(connection, &self.changed, topic, &write.event, write.private, why)?;
         }
         Ok(())
     }
@@ -387,21 +393,36 @@ impl Writer<'_> {
             };
             let at = self.join(connection, row, write, Some(topic), audience, entries)?;
             if private && !write.private {
-                privacy::make_public(connection, row, at)?;
+                self.make_public(connection, row, at, &seen_in)?;
                 private = false;
             }
             seen_in.push(topic.clone());
         }
         // Published again, for everybody and in no further topic.
         if private && !write.private {
-            let audience = Audience::Everybody { but: seen_in };
+            let audience = Audience::Everybody { but: seen_in.clone() };
             let at = self.join(connection, row, write, None, audience, entries)?;
-            privacy::make_public(connection, row, at)?;
+            self.make_public(connection, row, at, &seen_in)?;
         }
         Ok(match entries.get(before..).and_then(<[_]>::last) {
             Some(entry) => Committed::Joined(entry.seq),
             None => Committed::Duplicate,
         })
+    }
+
+    /// An event that was in these private topics alone is for everybody from this position on. One of them
+    /// may be public by now.
+    fn make_public(
+        &mut self,
+        connection: &Connection,
+        row: i64,
+        at: Seq,
+        topics: &[TopicName],
+    ) -> rusqlite::Result<()> {
+        for topic in topics {
+            self.changed.topic(self.topics.number(connection, topic.as_str())?);
+        }
+        privacy::make_public(connection, row, at)
     }
 
     /// The log entry of a stored event that became part of a topic, or only public. Returns its
@@ -448,9 +469,18 @@ impl Writer<'_> {
         let topic = self.topics.number(connection, topic.as_str())?;
         let added = connection
             .prepare_cached(
-                "INSERT OR IGNORE INTO memberships (topic, created_at, event) VALUES (?1, ?2, ?3)",
+                "INSERT OR IGNORE INTO memberships (topic, created_at, event, part) \
+                 VALUES (?1, ?2, ?3, ?4)",
             )?
-            .execute(params![topic, event.created_at.cast_signed(), row])?;
+            .execute(params![
+                topic,
+                event.created_at.cast_signed(),
+                row,
+                Part::of(event.kind).number()
+            ])?;
+        if added > 0 {
+            self.changed.topic(topic);
+        }
         Ok(added > 0)
     }
 }

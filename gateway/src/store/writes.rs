@@ -8,6 +8,7 @@ use std::{
 use crossbeam_channel::Sender;
 use rusqlite::Connection;
 
+use super::versions::Changed;
 use crate::pipeline::{Removal, StoreError, Write};
 
 /// What the writer does. Everything that changes the file goes through its queue.
@@ -20,8 +21,8 @@ pub(super) enum Order {
     Run(Change, Answer),
 }
 
-/// Returns how many rows it removed.
-pub(super) type Change = Box<dyn Fn(&Connection) -> rusqlite::Result<u64> + Send>;
+/// Returns how many rows it removed, and says of which topics it changed what is gone.
+pub(super) type Change = Box<dyn Fn(&Connection, &Changed) -> rusqlite::Result<u64> + Send>;
 
 /// Told once, after the commit or with the failure, how many events were removed.
 pub(super) type Answer = Box<dyn FnOnce(Result<u64, StoreError>) + Send>;

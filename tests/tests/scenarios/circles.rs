@@ -170,8 +170,35 @@ async fn a_private_topic_is_joined_by_invite_and_brings_its_history() {
     all.extend(back);
     becomes(&b, &all).await;
 
+    // The admin key is not forgotten unasked, and goes from one gateway to another.
+    let loses = ["admin key", "invite", "export-admin", "--forget-admin-key"];
+    a.command(&["topic", "leave", "den"]).await.refuses(1, &loses);
+    b.command(&["topic", "export-admin", "den"]).await.refuses(1, &["admin"]);
+    let exported = a.command(&["topic", "export-admin", "den"]).await;
+    exported.succeeded();
+    assert!(exported.stderr.contains("Keep this to yourself"), "{:?}", exported.stderr);
+    let key = exported.stdout.trim().to_owned();
+    assert!(key.starts_with("ngwadmin1"), "what is printed is the key and nothing else");
+    let wrong = if &key[30..31] == "q" { "p" } else { "q" };
+    let mistyped = format!("{}{wrong}{}", &key[..30], &key[31..]);
+    let refused = b.command(&["topic", "import-admin", &mistyped]).await;
+    refused.refuses(2, &["mistyped"]);
+    b.command(&["topic", "import-admin", &key]).await.succeeded();
+    let again = b.command(&["topic", "import-admin", &key]).await;
+    assert!(again.stdout.contains("already"), "{:?}", again.code);
+    let mut b = b;
+    assert!(b.interrupt().await.success());
+    let b = b.restart().await;
+    a.command(&["topic", "leave", "den", "--forget-admin-key"]).await.succeeded();
+    assert!(invite(&b, true).await.starts_with("ngw1"), "B invites now");
+    for gateway in [&a, &b] {
+        let tells = |line: &String| line.contains(&key[20..50]) || line.contains(&mistyped[20..50]);
+        assert!(!gateway.log().iter().any(tells), "the key is secret");
+    }
+
     // Leaving it hides what it brought, and the name is not free for others.
-    b.command(&["topic", "leave", "den"]).await.succeeded();
+    b.command(&["topic", "leave", "den"]).await.refuses(1, &["--forget-admin-key"]);
+    b.command(&["topic", "leave", "den", "--forget-admin-key"]).await.succeeded();
     assert!(b.command(&["topic", "join", "den"]).await.stderr.contains("private"));
     assert!(b.command(&["topic", "create", "den", "--private"]).await.stderr.contains("another"));
     let mut page = RawClient::connect_from_page(&b.url(), "https://evil.example").await;

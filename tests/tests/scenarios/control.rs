@@ -27,6 +27,13 @@ fn invite() -> String {
     vectors["invite"].as_str().unwrap().to_owned()
 }
 
+/// The admin key of the published test vectors.
+fn admin_key() -> String {
+    let vectors = include_str!("../../../docs/private-topics.json");
+    let vectors: Value = serde_json::from_str(vectors).unwrap();
+    vectors["admin key"].as_str().unwrap().to_owned()
+}
+
 /// The same with one wrong character.
 fn mistyped() -> String {
     let invite = invite();
@@ -74,7 +81,7 @@ async fn without_a_gateway_the_commands_say_so() {
     let builder = builder("nobody");
     let data_dir = builder.data_dir().to_str().unwrap().to_owned();
     let (invite, mistyped) = (invite(), mistyped());
-    let commands: [&[&str]; 13] = [
+    let commands: [&[&str]; 14] = [
         &["status"],
         &["status", "--json"],
         &["peers"],
@@ -88,6 +95,7 @@ async fn without_a_gateway_the_commands_say_so() {
         &["topic", "peers", "cats"],
         &["topic", "rotate", "cats"],
         &["topic", "sync", "cats"],
+        &["topic", "export-admin", "cats"],
     ];
     for command in commands {
         builder.command(command).await.refuses(1, &["no gateway is running in", &data_dir]);
@@ -100,6 +108,8 @@ async fn without_a_gateway_the_commands_say_so() {
         (&["topic", "join", &long], &["128 bytes", "invite"]),
         (&["topic", "join", &mistyped], &["mistyped"]),
         (&["topic", "leave", &invite], &["invite"]),
+        (&["topic", "import-admin", &invite], &["admin key", "mistyped"]),
+        (&["topic", "join", &admin_key()], &["admin key", "import-admin"]),
         (&["topic", "create", "a\nb"], &["control characters"]),
         (&["topic", "rotate", "cats", "--grace", "10"], &["10m"]),
         (&["topic", "dance", "cats"], &["dance"]),
@@ -145,7 +155,9 @@ async fn topics_are_joined_left_and_remembered() {
     // Leaving: the URL is gone, its clients are sent away, the neighbor hears of it at once.
     let left = a.command(&["topic", "leave", "cats & dogs"]).await;
     assert_eq!((left.code, left.stdout.as_str()), (Some(0), "left cats & dogs\n"), "{left:?}");
-    at_a.closed().await;
+    let (notices, close) = at_a.farewell().await;
+    assert_eq!(notices, ["the gateway has left this topic"]);
+    assert_eq!(close, Some((1001, "the gateway has left this topic".to_owned())));
     assert_eq!(http::get(&a.relay, "/topic/cats%20%26%20dogs").await.status, 404);
     assert_eq!(refused_upgrade(&url_a, &[]).await, 404);
     assert_eq!(topics(&a).await, ["town"]);
@@ -169,6 +181,9 @@ async fn topics_are_joined_left_and_remembered() {
     assert_eq!(topics(&a).await, ["dogs", "town"]);
     let mut b = b;
     assert!(b.interrupt().await.success());
+    let (notices, close) = at_b.farewell().await;
+    assert!(notices.is_empty(), "{notices:?}");
+    assert_eq!(close, Some((1001, "the gateway is shutting down".to_owned())));
     assert!(!b.control_socket().exists(), "an orderly end takes the socket away");
     b.command(&["status"]).await.refuses(1, &["no gateway is running"]);
     let b = b.restart().await;
@@ -353,4 +368,21 @@ async fn visited_topics_are_joined_and_left_again() {
     gateway.command(&["topic", "join", "dogs"]).await.succeeded();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(topics(&gateway).await, ["dogs", "town"]);
+
+    // What the operator leaves, no client brings back by coming again.
+    let mut visitor = RawClient::connect(&url("mice")).await;
+    gateway.command(&["topic", "leave", "mice"]).await.succeeded();
+    let (notices, _) = visitor.farewell().await;
+    assert_eq!(notices, ["the gateway has left this topic"]);
+    match RawClient::try_connect_with(&url("mice"), &[]).await {
+        Err(Error::Http(response)) => {
+            assert_eq!(response.status().as_u16(), 404);
+            let body = String::from_utf8(response.into_body().unwrap_or_default()).unwrap();
+            assert!(body.contains("operator") && body.contains("topic join"), "{body}");
+        }
+        other => panic!("{:?}", other.err()),
+    }
+    assert_eq!(topics(&gateway).await, ["dogs", "town"]);
+    gateway.command(&["topic", "join", "mice"]).await.succeeded();
+    RawClient::connect(&url("mice")).await;
 }

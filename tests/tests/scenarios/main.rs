@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test code fails loudly")]
 
 mod access;
+mod admins;
 mod auth;
 mod bad_messages;
 mod bad_start;
@@ -16,10 +17,13 @@ mod doctor;
 mod harness;
 mod hostile;
 mod hostile_members;
+mod hostile_node;
+mod hostile_rotations;
 mod ladder;
 mod lifecycle;
 mod main_job;
 mod management;
+mod members;
 mod namespaces;
 mod nat;
 mod negentropy;

@@ -99,6 +99,63 @@ async fn a_late_joiner_gets_the_history_and_open_subscriptions_see_it() {
     assert_eq!(a.metric(EVENTS_IN).await, 0);
 }
 
+/// One of many topics changes, and nothing is compared but this one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_in_one_topic_makes_no_work_in_the_others() {
+    const TOPICS: usize = 50;
+    let _alone = alone().await;
+    let names: Vec<String> = (0..TOPICS).map(|n| format!("topic{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let base =
+        |name| GatewayBuilder::new(GATEWAY, name).topics(&names).set("sync", "interval_s", "2");
+    let a = base("A").start().await;
+    let keys = Keys::generate();
+    for name in &names {
+        let mut client = RawClient::connect(&a.topic_url(name)).await;
+        for event in
+            [events::note(&keys, name), events::event(&keys, 30_023, "", &[&["d", name]], 1)]
+        {
+            client.send_event(&event).await;
+            assert!(client.ok(&event.id.to_hex()).await.0);
+        }
+    }
+    let b = knowing(base("B"), &[&a]).await.start().await;
+    let sum = async |metric: &str| a.metric(metric).await + b.metric(metric).await;
+    const UNCHANGED: &str = r#"nostr_gateway_syncs_total{cause="unchanged""#;
+    const ROUNDS: &str = "nostr_gateway_sync_rounds_total";
+    const LED: &str = r#"nostr_gateway_syncs_total{cause="led""#;
+    eventually("all topics are the same", Duration::from_secs(90), async || {
+        let (rounds, unchanged) = (sum(ROUNDS).await, sum(UNCHANGED).await);
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let is_quiet = sum(ROUNDS).await == rounds;
+        (is_quiet && sum(UNCHANGED).await >= unchanged + TOPICS as u64).then_some(())
+    })
+    .await;
+    assert!(sum(LED).await >= TOPICS as u64, "each was compared once at least");
+
+    let (rounds, led, unchanged) = (sum(ROUNDS).await, sum(LED).await, sum(UNCHANGED).await);
+    let note = events::note(&keys, "news");
+    let mut client = RawClient::connect(&a.topic_url(names[7])).await;
+    client.send_event(&note).await;
+    assert!(client.ok(&note.id.to_hex()).await.0);
+    let mut there = RawClient::connect(&b.topic_url(names[7])).await;
+    eventually("the other gateway has it", SOON, async || {
+        let ids = there.stored_ids(&[json!({"ids": [note.id.to_hex()]})]).await;
+        (ids.len() == 1).then_some(())
+    })
+    .await;
+    eventually("every topic had its turn, and more", SOON, async || {
+        (sum(UNCHANGED).await >= unchanged + 3 * TOPICS as u64).then_some(())
+    })
+    .await;
+    let led = sum(LED).await - led;
+    let rounds = sum(ROUNDS).await - rounds;
+    // One comparison, or two should it have begun between the two commits: a message about each part
+    // and its answer, perhaps once more.
+    assert!((1..=2).contains(&led), "{led} comparisons");
+    assert!(rounds <= led * 3 * 4, "{rounds} messages in {led} comparisons");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_missed_while_away_comes_afterwards() {
     let _alone = alone().await;

@@ -4,12 +4,17 @@ use std::{collections::HashSet, io, time::Duration};
 
 use futures_util::{Stream, stream};
 use iroh::endpoint::{Connection, RecvStream, SendStream};
-use tokio::{io::AsyncRead, time::timeout};
+use tokio::{
+    io::{AsyncRead, BufReader},
+    time::timeout,
+};
 
 use super::wire::{self, Rest, WireError};
 use crate::gossip::state::TopicState;
 use crate::protocol::{Event, EventId, event::compute_id, kinds::Class};
 
+/// Bytes of an answer that are taken off the connection at a time: each time locks it.
+const READ: usize = 32 * 1024;
 /// How long an answer may go without progress.
 pub const STALLED: Duration = Duration::from_secs(10);
 
@@ -60,6 +65,7 @@ pub fn pieces(
     wanted: HashSet<EventId>,
     max: usize,
 ) -> impl Stream<Item = Result<Piece, WireError>> {
+    let answer = BufReader::with_capacity(READ, answer);
     stream::unfold(Some((answer, wanted)), move |state| async move {
         let (mut answer, mut wanted) = state?;
         let piece = match timeout(STALLED, next(&mut answer, &mut wanted, max)).await {

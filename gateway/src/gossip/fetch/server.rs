@@ -10,7 +10,7 @@ use iroh::{
     protocol::{AcceptError, ProtocolHandler},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWrite},
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::{Semaphore, watch},
     time::{Instant, timeout, timeout_at},
 };
@@ -45,8 +45,10 @@ const ID_COST: usize = 64;
 const IDLE: Duration = Duration::from_secs(60);
 /// How long a request and its answer may take together.
 const REQUEST: Duration = Duration::from_secs(30);
-/// How long a peer may take to read one event.
+/// How long a peer may take to read anything at all.
 const STALLED: Duration = Duration::from_secs(5);
+/// Bytes of an answer that go out at a time, unless nothing follows them: each time locks the connection.
+const GATHERED: usize = 32 * 1024;
 /// How many events are read from the store at a time.
 const CHUNK: usize = 8;
 const CHUNK_TAKEN: usize = 64;
@@ -367,7 +369,7 @@ impl Shared {
                     tracing::warn!(%error, "cannot read events for a peer");
                     // Not "nothing there": the answer is cut short.
                     answer.room = 0;
-                    return Ok(());
+                    break;
                 }
             };
             let now = unix_now();
@@ -382,7 +384,7 @@ impl Shared {
                 }
             }
         }
-        Ok(())
+        answer.flush().await
     }
 
     /// Waits a little for those that are not, and sends what comes. `seen` is the log's position
@@ -430,6 +432,7 @@ impl Shared {
                 {
                     let _permit = self.requests.acquire().await;
                     answer.event(event.id, event.json()).await?;
+                    answer.flush().await?;
                 }
             }
         }
@@ -466,13 +469,16 @@ struct Answer<'a, W = SendStream> {
     too_long: Vec<(u64, EventId)>,
     /// Bytes of events that were sent.
     bytes: usize,
+    /// What was not written yet.
+    gathered: Vec<u8>,
 }
 
 impl<'a, W> Answer<'a, W> {
     fn new(send: &'a mut W, room: usize) -> Self {
         let (sent, too_long) = (HashSet::new(), Vec::new());
         let until = Instant::now() + LONG_ENOUGH;
-        Self { send, sent, room, trust: None, longest: usize::MAX, until, too_long, bytes: 0 }
+        let (longest, gathered) = (usize::MAX, Vec::new());
+        Self { send, sent, room, trust: None, longest, until, too_long, bytes: 0, gathered }
     }
 }
 
@@ -497,11 +503,26 @@ impl<W: AsyncWrite + Unpin> Answer<'_, W> {
             if spent || Instant::now() > self.until {
                 self.room = 0;
             }
-            // A peer that does not read must not keep its place for long.
-            timeout(STALLED, wire::write_event(self.send, json))
-                .await
-                .map_err(io::Error::from)??;
+            wire::write_event(&mut self.gathered, json).await?;
+            if self.gathered.len() >= GATHERED {
+                self.flush().await?;
+            }
         }
+        Ok(())
+    }
+
+    /// Writes what was gathered. A peer that does not read must not keep its place for long.
+    async fn flush(&mut self) -> Result<(), WireError> {
+        let mut rest = self.gathered.as_slice();
+        while !rest.is_empty() {
+            let written =
+                timeout(STALLED, self.send.write(rest)).await.map_err(io::Error::from)??;
+            rest = match rest.get(written..) {
+                Some(rest) if written > 0 => rest,
+                _ => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+            };
+        }
+        self.gathered.clear();
         Ok(())
     }
 }
@@ -517,6 +538,7 @@ mod tests {
         let mut answer = Answer::new(&mut bytes, 9);
         answer.event(EventId([1; 32]), &json).await.unwrap();
         answer.event(EventId([2; 32]), "y").await.unwrap();
+        answer.flush().await.unwrap();
         assert_eq!((answer.sent.len(), answer.room), (1, 0));
         assert_eq!(bytes.len(), 4 + 10);
 
@@ -525,7 +547,27 @@ mod tests {
         for (n, json) in [(1, &*json), (1, &*json), (2, &*json), (3, "y")] {
             answer.event(EventId([n; 32]), json).await.unwrap();
         }
+        answer.flush().await.unwrap();
         assert_eq!(answer.sent, HashSet::from([EventId([1; 32])]), "the answer ends there");
         assert_eq!(bytes.len(), 4 + 10);
+    }
+
+    #[tokio::test]
+    async fn an_answer_goes_out_in_pieces_and_whoever_does_not_read_is_given_up() {
+        tokio::time::pause();
+        let json = "x".repeat(1_000);
+        let (mut near, mut far) = tokio::io::duplex(100);
+        let mut answer = Answer::new(&mut near, usize::MAX);
+        for n in 0..40 {
+            // Not even a small part can be written at once; with the 33rd there is enough to write.
+            let mut read = vec![0; 33 * 1_004];
+            let (sent, _) = tokio::join!(answer.event(EventId([n; 32]), &json), async {
+                if n == 32 { far.read_exact(&mut read).await.map(drop) } else { Ok(()) }
+            });
+            sent.unwrap();
+        }
+        assert_eq!(answer.gathered.len(), 7 * 1_004);
+        let slow = answer.flush().await.unwrap_err();
+        assert!(matches!(slow, WireError::Io(error) if error.kind() == io::ErrorKind::TimedOut));
     }
 }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use iroh::EndpointId;
+use zeroize::Zeroizing;
 
 use super::{
     circle::{Circle, PrivateStatus, with_moment},
@@ -19,7 +20,8 @@ use crate::{
         TopicName,
         private::{
             MemberId,
-            epochs::{Command, Epochs, Input, Output},
+            admin_key::AdminKey,
+            epochs::{Command, Epochs, Input, Output, Refusal},
             invite::{Invite, Peer, is_meant_as_invite},
             roster::Uses,
         },
@@ -155,6 +157,42 @@ impl Membership {
         Ok(())
     }
 
+    /// The admin's key as a string, for another gateway of the admin. It is the topic's greatest
+    /// secret.
+    ///
+    /// # Errors
+    /// When this gateway does not have it.
+    pub fn export_admin(&self, name: &TopicName) -> Result<Zeroizing<String>, TopicError> {
+        let key = self.circle(name)?.admin_key().ok_or(Refusal::NotAdmin)?;
+        tracing::info!(topic = %name, "handed out the admin key of a private topic");
+        Ok(key.encode())
+    }
+
+    /// Makes this gateway one of the admin's. It must be a member already.
+    ///
+    /// # Errors
+    /// When it is in no such topic, no member has let it in yet, or it cannot be stored.
+    pub async fn import_admin(&self, key: AdminKey) -> Result<Joining, TopicError> {
+        let circle = self.circle(&key.name)?;
+        if *circle.topic() != key.topic() {
+            return Err(Refusal::OtherAdmin.into());
+        }
+        if circle.publishes_in().is_none() {
+            return Err(TopicError::NotAdmitted);
+        }
+        if circle.is_admin() {
+            return Ok(Joining::Already);
+        }
+        let administer = Command::Administer(Box::new(key.key));
+        for output in circle.step(Input::Command(administer)).await? {
+            if let Output::Refused(refusal) = output {
+                return Err(refusal.into());
+            }
+        }
+        tracing::info!(topic = %key.name, "took in the admin key of a private topic");
+        Ok(Joining::Joined)
+    }
+
     /// Who is in a private topic; `None` for a public one.
     pub fn private_status(&self, name: &TopicName) -> Option<PrivateStatus> {
         let circle = self.circle(name).ok()?;
@@ -171,14 +209,27 @@ impl Membership {
     pub(in crate::gossip) async fn leave_private(
         &self,
         circle: &Arc<Circle>,
+        forget_admin_key: bool,
     ) -> Result<(), TopicError> {
         let name = &circle.topic().name;
-        circle.leave().await?;
+        circle.leave(forget_admin_key).await?;
         self.circles.remove(name);
         if let Some(swarm) = self.swarms.get(name) {
             self.end(&swarm).await;
         }
         Ok(())
+    }
+
+    /// Leaves a private topic of the last run that could not be joined again. Returns whether there was
+    /// one. Whoever calls has the lock.
+    pub(in crate::gossip) async fn leave_absent_private(
+        &self,
+        name: &TopicName,
+        forget_admin_key: bool,
+    ) -> Result<bool, TopicError> {
+        let kept = self.store.private().await?.into_iter().find(|kept| kept.name == *name);
+        let Some(kept) = kept else { return Ok(false) };
+        Ok(keep::leave_absent(kept, &*self.secrets, &*self.store, forget_admin_key).await?)
     }
 
     fn me(&self) -> MemberId {
@@ -238,7 +289,7 @@ impl Membership {
         }
         let (swarm, queue) = self.shared.join_private(&circle, first);
         // Before anything can be committed for the topic: the log is followed from there on.
-        self.lanes.open(name, queue).await;
+        self.lanes.open(name, queue, swarm.state.count()).await;
         self.circles.insert(&circle);
         self.swarms.insert(swarm);
     }

@@ -14,6 +14,7 @@ use crate::{
         TopicName, hex,
         private::{
             MemberId, Topic,
+            admin_key::AdminKey,
             admission::Admission,
             derive::{EpochKeys, TopicKey},
             epochs::{EpochId, Epochs, Input, Moment, Output},
@@ -31,6 +32,10 @@ pub enum CircleError {
     Secrets(#[from] SecretError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the topic's admin key would be forgotten")]
+    AdminKeyHere,
+    #[error("the secret of the topic, maybe with the admin key, would be forgotten")]
+    SecretHere,
     #[error("the gateway is stopping")]
     Stopping,
 }
@@ -174,11 +179,26 @@ impl Circle {
     }
 
     /// Forgets the secrets on disk.
-    pub async fn leave(&self) -> Result<(), CircleError> {
+    ///
+    /// # Errors
+    /// When the admin's key is among them and is not to be forgotten, or the disk fails. Asked again,
+    /// it goes on from there.
+    pub async fn leave(&self, forget_admin_key: bool) -> Result<(), CircleError> {
         let mut left = self.turn.lock().await;
-        let open = self.epochs.load().open_state();
+        let epochs = self.epochs.load_full();
+        if epochs.is_admin() && !forget_admin_key {
+            return Err(CircleError::AdminKeyHere);
+        }
+        self.keep.leave(epochs.open_state()).await?;
+        // From here on nothing may be saved again; before, everything is as it was.
         *left = true;
-        self.keep.leave(open).await
+        self.keep.forget_secrets().await
+    }
+
+    /// The admin's key, if it is here.
+    pub fn admin_key(&self) -> Option<AdminKey> {
+        let key = self.epochs.load().admin_key()?.clone();
+        Some(AdminKey { name: self.topic.name.clone(), key })
     }
 
     /// Makes a step, saves what it changed, and only then says what else is to be done: hand-overs,

@@ -65,11 +65,13 @@ impl Keep {
         Ok(())
     }
 
-    /// Forgets the secrets. That the topic was here, and so that its events are private, stays.
+    /// Notes that the topic was left. That it was here, and so that its events are private, stays.
     pub async fn leave(&self, open: Vec<u8>) -> Result<(), CircleError> {
-        self.store.keep_private(self.kept(open, true)).await?;
-        self.secrets.delete(&self.secret_name).await?;
-        Ok(())
+        Ok(self.store.keep_private(self.kept(open, true)).await?)
+    }
+
+    pub async fn forget_secrets(&self) -> Result<(), CircleError> {
+        Ok(self.secrets.delete(&self.secret_name).await?)
     }
 
     fn kept(&self, state: Vec<u8>, is_left: bool) -> KeptPrivate {
@@ -112,6 +114,39 @@ pub async fn restore(
             .to_owned()
     })?;
     Ok((epochs, keep))
+}
+
+/// Leaves a topic that could not be restored: notes it, and forgets the secret if there is one. Returns
+/// whether there was anything to be done.
+///
+/// # Errors
+/// When the secret holds the admin's key, as far as that can be told, and it is not to be forgotten;
+/// when the disk or the secret store fails.
+pub async fn leave_absent(
+    kept: KeptPrivate,
+    secrets: &dyn SecretStore,
+    store: &dyn TopicStore,
+    forget_admin_key: bool,
+) -> Result<bool, CircleError> {
+    // Of what is damaged nobody can tell which secret it had.
+    let topic = Epochs::topic_of(&kept.state).ok().filter(|topic| topic.name == kept.name);
+    let secret_name = topic.as_ref().map(secret_name);
+    let secret = match &secret_name {
+        Some(name) => secrets.get(name).await?,
+        None => None,
+    };
+    if kept.is_left && secret.is_none() {
+        return Ok(false);
+    }
+    let may_be_admin = |secret: &Secret| Epochs::may_have_admin_key(secret.bytes());
+    if !forget_admin_key && secret.as_ref().is_some_and(may_be_admin) {
+        return Err(CircleError::SecretHere);
+    }
+    store.keep_private(KeptPrivate { is_left: true, ..kept }).await?;
+    if let Some(name) = secret_name {
+        secrets.delete(&name).await?;
+    }
+    Ok(true)
 }
 
 /// Names of secrets are seen by others: this one tells no topic.

@@ -93,7 +93,6 @@ impl Parts {
             config: self.config.clone(),
             dht: self.dht.clone(),
             configured: Arc::new([]),
-            remembered: None,
             local: None,
             state: state.clone(),
             join: self.meet.clone(),

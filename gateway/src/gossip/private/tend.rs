@@ -130,7 +130,8 @@ impl Tender {
                     match met {
                         Ok(()) => {
                             if let Some(lane) = swarms.lanes.last() {
-                                lane.state.found(peer, FoundBy::Member);
+                                let by = parts.state.found_by(&peer);
+                                lane.state.found(peer, by.unwrap_or(FoundBy::Member));
                                 lane.join(peer);
                             }
                         }

@@ -139,7 +139,8 @@ impl Talk<'_> {
         gained: &AtomicUsize,
     ) -> Result<Pulled, Failure> {
         let spans = self.library.spans(desk.topic());
-        self.write(&Frame::Hello { state: self.library.state(), spans }).await?;
+        let state = self.library.state(desk.topic());
+        self.write(&Frame::Hello { state, spans }).await?;
         let mut sum = Pulled::default();
         let mut range: Option<Range> = None;
         let mut ranges = 0;

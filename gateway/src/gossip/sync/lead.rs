@@ -94,7 +94,7 @@ impl Library {
         let opened = answers::open(&desk.state, &connection).await;
         let (send, receive) = opened.map_err(Failure::Broken)?;
         let mut talk = Talk { library: self, gained, send, receive };
-        let ours = self.state();
+        let ours = self.state(desk.topic());
         let spans = self.spans(desk.topic());
         talk.send.write_all(&encode_opening(RECONCILE, desk.topic())).await.map_err(broken)?;
         talk.write(&Frame::Hello { state: ours, spans }).await?;
@@ -103,6 +103,8 @@ impl Library {
             Frame::NotNow => return Err(Failure::NotNow),
             _ => return Err(lie("no greeting")),
         };
+        // Now, not at the end: while it counts as deaf, all that comes is told to it whole as well.
+        desk.state.speaks(peer, true);
         let mut report = Report::default();
         let mut whole = true;
         if desk.is_unchanged(peer, ours, theirs) {

@@ -56,6 +56,18 @@ const LEFT_LATELY: Duration = Duration::from_secs(120);
 /// Calls that may wait at one desk; what does not fit comes again.
 const CALLS: usize = 32;
 
+/// Why a topic is not compared on demand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CannotSync {
+    #[error(
+        "nothing is reconciled in this topic at the moment: it is just being left, or the gateway is \
+         stopping"
+    )]
+    NoDesk,
+    #[error("many already watch this topic being reconciled; wait for one of them to end")]
+    TooManyWatch,
+}
+
 /// What [`Library::new`] needs.
 pub struct StartLibrary {
     /// Our own endpoint id.
@@ -214,12 +226,15 @@ impl Library {
         }
     }
 
-    /// Compares with all neighbors of a topic now; `None` when it is not joined or too many watch.
-    pub fn sync_now(&self, topic: &TopicName) -> Option<watch::Receiver<SyncProgress>> {
-        let desk = self.desk(topic)?;
-        let progress = desk.watch(desk.state.neighbors())?;
+    /// Compares with all neighbors of a topic now.
+    ///
+    /// # Errors
+    /// When nobody compares in this topic, or too many watch.
+    pub fn sync_now(&self, topic: &TopicName) -> Result<watch::Receiver<SyncProgress>, CannotSync> {
+        let desk = self.desk(topic).ok_or(CannotSync::NoDesk)?;
+        let progress = desk.watch(desk.state.neighbors()).ok_or(CannotSync::TooManyWatch)?;
         let _ = desk.calls.try_send(Call::All);
-        Some(progress)
+        Ok(progress)
     }
 
     /// Tells a peer that there is something new here.
@@ -239,11 +254,11 @@ impl Library {
         }
     }
 
-    /// What stands for all that is held or gone here.
-    pub fn state(&self) -> [u8; 16] {
+    /// What stands for all that is held of a topic, or gone from it, here.
+    pub fn state(&self, topic: &TopicName) -> [u8; 16] {
         let mut state = [0; 16];
         state[..8].copy_from_slice(&self.instance.to_be_bytes());
-        state[8..].copy_from_slice(&self.start.reader.version().to_be_bytes());
+        state[8..].copy_from_slice(&self.start.reader.version(topic).to_be_bytes());
         state
     }
 

@@ -20,4 +20,4 @@ pub use actor::TopicSync;
 pub use desk::SyncProgress;
 #[cfg(test)]
 pub use library::Failure;
-pub use library::{Library, StartLibrary};
+pub use library::{CannotSync, Library, StartLibrary};

@@ -1,6 +1,6 @@
 //! Fetching what the other side has.
 
-use std::{collections::HashSet, pin::pin, time::Duration};
+use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use iroh::EndpointId;
@@ -56,17 +56,21 @@ pub struct Pulled {
     pub lost: usize,
 }
 
+/// The text of an event, and what became of it. The event itself went into the pipeline.
+type Submitted = (Arc<str>, Outcome);
+type Refused = (Arc<str>, Prefix);
+
 /// Counts what became of an event, and hands back those that are to be remembered as refused.
-fn note((event, outcome): (Event, Outcome), pulled: &mut Pulled) -> Option<(Event, Prefix)> {
+fn note((json, outcome): Submitted, pulled: &mut Pulled) -> Option<Refused> {
     match outcome {
         Outcome::Stored(_) | Outcome::Joined(_) => pulled.gained += 1,
         Outcome::Refused(reason) => match reason.prefix {
             Prefix::Error | Prefix::RateLimited => pulled.lost += 1,
             // The store remembers by itself.
             Prefix::Replaced => {}
-            prefix => return Some((event, prefix)),
+            prefix => return Some((json, prefix)),
         },
-        Outcome::Shadowed => return Some((event, Prefix::Mute)),
+        Outcome::Shadowed => return Some((json, Prefix::Mute)),
         Outcome::Duplicate | Outcome::Passed => {}
     }
     None
@@ -232,23 +236,25 @@ impl Library {
         Ok(taken)
     }
 
-    async fn submit(&self, desk: &Desk, peer: EndpointId, event: Event) -> (Event, Outcome) {
+    async fn submit(&self, desk: &Desk, peer: EndpointId, event: Event) -> Submitted {
         let topic = desk.topic().clone();
         let target = Target::Topics(vec![topic.clone()]);
         let origin = Origin::Sync { topic, peer: peer_id(&peer) };
-        let candidate = Candidate { event: event.clone(), origin, target };
-        let outcome = self.start.ingest.submit(candidate).await;
-        if matches!(outcome, Outcome::Stored(_) | Outcome::Joined(_))
-            && desk.retell.wants_of_comparison(&event)
+        // The event goes into the pipeline; a copy is made only for whoever needs it.
+        let json = event.json().clone();
+        let told = desk.retell.wants_of_comparison(&event).then(|| event.clone());
+        let outcome = self.start.ingest.submit(Candidate { event, origin, target }).await;
+        if let Some(event) = told
+            && matches!(outcome, Outcome::Stored(_) | Outcome::Joined(_))
         {
-            desk.retell.tell(event.clone().into()).await;
+            desk.retell.tell(event.into()).await;
         }
-        (event, outcome)
+        (json, outcome)
     }
 
     /// Remembers what is not wanted, if it is an event at all. What comes too early may be welcome
     /// later.
-    async fn remember(&self, desk: &Desk, peer: EndpointId, refused: Vec<(Event, Prefix)>) {
+    async fn remember(&self, desk: &Desk, peer: EndpointId, refused: Vec<Refused>) {
         if refused.is_empty() {
             return;
         }
@@ -257,7 +263,9 @@ impl Library {
         let forged = tasks::blocking(move || {
             let now = unix_now();
             let mut forged = 0;
-            for (event, prefix) in refused {
+            for (json, prefix) in refused {
+                // It is the text of one.
+                let Ok(event) = Event::parse(&json) else { continue };
                 let why = if prefix == Prefix::Blocked { Gone::Banned } else { Gone::Refused };
                 // A ban that was lifted meanwhile must not be remembered.
                 if prefix == Prefix::Blocked && !ingest.is_banned(&event) {

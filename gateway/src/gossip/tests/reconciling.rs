@@ -203,7 +203,7 @@ async fn a_comparison_ends_when_the_topic_is_left() {
     let desk = library.desk(&topic).unwrap();
     // Somebody watches a neighbor that will not come.
     let progress = desk.watch(vec![endpoint.id()]).unwrap();
-    a.gossip.membership().leave(&topic).await.unwrap();
+    a.gossip.membership().leave(&topic, false).await.unwrap();
     let over = timeout(Duration::from_secs(5), wire::read(&mut receive)).await.expect("it ends");
     assert!(!matches!(over, Ok(Some(_))), "{over:?}");
     assert!(progress.borrow().finished);

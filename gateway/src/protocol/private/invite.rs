@@ -1,6 +1,6 @@
 //! Invites: one printable string that lets its holder in.
 //!
-//! Bech32m (BIP 350) with the prefix `ngw`: its checksum notices every single wrong character. An
+//! Bech32m with the prefix `ngw`. An
 //! invite is far longer than any topic name, and whatever begins like one is read as one, so a
 //! mistyped invite is an error and never a new, empty topic.
 
@@ -9,24 +9,22 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use bech32::{Bech32m, Hrp, primitives::decode::CheckedHrpstring};
 use ed25519_dalek::SigningKey;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::{
-    Malformed, MemberId, Topic,
+    Malformed, MemberId, Topic, admin_key,
     bytes::{Reader, write_name},
     derive::{EpochSecret, TopicKey},
+    printed,
 };
 use crate::protocol::{TopicName, TopicNameError};
 
 /// What every invite begins with.
 pub const PREFIX: &str = "ngw1";
 
-const HRP: &str = "ngw";
+const KIND: &str = "ngw";
 const VERSION: u8 = 1;
-/// The longest string whose mistakes the checksum is made for.
-const MAX_CHARACTERS: usize = 1_023;
 const MAX_PEERS: usize = 8;
 const MAX_ADDRESSES: usize = 4;
 
@@ -84,6 +82,8 @@ pub enum InviteError {
     Mistyped,
     #[error("this invite is of version {0}, which this gateway does not know; update the gateway")]
     Version(u8),
+    #[error("this is a topic's admin key, and no invite; `topic import-admin` takes it")]
+    AdminKey,
     #[error("this invite has a valid checksum but not the content of one")]
     Malformed,
 }
@@ -124,27 +124,10 @@ impl Joinable {
     }
 }
 
-/// Whether this begins like an invite, or would but for one mistake in its beginning.
+/// Whether this begins like an invite or an admin's key, or would but for one mistake in its
+/// beginning.
 pub fn is_meant_as_invite(text: &str) -> bool {
-    let text = text.trim_start().as_bytes();
-    let prefix = PREFIX.as_bytes();
-    let begins = |start: &[u8]| {
-        text.get(..start.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(start))
-    };
-    if begins(prefix) {
-        return true;
-    }
-    // A mistake in the beginning of a long word that nobody thinks of as a name.
-    let strange = text.iter().filter(|byte| !byte.is_ascii_alphanumeric()).count();
-    if text.len() < 48 || strange > 1 {
-        return false;
-    }
-    let without = |at: usize, text: &[u8]| [&text[..at], &text[at + 1..]].concat();
-    let typed = &text[..=prefix.len()];
-    let other = prefix.iter().zip(typed).filter(|(a, b)| !a.eq_ignore_ascii_case(b)).count() == 1;
-    let missing = (0..prefix.len()).any(|at| begins(&without(at, prefix)));
-    let added = (0..typed.len()).any(|at| without(at, typed).eq_ignore_ascii_case(prefix));
-    other || missing || added
+    printed::begins_like(PREFIX, text) || printed::begins_like(admin_key::PREFIX, text)
 }
 
 impl Invite {
@@ -152,9 +135,8 @@ impl Invite {
     pub fn encode(&self) -> Zeroizing<String> {
         for peers in (0..=self.peers.len().min(MAX_PEERS)).rev() {
             let bytes = self.bytes(&self.peers[..peers]);
-            let hrp = Hrp::parse_unchecked(HRP);
-            if let Ok(text) = bech32::encode::<Bech32m>(hrp, &bytes) {
-                return Zeroizing::new(text);
+            if let Some(text) = printed::print(KIND, &bytes) {
+                return text;
             }
         }
         unreachable!("without peers it is at most 528 characters long")
@@ -186,20 +168,12 @@ impl Invite {
     /// # Errors
     /// [`InviteError::Mistyped`] for every single wrong character, and for nearly all others.
     pub fn parse(text: &str) -> Result<Self, InviteError> {
-        let mut whole = Zeroizing::new(String::with_capacity(MAX_CHARACTERS));
-        for character in text.chars().filter(|c| !c.is_ascii_whitespace()) {
-            if whole.len() >= MAX_CHARACTERS || !character.is_ascii() {
-                return Err(InviteError::Mistyped);
-            }
-            whole.push(character);
-        }
-        let checked =
-            CheckedHrpstring::new::<Bech32m>(&whole).map_err(|_| InviteError::Mistyped)?;
-        if checked.hrp() != Hrp::parse_unchecked(HRP) {
-            return Err(InviteError::Mistyped);
-        }
-        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_CHARACTERS));
-        bytes.extend(checked.byte_iter());
+        let Some(bytes) = printed::read(KIND, text) else {
+            let begins = text.trim_start().get(..admin_key::PREFIX.len());
+            let is_other =
+                begins.is_some_and(|begin| begin.eq_ignore_ascii_case(admin_key::PREFIX));
+            return Err(if is_other { InviteError::AdminKey } else { InviteError::Mistyped });
+        };
         let mut reader = Reader::new(&bytes);
         match reader.u8()? {
             VERSION => {}
@@ -303,7 +277,7 @@ mod tests {
         let mut long = invite(8);
         long.topic.name = TopicName::new(&"ß".repeat(64)).unwrap();
         let text = long.encode();
-        assert!(text.len() <= MAX_CHARACTERS);
+        assert!(text.len() <= printed::MAX_CHARACTERS);
         let parsed = Invite::parse(&text).unwrap();
         assert!(!parsed.peers.is_empty() && parsed.peers.len() < 8);
         long.peers = parsed.peers.clone();
@@ -363,11 +337,11 @@ mod tests {
     fn a_later_version_is_told() {
         let mut bytes = invite(0).bytes(&[]);
         bytes[0] = 2;
-        let text = bech32::encode::<Bech32m>(Hrp::parse_unchecked(HRP), &bytes).unwrap();
+        let text = printed::print(KIND, &bytes).unwrap();
         assert_eq!(Invite::parse(&text), Err(InviteError::Version(2)));
         bytes[0] = 1;
         bytes.push(0);
-        let text = bech32::encode::<Bech32m>(Hrp::parse_unchecked(HRP), &bytes).unwrap();
+        let text = printed::print(KIND, &bytes).unwrap();
         assert_eq!(Invite::parse(&text), Err(InviteError::Malformed));
     }
 

@@ -7,15 +7,18 @@
 //! - [`seal`] makes gossip frames unreadable for others, deterministically.
 //! - [`proof`] is how two members recognise one another on a direct stream.
 //! - [`roster`] says who belongs to an epoch, [`invite`] and [`admission`] how one comes to belong.
+//! - [`admin_key`] carries the admin's key from one of the admin's gateways to another.
 //! - [`epochs`] is the state of one topic at one member: a state machine without clock or network.
 //! - [`message`] is what members tell one another on a direct stream.
 
+pub mod admin_key;
 pub mod admission;
 mod bytes;
 pub mod derive;
 pub mod epochs;
 pub mod invite;
 pub mod message;
+mod printed;
 pub mod proof;
 pub mod roster;
 pub mod seal;

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::{
     MemberId, Topic,
+    admin_key::AdminKey,
     admission::Admission,
     derive::{EpochKeys, EpochSecret, TopicKey, tag_key},
     invite::{Invite, Peer},
@@ -73,6 +74,8 @@ fn vectors() -> Value {
         peers: vec![Peer { id: responder, addresses: vec!["192.0.2.1:4870".parse().unwrap()] }],
     };
 
+    let admin_key = AdminKey { name: topic.name.clone(), key: admin.clone() };
+
     json!({
         "given": {
             "admin secret key": hex::encode(admin.as_bytes()),
@@ -108,6 +111,7 @@ fn vectors() -> Value {
             "rank": hex::encode(&admission.rank(&topic)),
         },
         "invite": invite.encode().as_str(),
+        "admin key": admin_key.encode().as_str(),
     })
 }
 

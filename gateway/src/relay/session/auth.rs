@@ -1,13 +1,11 @@
 //! NIP-42: who the client is. A connection may hold several keys.
 
-use std::sync::Arc;
-
 use futures_util::FutureExt;
 
 use super::{Done, End, Session};
 use crate::{
     clock::unix_now,
-    pipeline::{Origin, Scope, Viewer},
+    pipeline::{Origin, Scope},
     protocol::{
         Event, EventId, Filter, OwnUrls, Prefix, PublicKey, Reason, VerifiedEvent, hex, kinds,
         message,
@@ -91,16 +89,15 @@ impl Session {
     /// From now on the connection sees what this key may see, its open subscriptions too; what is
     /// stored already takes a new REQ.
     fn add_key(&mut self, key: PublicKey) -> Result<(), Reason> {
-        let mut keys = self.viewer.load().keys().clone();
+        let viewer = self.viewer.load();
+        let keys = viewer.keys();
         if !keys.contains(&key) && keys.len() >= MAX_KEYS {
             let text = format!("a connection authenticates with at most {MAX_KEYS} keys");
             return Err(Reason::new(Prefix::RateLimited, text));
         }
-        keys.insert(key);
-        let new = Arc::new(Viewer::new(keys, self.trusted, &self.relay.private));
-        self.viewer.store(new.clone());
+        self.viewer.add_key(key);
         if let Origin::Client { viewer, .. } = &mut self.origin {
-            *viewer = new;
+            *viewer = self.viewer.load_full();
         }
         Ok(())
     }

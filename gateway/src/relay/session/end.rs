@@ -11,11 +11,15 @@ use crate::{protocol::message, relay::outbox::Gone};
 /// How long the end of a session waits for what was published in it.
 const PARTING: Duration = Duration::from_secs(5);
 
+const TOPIC_LEFT: &str = "the gateway has left this topic";
+
 /// Why a session ends.
 pub(super) enum End {
     /// The client closed, or the connection broke.
     Left,
     Stopping,
+    /// The topic whose URL it is on was left.
+    TopicLeft,
     TooLong,
     Idle,
     Protocol,
@@ -52,6 +56,11 @@ impl Session {
                 None
             }
             End::Stopping => Some((CloseCode::Away, "the gateway is shutting down")),
+            End::TopicLeft => {
+                // Many clients show a notice, and close reasons to nobody.
+                let _ = self.send(message::notice(TOPIC_LEFT)).await;
+                Some((CloseCode::Away, TOPIC_LEFT))
+            }
             End::TooLong => {
                 let max = self.relay.config.max_message_bytes;
                 let notice = message::notice(&format!(

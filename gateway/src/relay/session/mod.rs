@@ -44,7 +44,7 @@ use super::{
 };
 use crate::{
     metrics::{CauseLabels, Metrics},
-    pipeline::{LogEntry, Origin, Scan, ScanItem, Scope, Seq, SharedViewer, StoreError},
+    pipeline::{LogEntry, Origin, Scan, ScanItem, Scope, Seq, SharedViewer, StoreError, Visit},
     protocol::{
         Prefix,
         message::{self, ClientMessage, MessageError, Verb},
@@ -81,11 +81,14 @@ pub(super) struct Visitor {
     pub trusted: bool,
     pub viewer: SharedViewer,
     pub scope: Scope,
+    /// On the URL of a public topic.
+    pub visit: Option<Visit>,
     /// The bounds of this client; programs on this machine have none.
     pub rates: Option<Arc<ClientRates>>,
 }
 
-/// Serves one connection until the client leaves, misbehaves, or the gateway stops.
+/// Serves one connection until the client leaves or misbehaves, or the token is cancelled: because
+/// the gateway stops, or because the topic was left.
 pub(super) async fn run(
     stream: TokioIo<Upgraded>,
     visitor: Visitor,
@@ -93,7 +96,7 @@ pub(super) async fn run(
     token: CancellationToken,
     _permit: Arc<OwnedSemaphorePermit>,
 ) {
-    let Visitor { connection, address, here, trusted, viewer, scope, rates } = visitor;
+    let Visitor { connection, address, here, trusted, viewer, scope, visit, rates } = visitor;
     let mut config = WebSocketConfig::default();
     config.max_message_size = Some(relay.config.max_message_bytes);
     config.max_frame_size = Some(relay.config.max_message_bytes);
@@ -113,11 +116,11 @@ pub(super) async fn run(
         out: Outbox::new(socket),
         origin: Origin::Client { connection, address, viewer: viewer.load_full() },
         here,
-        trusted,
         viewer,
         rates,
         auth: None,
         scope,
+        visit,
         feed,
         open: HashMap::new(),
         waiting: VecDeque::new(),
@@ -145,12 +148,12 @@ struct Session {
     out: Outbox,
     origin: Origin,
     here: Option<SocketAddr>,
-    trusted: bool,
-    /// What this connection may see: one for all its subscriptions, exchanged by AUTH.
+    /// What this connection may see: one for all its subscriptions.
     viewer: SharedViewer,
     rates: Option<Arc<ClientRates>>,
     auth: Option<Box<Auth>>,
     scope: Scope,
+    visit: Option<Visit>,
     feed: Feed,
     open: HashMap<Arc<str>, Subscription>,
     /// Subscriptions whose stored events are still to be read, in the order of their REQs.
@@ -247,6 +250,9 @@ impl Session {
                 continue;
             };
             let handled = match step {
+                Step::Stop if self.visit.as_ref().is_some_and(Visit::is_over) => {
+                    return End::TopicLeft;
+                }
                 Step::Stop => return End::Stopping,
                 Step::Idle if Instant::now() < deadline => {
                     waits.idle.as_mut().reset(deadline);

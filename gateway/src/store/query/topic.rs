@@ -9,17 +9,20 @@ use crate::{
     store::{gone, privacy},
 };
 
-/// Newest first, by the topic's own index. The kinds are those of the other parts.
+/// Newest first, by the topic's own index: nothing of other topics is looked at.
 pub(super) const REST: &str = "SELECT memberships.created_at, events.id FROM memberships \
          CROSS JOIN events ON events.row = memberships.event \
-         WHERE memberships.topic = ?1 AND memberships.created_at BETWEEN ?2 AND ?3 \
-         AND events.kind NOT IN (0, 3, 5, 62, 10002) AND events.private <> ?4 ORDER BY memberships.created_at DESC";
+         WHERE memberships.topic = ?1 AND memberships.part = ?5 \
+         AND memberships.created_at BETWEEN ?2 AND ?3 AND events.private <> ?4 \
+         ORDER BY memberships.created_at DESC";
 
-pub(super) const OF_KIND: &str = "SELECT created_at, id FROM events INDEXED BY events_by_kind \
-         WHERE kind = ?5 AND created_at BETWEEN ?2 AND ?3 AND private <> ?4 \
-         AND EXISTS (SELECT 1 FROM memberships WHERE memberships.topic = ?1 \
-         AND memberships.created_at = events.created_at AND memberships.event = events.row) \
-         ORDER BY created_at DESC";
+/// The same for the two parts that are small: by an index that has nothing else.
+pub(super) const SMALL: &str = "SELECT memberships.created_at, events.id \
+         FROM memberships INDEXED BY memberships_of_part \
+         CROSS JOIN events ON events.row = memberships.event \
+         WHERE memberships.topic = ?1 AND memberships.part = ?5 AND memberships.part < 2 \
+         AND memberships.created_at BETWEEN ?2 AND ?3 AND events.private <> ?4 \
+         ORDER BY memberships.created_at DESC";
 
 pub(super) const GONE: &str = "SELECT created_at, id FROM gone \
          WHERE topic = ?1 AND part = ?5 AND created_at BETWEEN ?2 AND ?3 AND cause < ?4 ORDER BY created_at DESC";
@@ -47,22 +50,14 @@ pub(in crate::store) fn topic_ids(
     let mut ids = Vec::new();
     let private = privacy::hidden(is_private);
     // What one query leaves out for the sake of `max`, the next ones need not read.
-    let mut read = |sql: &str, hidden: i64, number: Option<u16>| -> rusqlite::Result<()> {
+    let mut read = |sql: &str, hidden: i64| -> rusqlite::Result<()> {
         let mut statement = snapshot.prepare_cached(sql)?;
-        let mut rows = match number {
-            Some(number) => statement.query(params![topic, from, until, hidden, number])?,
-            None => statement.query(params![topic, from, until, hidden])?,
-        };
+        let mut rows = statement.query(params![topic, from, until, hidden, part.number()])?;
         from = newest(&mut rows, max, from, &mut ids)?;
         Ok(())
     };
-    if part.kinds().is_empty() {
-        read(REST, private, None)?;
-    }
-    for kind in part.kinds() {
-        read(OF_KIND, private, Some(*kind))?;
-    }
-    read(GONE, gone::causes_below(is_private), Some(part.number().into()))?;
+    read(if part == Part::Rest { REST } else { SMALL }, private)?;
+    read(GONE, gone::causes_below(is_private))?;
     let mut ids: Vec<_> = ids.into_iter().filter(|(at, _)| *at >= from).collect();
     ids.sort_unstable();
     ids.dedup();

@@ -21,6 +21,7 @@ use crate::{
         bell::Stop,
         open, query,
         tail::Tail,
+        versions::Changed,
         writes::{Order, Writes},
     },
     tasks,
@@ -215,7 +216,7 @@ impl Follower {
             }
             index.remove(&rows)?;
             removed = true;
-            let clear = move |database: &Connection| {
+            let clear = move |database: &Connection, _: &Changed| {
                 let mut delete =
                     database.prepare_cached("DELETE FROM removed_rows WHERE row = ?1")?;
                 for row in &rows {

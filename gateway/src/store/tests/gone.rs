@@ -60,10 +60,10 @@ async fn what_is_not_held_any_more_still_counts() {
     assert!(store.gone(topic("y"), asked).await.unwrap().is_empty());
 
     // A ban that is lifted lets the event come again; nothing else does.
-    let before = store.version();
+    let before = store.version(&topic("x"));
     let lift = Change { take: vec![(List::BannedEvents, banned.id.to_string())], put: vec![] };
     store.moderation().save(lift).await.unwrap();
-    assert_ne!(store.version(), before);
+    assert_ne!(store.version(&topic("x")), before);
     assert_eq!(ids(&store, Part::Rest).await, sorted(vec![&deleted, &forgotten, &late]));
     let allow = (List::AllowedEvents, deleted.id.to_string(), String::new());
     store.moderation().save(Change { take: vec![], put: vec![allow] }).await.unwrap();
@@ -139,17 +139,15 @@ async fn what_was_evicted_is_forgotten_when_there_is_room_again() {
         store.refused(&author.verified(n, 0, &[], ""), &[topic("x")], Gone::Refused);
     }
     flush(&store).await;
-    let (path, writes, before) =
-        (dir.path().join("gateway.db"), store.writes.clone(), store.version());
-    let changes = store.memory.gone_changes.clone();
+    let (path, writes) = (dir.path().join("gateway.db"), store.writes.clone());
+    let before = ["x", "y"].map(|name| store.version(&topic(name)));
     let forgotten = tasks::blocking(move || {
         let reader = crate::store::open::reader(&path).unwrap();
-        [Some("x"), None].map(|topic| {
-            crate::store::gone::forget_evicted(&reader, &writes, topic, &changes).unwrap()
-        })
+        [Some("x"), None]
+            .map(|topic| crate::store::gone::forget_evicted(&reader, &writes, topic).unwrap())
     });
     assert_eq!(forgotten.await.unwrap(), [5, 5]);
-    assert_eq!(store.version(), before + 2);
+    assert_eq!(["x", "y"].map(|name| store.version(&topic(name))), before.map(|at| at + 1));
     assert!(ids(&store, Part::Rest).await.is_empty());
     assert_eq!(ids(&store, Part::Profiles).await.len(), 5);
     store.close().await;
@@ -168,12 +166,12 @@ async fn refusals_are_remembered_as_long_as_the_rules_are_the_same() {
         let store = open(&dir).await;
         tell(&store, rules).await;
         assert_eq!(ids(&store, Part::Rest).await.len(), expected);
-        let before = store.version();
+        let before = store.version(&topic("x"));
         for event in &refused {
             store.refused(event, &[topic("x")], Gone::Refused);
         }
         flush(&store).await;
-        assert!(store.version() > before);
+        assert_eq!(store.version(&topic("x")) > before, expected == 0, "what is known is no news");
         assert_eq!(ids(&store, Part::Rest).await, sorted(refused.iter().collect()));
         store.close().await;
     }
@@ -192,12 +190,7 @@ async fn a_topic_remembers_only_so_many() {
     let trimmed = {
         let (path, writes) = (dir.path().join("gateway.db"), store.writes.clone());
         tasks::blocking(move || {
-            crate::store::gone::trim(
-                &crate::store::open::reader(&path).unwrap(),
-                &writes,
-                130,
-                &AtomicU64::new(0),
-            )
+            crate::store::gone::trim(&crate::store::open::reader(&path).unwrap(), &writes, 130)
         })
     };
     assert_eq!(trimmed.await.unwrap().unwrap(), 130);
@@ -247,4 +240,113 @@ async fn a_range_is_the_newest_of_a_span_in_whole_seconds() {
     let found = store.topic_ids(topic("x"), Part::Rest, Span { from: 7, until: 7 }, 2).await;
     assert_eq!(found.unwrap(), TopicIds { ids: all[21..24].to_vec(), from: 7 });
     store.close().await;
+}
+
+/// What a comparison goes by: one topic's changes, whatever they are, and nothing that happens elsewhere.
+#[tokio::test]
+async fn a_topic_has_a_version_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let names = ["x", "y", "private", "quiet"].map(topic);
+    let mut before = names.clone().map(|name| store.version(&name));
+    let mut changes = |store: &Store, expected: [bool; 4], what: &str| {
+        let now = names.clone().map(|name| store.version(&name));
+        assert!(now.iter().zip(&before).all(|(now, before)| now >= before), "{what}");
+        let changed = [0, 1, 2, 3].map(|n: usize| now[n] > before[n]);
+        assert_eq!(changed, expected, "{what}");
+        before = now;
+    };
+    const NONE: [bool; 4] = [false; 4];
+    const X: [bool; 4] = [true, false, false, false];
+    let author = Author::new(1);
+    let event = |at, content: &str| author.verified(at, 1, &[], content);
+
+    let (note, doomed, banned) = (event(1, "note"), event(2, "doomed"), event(3, "banned"));
+    for event in [&note, &doomed, &banned] {
+        write(&store, event, &["x"]).await;
+        changes(&store, X, "an event");
+    }
+    write(&store, &note, &["x"]).await;
+    changes(&store, NONE, "the same again");
+    write(&store, &event(4, "in no topic"), &[]).await;
+    changes(&store, NONE, "an event without a topic");
+    write(&store, &note, &["y"]).await;
+    changes(&store, [false, true, false, false], "a held event that came by another topic");
+
+    let (old, new) = (author.verified(10, 0, &[], "old"), author.verified(20, 0, &[], "new"));
+    write(&store, &old, &["x"]).await;
+    changes(&store, X, "a profile");
+    write(&store, &new, &["y"]).await;
+    changes(&store, [true, true, false, false], "it went from there and came here");
+    assert_eq!(write(&store, &old, &["x"]).await, Committed::Superseded);
+    changes(&store, NONE, "it is gone already");
+    let older = author.verified(5, 0, &[], "older");
+    write(&store, &older, &["x"]).await;
+    changes(&store, X, "another that is gone");
+
+    let deletion = author.verified(30, 5, &[&["e", &doomed.id.to_string()]], "");
+    write(&store, &deletion, &["y"]).await;
+    changes(&store, [true, true, false, false], "a deletion that came by another topic");
+    write(&store, &doomed, &["y"]).await;
+    changes(&store, [false, true, false, false], "what was deleted is gone there too");
+    let remove = |store: &Arc<Store>, id| {
+        let store = store.clone();
+        tasks::blocking(move || store.remove(Removal::Event(id)))
+    };
+    assert_eq!(remove(&store, banned.id).await.unwrap().unwrap(), 1);
+    changes(&store, X, "the operator took it out");
+    assert_eq!(remove(&store, banned.id).await.unwrap().unwrap(), 0);
+    changes(&store, NONE, "there is nothing to take out");
+    store.refused(&event(6, "refused"), &[topic("x")], Gone::Refused);
+    write(&store, &event(7, "in no topic"), &[]).await;
+    changes(&store, X, "a refused event");
+
+    // Public for everybody now, so to be shown should the topic be public.
+    let secret = event(8, "secret");
+    write_as(&store, &secret, &["private"], true).await;
+    changes(&store, [false, false, true, false], "an event of a private topic");
+    write(&store, &secret, &[]).await;
+    changes(&store, [false, false, true, false], "it became public");
+    let lift = Change { take: vec![(List::BannedEvents, banned.id.to_string())], put: vec![] };
+    store.moderation().save(lift).await.unwrap();
+    changes(&store, [true; 4], "nobody knows where the ban held");
+    let bans = Change { take: vec![], put: vec![(List::BannedEvents, "".into(), "".into())] };
+    store.moderation().save(bans).await.unwrap();
+    changes(&store, NONE, "a ban brings nothing back");
+    let vanish = author.verified(50, 62, &[&["relay", "ALL_RELAYS"]], "");
+    write(&store, &vanish, &["x"]).await;
+    changes(&store, [true, true, true, false], "all that an author had");
+    store.close().await;
+}
+
+/// The two small parts, of a file of an earlier version too.
+#[tokio::test]
+async fn the_parts_of_a_topic_are_found_by_its_own_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let author = Author::new(1);
+    let profile = author.verified(1, 0, &[], "");
+    let relays = author.verified(2, 10_002, &[], "");
+    let deletion = author.verified(3, 5, &[&["e", &"00".repeat(32)]], "");
+    let (note, elsewhere) =
+        (author.verified(4, 1, &[], ""), Author::new(2).verified(5, 0, &[], ""));
+    for is_earlier in [false, true] {
+        let store = open(&dir).await;
+        for event in [&profile, &relays, &deletion, &note] {
+            write(&store, event, &["x"]).await;
+        }
+        write(&store, &elsewhere, &["y"]).await;
+        assert_eq!(ids(&store, Part::Requests).await, [deletion.id]);
+        assert_eq!(ids(&store, Part::Profiles).await, [profile.id, relays.id]);
+        assert_eq!(ids(&store, Part::Rest).await, [note.id]);
+        store.close().await;
+        if !is_earlier {
+            // As if the last migration had not been.
+            let file = rusqlite::Connection::open(dir.path().join("gateway.db")).unwrap();
+            file.execute_batch(
+                "DROP INDEX memberships_of_part; ALTER TABLE memberships DROP COLUMN part; \
+                 DELETE FROM _sqlx_migrations WHERE version = 9",
+            )
+            .unwrap();
+        }
+    }
 }

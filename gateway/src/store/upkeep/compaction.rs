@@ -11,7 +11,10 @@ use rusqlite::Connection;
 
 use crate::{
     pipeline::StoreError,
-    store::writes::{Order, Writes},
+    store::{
+        versions::Changed,
+        writes::{Order, Writes},
+    },
 };
 
 /// How large the database file is, in bytes.
@@ -89,7 +92,7 @@ impl Joins {
         if gone.is_empty() {
             return Ok(());
         }
-        let delete = move |database: &Connection| {
+        let delete = move |database: &Connection, _: &Changed| {
             let mut delete = database.prepare_cached("DELETE FROM joins WHERE seq = ?1")?;
             for seq in &gone {
                 delete.execute([seq])?;

@@ -9,7 +9,7 @@ mod tests;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -52,7 +52,6 @@ pub(super) struct Upkeep {
     rules: Vec<Rule>,
     joins: compaction::Joins,
     counted: Option<Instant>,
-    gone_changes: Arc<AtomicU64>,
     stop: Receiver<()>,
 }
 
@@ -82,7 +81,6 @@ impl Upkeep {
         writes: Arc<Writes>,
         metrics: Arc<Metrics>,
         door: &Door,
-        gone_changes: Arc<AtomicU64>,
     ) -> rusqlite::Result<(Self, Sender<()>)> {
         let (sender, stop) = bounded(0);
         let mut rules: Vec<Rule> = retention.iter().cloned().map(Rule::new).collect();
@@ -98,7 +96,6 @@ impl Upkeep {
             rules,
             joins: compaction::Joins::default(),
             counted: None,
-            gone_changes,
             stop,
         };
         Ok((upkeep, sender))
@@ -190,7 +187,7 @@ impl Upkeep {
                 .query_row([], |row| row.get(0))?;
             self.metrics.events_held.set(held);
             let most = gone::MAX_OF_TOPIC;
-            let gone = gone::trim(&self.database, &self.writes, most, &self.gone_changes)?;
+            let gone = gone::trim(&self.database, &self.writes, most)?;
             set(&self.metrics.events_gone, gone);
             self.counted = Some(Instant::now());
         }

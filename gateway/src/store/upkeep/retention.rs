@@ -218,8 +218,7 @@ impl Upkeep {
             // There is room again: older events may come.
             if rule.entry.removed_before.swap(0, Ordering::AcqRel) > 0 {
                 let topic = Some(&*rule.config.topic).filter(|topic| !topic.is_empty());
-                let gone = &self.gone_changes;
-                let events = gone::forget_evicted(&self.database, &self.writes, topic, gone)?;
+                let events = gone::forget_evicted(&self.database, &self.writes, topic)?;
                 tracing::info!(
                     events,
                     cause = rule.cause,

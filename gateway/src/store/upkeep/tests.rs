@@ -25,8 +25,7 @@ impl Bench {
         let store = Store::open(dir.path(), &storage, metrics.clone()).await.unwrap();
         let writes = store.writes.clone();
         let (upkeep, stop) =
-            Upkeep::new(dir.path(), &storage, rules, writes, metrics, &store.door, Arc::default())
-                .unwrap();
+            Upkeep::new(dir.path(), &storage, rules, writes, metrics, &store.door).unwrap();
         Self { dir, store: Arc::new(store), upkeep: Some(upkeep), _stop: stop }
     }
 

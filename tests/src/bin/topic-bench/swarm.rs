@@ -12,6 +12,15 @@ const MEETING: Duration = Duration::from_secs(60);
 /// After it, for the first comparisons and the shape of the swarm.
 const SETTLING: Duration = Duration::from_secs(5);
 
+/// What a client over the network may do as much of as it likes.
+const UNLIMITED: [&str; 5] = [
+    "messages_per_s",
+    "bytes_per_s",
+    "messages_per_s_per_ip",
+    "bytes_per_s_per_ip",
+    "events_per_minute_per_ip",
+];
+
 /// What all rows need.
 #[derive(Clone)]
 pub struct Setup {
@@ -27,9 +36,11 @@ impl Setup {
     }
 
     pub fn builder(&self, name: &str) -> GatewayBuilder {
-        GatewayBuilder::new(self.gateway.to_str().unwrap(), name)
+        let builder = GatewayBuilder::new(self.gateway.to_str().unwrap(), name)
             .topics(&[TOPIC])
-            .env("RUST_LOG", "warn")
+            .env("RUST_LOG", "warn");
+        // Where gateways have hosts of their own, the client comes over the network.
+        UNLIMITED.iter().fold(builder, |builder, rate| builder.set("rates", rate, "0"))
     }
 
     /// A gateway that knows these.

@@ -82,6 +82,13 @@ impl Epochs {
         out
     }
 
+    /// Whether the admin's key is in a saved [`Self::secret_state`], or may be: of one that is damaged
+    /// nobody knows.
+    pub fn may_have_admin_key(secret: &[u8]) -> bool {
+        // Version, topic key, flag.
+        !matches!((secret.first(), secret.get(33)), (Some(&VERSION), Some(0)))
+    }
+
     /// The state that was saved. Signatures are verified again: a database can be edited.
     ///
     /// # Errors

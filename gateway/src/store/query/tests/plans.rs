@@ -17,7 +17,7 @@ use crate::{
             merge::Index,
             plan::{self, Effort, Planner, Source},
             stop::Bounds,
-            walk,
+            topic as part, walk,
         },
     },
 };
@@ -47,6 +47,9 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("plugins: events since", asked::SINCE),
     ("plugins: newest of an author and kind", asked::NEWEST),
     ("plugins: what one remembers", kv::LOAD),
+    ("comparison: most of a topic", part::REST),
+    ("comparison: a small part of a topic", part::SMALL),
+    ("comparison: what is gone from a topic", part::GONE),
 ];
 
 /// The files that hold them.
@@ -61,6 +64,7 @@ const SOURCES: &[&str] = &[
     include_str!("../merge.rs"),
     include_str!("../plan.rs"),
     include_str!("../scan.rs"),
+    include_str!("../topic.rs"),
     include_str!("../walk.rs"),
     include_str!("../../kv.rs"),
     include_str!("../../lookup.rs"),

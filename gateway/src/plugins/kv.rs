@@ -382,9 +382,10 @@ impl Inner {
 
     /// Removes what is past its time.
     fn expire(&mut self, now: u64) {
-        while let Some((at, key)) = self.expiries.first().cloned()
-            && at <= now
+        while let Some((at, key)) = self.expiries.first()
+            && *at <= now
         {
+            let key = key.clone();
             self.remove(&key);
         }
     }

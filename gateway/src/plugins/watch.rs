@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use super::{
     chain::{Generation, Shared},
     entry::Entry,
-    folders::{QUIET, Settling, Stamp, folders},
+    folders::{QUIET, Settling, Stamp, folders, warn_of_misplaced},
     granted::{self, Granted},
     loader::Found,
 };
@@ -42,6 +42,8 @@ pub struct Watcher {
     folders: BTreeMap<PathBuf, Settling>,
     /// Since when folders are missing that held a plugin.
     missing: BTreeMap<PathBuf, Instant>,
+    /// What looks like a plugin and is none: since when, or nothing once it was told.
+    misplaced: BTreeMap<PathBuf, Option<Instant>>,
     /// Why the directory could not be read the last time.
     trouble: Option<String>,
     /// Kept until no worker asks them any more: what they hold is to be given back by this thread.
@@ -57,6 +59,7 @@ impl Watcher {
             granted: seen.granted,
             grants: Settling::taken(seen.grants),
             missing: BTreeMap::new(),
+            misplaced: BTreeMap::new(),
             trouble: None,
             former: Vec::new(),
             changed,
@@ -66,6 +69,11 @@ impl Watcher {
 
     /// Until the last chain is dropped.
     pub fn run(&mut self, looks: &Receiver<Look>) {
+        // What is there now was told at the start.
+        let misplaced = &mut self.misplaced;
+        let _ = folders(&self.shared.setup.dir, |path, _| {
+            misplaced.insert(path.to_owned(), None);
+        });
         loop {
             let look = match looks.recv_timeout(PERIOD) {
                 Ok(look) => Some(look),
@@ -171,7 +179,9 @@ impl Watcher {
     /// it may take it away first. Nothing when the directory cannot be read: then all stays as it is.
     fn there(&mut self, now: Instant, name: Option<&str>) -> Option<Vec<PathBuf>> {
         let dir = &self.shared.setup.dir;
-        let mut found = match folders(dir, |_, _| {}) {
+        let mut misplaced = Vec::new();
+        let found = folders(dir, |path, is_folder| misplaced.push((path.to_owned(), is_folder)));
+        let mut found = match found {
             Ok(found) => found,
             Err(error) => {
                 let error = error.to_string();
@@ -187,6 +197,7 @@ impl Watcher {
             }
         };
         self.trouble = None;
+        self.warn_of(&misplaced, now);
         self.missing.retain(|folder, _| !found.contains(folder));
         let absent: Vec<_> =
             self.folders.keys().filter(|folder| !found.contains(folder)).cloned().collect();
@@ -201,6 +212,18 @@ impl Watcher {
         }
         found.sort();
         Some(found)
+    }
+
+    /// Says once what looks like a plugin and is none, when it stays so: a folder may be on its way.
+    fn warn_of(&mut self, misplaced: &[(PathBuf, bool)], now: Instant) {
+        self.misplaced.retain(|path, _| misplaced.iter().any(|(known, _)| known == path));
+        for (path, is_folder) in misplaced {
+            let since = self.misplaced.entry(path.clone()).or_insert(Some(now));
+            if since.is_some_and(|since| now.duration_since(since) >= 2 * QUIET) {
+                *since = None;
+                warn_of_misplaced(path, *is_folder);
+            }
+        }
     }
 
     /// Whether the grants are others than before.

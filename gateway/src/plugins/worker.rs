@@ -180,7 +180,7 @@ impl Slot {
                 Some(verdict)
             }
             Err(failure) => {
-                self.instance = None;
+                self.instance.take_if(|instance| !instance.is_alive());
                 // For what the plugins before it took, it is not to rest.
                 if !matches!(failure, Failure::Budget(_)) {
                     self.pause.failed(Instant::now());
@@ -203,6 +203,10 @@ fn call(
     topics: &[TopicName],
     budget: &mut Budget,
 ) -> Result<Verdict, Failure> {
+    // Not to make an instance that cannot be asked.
+    if budget.left().is_none() {
+        return Err(Failure::Budget(budget.whole_ms()));
+    }
     let instance = match instance {
         Some(living) => living,
         None => instance.insert(Instance::new(plugin)?),

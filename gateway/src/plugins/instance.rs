@@ -55,6 +55,8 @@ pub struct Instance {
     store: Store<Host>,
     exports: Exports,
     plugin: Arc<Plugin>,
+    /// No call of it has failed.
+    alive: bool,
 }
 
 /// What it exports, by its world.
@@ -88,15 +90,20 @@ impl Instance {
             }
         };
         match begun.map_err(failed)? {
-            Ok(()) => Ok(Self { store, exports, plugin: Arc::clone(plugin) }),
+            Ok(()) => Ok(Self { store, exports, plugin: Arc::clone(plugin), alive: true }),
             Err(text) => Err(Failure::init(&text)),
         }
     }
 
-    /// Asks about one event. Runs guest code: never on an async worker.
+    /// Whether it can be used again.
+    pub fn is_alive(&self) -> bool {
+        self.alive
+    }
+
+    /// Asks about one event, within what is left of the chain's budget. Runs guest code: never on an async worker.
     ///
     /// # Errors
-    /// When it breaks a limit, traps, or answers with nonsense. The instance must not be used again.
+    /// When it breaks a limit, traps, or answers with nonsense. The instance is dead then.
     pub fn evaluate(
         &mut self,
         event: types::Event<'_>,
@@ -105,9 +112,10 @@ impl Instance {
     ) -> Result<Verdict, Failure> {
         let spent = Failure::Budget(budget.whole_ms());
         let left = budget.left().ok_or_else(|| spent.clone())?;
-        let own_ms = self.plugin.manifest.limits.time_ms;
+        let own_ms = self.plugin.manifest.limits.time_ms.min(budget.whole_ms());
         let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
         let time_ms = own_ms.min(left_ms);
+        self.alive = false;
         begin(&mut self.store, time_ms);
         let store = &mut self.store;
         let verdict = match &self.exports {
@@ -124,11 +132,13 @@ impl Instance {
             }
         };
         let verdict = verdict.map_err(|error| match self.plugin.failure(&error, time_ms) {
-            // It was others who took the time.
-            Failure::Time(_) if time_ms < own_ms => spent,
+            // Others took the time, where they left it less than half of its own.
+            Failure::Time(_) if time_ms < own_ms / 2 => spent,
             failure => failure,
         })?;
-        Verdict::check(verdict).map_err(Failure::Verdict)
+        let verdict = Verdict::check(verdict).map_err(Failure::Verdict)?;
+        self.alive = true;
+        Ok(verdict)
     }
 
     /// Asks a topic policy whether a topic may be joined by a visit. Runs guest code: never on an

@@ -108,6 +108,12 @@ impl Rest {
         step
     }
 
+    /// Takes note that it could not be asked after all: if this was a trial, the next caller tries.
+    pub fn was_not_asked(&self) {
+        let ended = |until: u64| (until != 0).then_some(1);
+        let _ = self.until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, ended);
+    }
+
     /// Lets it run again at once. Returns whether it was in quarantine.
     pub fn lift(&self) -> bool {
         let in_row = self.in_row.swap(0, Ordering::Relaxed);
@@ -173,7 +179,10 @@ mod tests {
         assert!(!rest.may_run(later));
         // One that never tells holds nobody up for ever.
         assert!(rest.may_run(later + TRIAL));
+        rest.was_not_asked();
+        assert!(rest.may_run(later) && !rest.may_run(later));
         rest.succeeded();
+        rest.was_not_asked();
         assert!(rest.may_run(later) && rest.may_run(later));
     }
 

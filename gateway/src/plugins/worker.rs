@@ -208,7 +208,7 @@ impl Slot {
                 Some(verdict)
             }
             Err(failure) => {
-                self.instance = None;
+                self.instance.take_if(|instance| !instance.is_alive());
                 self.calls.failed.inc();
                 self.calls.traps.inc();
                 failed(&self.entry, plugin, &failure);
@@ -225,7 +225,7 @@ pub fn failed(entry: &Entry, plugin: &Plugin, failure: &Failure) {
     plugin.log.write(Level::Error, &format!("the plugin failed: {cause}"));
     // For what the plugins before it took, it is not to rest.
     if matches!(failure, Failure::Budget(_)) {
-        return;
+        return entry.rest.was_not_asked();
     }
     if let Step::Quarantined(pause) = entry.rest.failed(&cause, Instant::now()) {
         let consequence = match entry.on_failure {
@@ -251,6 +251,10 @@ fn call(
     topics: &[TopicName],
     budget: &mut Budget,
 ) -> Result<Verdict, Failure> {
+    // Not to make an instance that cannot be asked.
+    if budget.left().is_none() {
+        return Err(Failure::Budget(budget.whole_ms()));
+    }
     let instance = match instance {
         Some(living) => living,
         None => instance.insert(Instance::new(plugin)?),

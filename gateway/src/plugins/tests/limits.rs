@@ -133,12 +133,11 @@ fn all_plugins_together_have_one_budget() {
     let began = Instant::now();
     let log = logged(|| assert_eq!(plugins.answer("loop"), "error: plugin c failed"));
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    let spent = "the plugin failed: the plugins together took longer than 60 ms";
-    assert_eq!(log.matches(spent).count(), 3, "{log}");
-    // It was no fault of theirs: none of them rests.
-    for _ in 0..3 {
-        assert_eq!(plugins.answer("loop"), "error: plugin c failed");
-    }
+    // The first had all the time that it may take, the last hardly any; the one between, half of it.
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("the plugin failed: ")).collect();
+    let spent = "the plugins together took longer than 60 ms";
+    assert!(lines.len() == 3 && lines[0].contains("it ran longer than"), "{log}");
+    assert!(lines[2].contains(spent) && lines[2].contains("plugin::c: "), "{log}");
     assert_eq!(plugins.ask("hello"), Decision::Accept);
 }
 

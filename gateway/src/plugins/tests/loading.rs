@@ -203,7 +203,7 @@ fn components_of_every_interface_so_far_load() {
         assert_eq!(plugins.ask("route:x"), Decision::Route(vec![topic("x")]));
         assert!(plugins.answer("echo").contains(AUTHOR));
         assert_eq!(plugins.answer("keys"), "blocked: []");
-        assert!(plugins.answer("now").as_str() > "blocked: 17");
+        assert!(plugins.answer("now").starts_with("blocked: 1"));
         assert!(plugins.leave("out:reject:no", Direction::ToTopics, &["x"]).is_err());
 
         let store = manifest("a", "event-filter", "\"log\", \"kv\", \"lookup\"");

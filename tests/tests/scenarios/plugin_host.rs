@@ -1,10 +1,14 @@
 //! What plugins can do in the running gateway: each verdict for each origin and direction, what they
 //! remember and ask, and whom they let visit.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use nostr_gateway_tests::{
-    Gateway, GatewayBuilder, IndependentRelay, RawClient, events, eventually,
+    Gateway, GatewayBuilder, IndependentRelay, RawClient, events, eventually, report,
 };
 use nostr_sdk::{Event, Keys};
 use serde_json::json;
@@ -240,6 +244,52 @@ async fn a_flood_of_what_is_remembered_does_not_hold_up_others() {
     let bytes = "nostr_gateway_plugin_kv_bytes{plugin=\"fixtures-store\"}";
     gateway.wait_for_metric(bytes, 100_000, SOON).await;
     assert!(gateway.metric(bytes).await <= 1_048_576);
+}
+
+/// Each is stopped within its limit, the operator is told why, and nobody else waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_plugins_are_stopped_and_hold_up_nobody() {
+    let _alone = alone().await;
+    let manifest = "capabilities = [\"log\", \"config\", \"clock\"]\n\
+                    [applies_to]\nkinds = [7]";
+    let gateway = fixture(builder("A"), "fixtures", "event-filter", manifest).start().await;
+    let mut bad = RawClient::connect(&gateway.url()).await;
+    let mut good = RawClient::connect(&gateway.url()).await;
+    let reaction = |content: &str| events::event(&Keys::generate(), 7, content, &[], events::now());
+    let mut slowest = Duration::ZERO;
+    for (content, cause) in [
+        ("loop", "it ran longer than 1000 ms"),
+        ("bomb", "it wanted more memory than 64 MiB"),
+        ("recurse", "its stack overflowed"),
+        ("giant", "it handed over more than 262144 bytes"),
+        ("panic", "it trapped"),
+        ("many", "it routed to 1000 topics"),
+    ] {
+        let event = reaction(content);
+        bad.send_event(&event).await;
+        for n in 0..10 {
+            let began = Instant::now();
+            good.accept(&note(&format!("{content} {n}"))).await;
+            slowest = slowest.max(began.elapsed());
+        }
+        let (accepted, reason) = bad.ok(&event.id.to_hex()).await;
+        assert_eq!((accepted, reason.as_str()), (false, "error: plugin fixtures failed"));
+        let failed = format!("the plugin failed: {cause}");
+        gateway.log_line(SOON, |line| line.contains(&failed)).await;
+        // It works again before the next; it may rest for a moment.
+        eventually("it works again", SOON, async || {
+            let mut client = RawClient::connect(&gateway.url()).await;
+            let (_, reason) = client.publish(&reaction("reject:well")).await;
+            (reason == "blocked: well").then_some(())
+        })
+        .await;
+    }
+    // A flood of lines is cut, and the event passes.
+    bad.accept(&reaction("flood:very loud")).await;
+    let lines = gateway.log().iter().filter(|line| line.contains("very loud")).count();
+    assert!((1..200).contains(&lines), "{lines}");
+    report(&format!("slowest OK for others beside hostile plugins: {slowest:?}"));
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

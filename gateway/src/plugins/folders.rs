@@ -204,6 +204,11 @@ impl Settling {
         }
     }
 
+    /// Whether this is what was taken.
+    pub fn is_taken(&self, stamp: &Stamp) -> bool {
+        self.taken.as_ref() == Some(stamp)
+    }
+
     pub fn take(&mut self, stamp: Stamp) {
         *self = Self::taken(stamp);
     }

@@ -100,14 +100,7 @@ impl Loader {
             tracing::info!(plugin = %id, "the plugin is switched off; nobody asks it");
             return Arc::new(found.entry(id, Loaded::Disabled, self.quarantine_after));
         }
-        let allowed = |entry: &&Arc<Entry>| match entry.plugin() {
-            Some(plugin) => {
-                let wanted = &plugin.manifest.capabilities;
-                granted.is_enabled(&entry.id) && granted.missing(&entry.id, wanted).is_empty()
-            }
-            None => false,
-        };
-        let earlier = earlier.filter(allowed);
+        let earlier = earlier.filter(|entry| is_allowed(entry, granted));
         if let Some(same) = earlier.filter(|entry| entry.digest == found.digest) {
             same.note_update(None);
             return Arc::clone(same);
@@ -208,6 +201,14 @@ impl Loader {
         };
         compiled.map_err(|error| PluginError::Compile(plugin::brief(&error)))
     }
+}
+
+/// Whether what runs may go on.
+pub fn is_allowed(entry: &Entry, granted: &Granted) -> bool {
+    let wanted = entry.plugin().map(|plugin| &plugin.manifest.capabilities);
+    wanted.is_some_and(|wanted| {
+        granted.is_enabled(&entry.id) && granted.missing(&entry.id, wanted).is_empty()
+    })
 }
 
 /// Says in the log that a plugin does not run, and what that means.

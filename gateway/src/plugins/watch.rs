@@ -5,7 +5,7 @@
 //! and mounts made anew, and whether a file has been written to its end must be waited for anyway.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use super::{
     entry::Entry,
     folders::{QUIET, Settling, Stamp, folders, warn_of_misplaced},
     granted::{self, Granted},
-    loader::Found,
+    loader::{Found, is_allowed},
 };
 use crate::tasks;
 
@@ -40,6 +40,8 @@ pub struct Watcher {
     granted: Granted,
     grants: Settling,
     folders: BTreeMap<PathBuf, Settling>,
+    /// Folders whose plugins are still to be looked at because the grants changed.
+    affected: BTreeSet<PathBuf>,
     /// Since when folders are missing that held a plugin.
     missing: BTreeMap<PathBuf, Instant>,
     /// What looks like a plugin and is none: since when, or nothing once it was told.
@@ -58,6 +60,7 @@ impl Watcher {
             folders: folders.collect(),
             granted: seen.granted,
             grants: Settling::taken(seen.grants),
+            affected: BTreeSet::new(),
             missing: BTreeMap::new(),
             misplaced: BTreeMap::new(),
             trouble: None,
@@ -96,7 +99,11 @@ impl Watcher {
     fn look(&mut self, asked: bool, name: Option<&str>) {
         let now = Instant::now();
         let Some(found) = self.there(now, name) else { return };
-        let grants_changed = self.read_grants(asked, now);
+        let before = self.shared.generation();
+        if self.read_grants(asked, now) {
+            self.affected.extend(before.entries.iter().map(|entry| entry.folder.clone()));
+        }
+        self.affected.retain(|folder| found.contains(folder));
         let mut ready = Vec::new();
         for folder in &found {
             let stamp = Stamp::of_folder(folder);
@@ -107,16 +114,15 @@ impl Watcher {
             }
         }
         let gone = self.folders.keys().any(|folder| !found.contains(folder));
-        if ready.is_empty() && !gone && !grants_changed {
+        if ready.is_empty() && !gone && self.affected.is_empty() {
             return;
         }
         self.folders.retain(|folder, _| found.contains(folder));
-        let before = self.shared.generation();
         let mut entries = Vec::with_capacity(found.len());
         for folder in &found {
             let earlier = before.entries.iter().find(|entry| entry.folder == *folder);
             let stamp = ready.iter().find(|(path, _)| path == folder).map(|(_, stamp)| stamp);
-            entries.extend(self.entry(folder, stamp, earlier, grants_changed));
+            entries.extend(self.entry(folder, stamp, earlier));
         }
         let next = Generation::new(entries);
         let is_same = next.entries.len() == before.entries.len()
@@ -134,22 +140,26 @@ impl Watcher {
         folder: &Path,
         ready: Option<&Stamp>,
         earlier: Option<&Arc<Entry>>,
-        grants_changed: bool,
     ) -> Option<Arc<Entry>> {
         let waits_for_another = earlier.is_some_and(|entry| entry.is_twin());
-        let is_affected = grants_changed && earlier.is_some();
+        let is_affected = self.affected.contains(folder);
         if ready.is_none() && !is_affected && !waits_for_another {
             return earlier.cloned();
         }
         let stamp = Stamp::of_folder(folder);
         let found = Found::read(folder);
-        // Somebody writes there after all.
-        if ready.is_some_and(|ready| *ready != stamp) || stamp != Stamp::of_folder(folder) {
+        let settling = self.folders.entry(folder.to_owned()).or_default();
+        // Without anything new, what lies there must be what was taken. Otherwise somebody writes there
+        // after all, and it is looked at again. What may no longer be used is not, whatever is written.
+        let is_whole = ready.map_or(settling.is_taken(&stamp), |ready| *ready == stamp)
+            && stamp == Stamp::of_folder(folder);
+        let must_go = earlier
+            .is_some_and(|entry| entry.plugin().is_some() && !is_allowed(entry, &self.granted));
+        if !is_whole && !must_go {
             return earlier.cloned();
         }
-        if let Some(settling) = self.folders.get_mut(folder)
-            && ready.is_some()
-        {
+        self.affected.remove(folder);
+        if ready.is_some() {
             settling.take(stamp);
         }
         self.load(found, earlier.cloned())

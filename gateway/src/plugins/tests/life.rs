@@ -361,6 +361,17 @@ fn what_is_not_granted_does_not_run() {
     assert_eq!(living.answer("get x"), "blocked: None");
     living.grant("");
     assert_eq!(living.answer("get x"), "error: plugin a failed");
+    living.grant("[a]\ngrant = [\"kv\", \"lookup\"]\n");
+    assert_eq!(living.answer("get x"), "blocked: None");
+    // Even if somebody keeps writing there.
+    let file = living.plugins.0.path().join("a/plugin.toml");
+    fs::write(file, format!("{manifest}# changed again")).unwrap();
+    living.grant("");
+    assert_eq!(living.answer("get x"), "error: plugin a failed");
+    // What is given while somebody writes counts when that has ended.
+    fs::write(living.plugins.0.path().join("a/notes.txt"), "x").unwrap();
+    living.grant("[a]\ngrant = [\"kv\", \"lookup\"]\n");
+    eventually("it runs again", || living.answer("get x") == "blocked: None");
 }
 
 /// An update that asks for more leaves the old version running.

@@ -85,6 +85,8 @@ pub(super) struct Evaluation {
     pub event: Event,
     pub origin: Origin,
     pub topics: Vec<TopicName>,
+    /// A client published it to these very topics.
+    pub for_topics: bool,
     /// It is a request to vanish that counts here (NIP-62).
     pub vanish: bool,
     pub received_at: u64,
@@ -175,6 +177,7 @@ impl Ingest {
         if vanish && let Some(reason) = self.not_asked_to_forget(&event, &origin) {
             return Outcome::Refused(reason);
         }
+        let for_topics = matches!((&target, &origin), (Target::Topics(_), Origin::Client { .. }));
         let topics = match target {
             Target::Routed => self.routing.route(&event, now),
             Target::Topics(topics) => {
@@ -201,7 +204,9 @@ impl Ingest {
         };
         let (reply, outcome) = oneshot::channel();
         let _permits = [memory, permit];
-        let job = Evaluation { event, origin, topics, vanish, received_at: now, reply, _permits };
+        let received_at = now;
+        let job =
+            Evaluation { event, origin, topics, for_topics, vanish, received_at, reply, _permits };
         if self.queue.send(Job::Evaluate(Box::new(job))).is_err() {
             return Outcome::Refused(stopping());
         }

@@ -271,7 +271,7 @@ fn refusal(error: TopicError) -> Refusal {
     let cause = match &error {
         TopicError::NotJoined(_) => Cause::Unknown,
         TopicError::Invite | TopicError::Endpoint(_) => Cause::Wrong,
-        TopicError::Store(_) | TopicError::Secrets(_) => Cause::Failed,
+        TopicError::Store(_) | TopicError::Secrets(_) | TopicError::SecretStays(_) => Cause::Failed,
         TopicError::Configured(_)
         | TopicError::Private(_)
         | TopicError::NotPrivate(_)
@@ -286,6 +286,9 @@ fn refusal(error: TopicError) -> Refusal {
         | TopicError::LeftByCommand(_)
         | TopicError::AdminKeyHere
         | TopicError::SecretHere
+        | TopicError::SecretAway
+        | TopicError::AdminKeyOfBefore(_)
+        | TopicError::Left
         | TopicError::Stopping => Cause::Refused,
     };
     Refusal::new(cause, error)

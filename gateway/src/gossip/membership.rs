@@ -74,8 +74,12 @@ pub enum TopicError {
     NotAdmitted,
     #[error(transparent)]
     Refused(#[from] Refusal),
-    #[error("the secret could not be stored: {0}")]
+    #[error("the secret store failed: {0}")]
     Secrets(#[from] SecretError),
+    #[error(
+        "the topic was left, but its secret could not be removed; leave it once more for that: {0}"
+    )]
+    SecretStays(SecretError),
     #[error(transparent)]
     CannotSync(#[from] CannotSync),
     #[error(
@@ -92,10 +96,24 @@ pub enum TopicError {
     )]
     AdminKeyHere,
     #[error(
-        "this topic could not be joined again, the log of the start tells why; but its secret is still \
-         here, and the topic's admin key may be in it. To leave without it, add --forget-admin-key"
+        "this gateway is not in the topic at the moment, but its secret is still here, and the topic's \
+         admin key may be in it. To remove it, add --forget-admin-key"
     )]
     SecretHere,
+    #[error(
+        "this topic could not be joined again, the log of the start tells why. Its secret is not to be \
+         found at the moment; should it come back, the topic's admin key may be in it. To leave without \
+         it, add --forget-admin-key"
+    )]
+    SecretAway,
+    #[error(
+        "a secret of this topic from before is still here, and the topic's admin key may be in it: \
+         joining would overwrite it. To give it up, run `nostr-gateway topic leave --forget-admin-key \
+         {:?}` first", .0.as_str()
+    )]
+    AdminKeyOfBefore(TopicName),
+    #[error("this gateway has left the topic")]
+    Left,
     #[error("the gateway is stopping")]
     Stopping,
     #[error("the change could not be stored: {0}")]
@@ -109,6 +127,8 @@ impl From<CircleError> for TopicError {
             CircleError::Store(error) => Self::Store(error),
             CircleError::AdminKeyHere => Self::AdminKeyHere,
             CircleError::SecretHere => Self::SecretHere,
+            CircleError::SecretAway => Self::SecretAway,
+            CircleError::Left => Self::Left,
             CircleError::Stopping => Self::Stopping,
         }
     }

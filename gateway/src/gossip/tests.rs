@@ -225,7 +225,7 @@ impl EventReader for MemoryLog {
 
 /// The topics that were joined, in memory.
 #[derive(Default)]
-struct MemoryTopics(Mutex<Vec<KeptTopic>>, Mutex<Vec<KeptPrivate>>);
+pub(super) struct MemoryTopics(Mutex<Vec<KeptTopic>>, Mutex<Vec<KeptPrivate>>);
 
 impl TopicStore for MemoryTopics {
     fn private(&self) -> BoxFuture<'_, Result<Vec<KeptPrivate>, StoreError>> {

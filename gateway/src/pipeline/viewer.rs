@@ -46,6 +46,11 @@ impl PrivateTopics {
         self.0.load().topics.contains_key(name)
     }
 
+    /// Whether anybody may read the topic who is not trusted by where they come from.
+    pub fn has_readers(&self, name: &TopicName) -> bool {
+        self.0.load().topics.get(name).is_some_and(|readers| !readers.is_empty())
+    }
+
     /// Whether an event that is in these topics is in none that everybody may read.
     pub fn hide(&self, topics: &[TopicName]) -> bool {
         !topics.is_empty() && topics.iter().all(|topic| self.contains(topic))
@@ -244,7 +249,9 @@ mod tests {
         // Its keys are not forgotten by that, and a new one counts.
         page.add_key(reader);
         private.insert(&new);
+        private.insert(&old);
         assert_eq!(sees(&page), [true, false]);
+        assert_eq!([&old, &new].map(|topic| private.has_readers(topic)), [true, false]);
         assert_eq!(*page.load().keys(), BTreeSet::from([reader, other]));
     }
 }

@@ -72,13 +72,14 @@ pub(super) async fn answer(
     {
         return too_many(&relay, "requests", &reason);
     }
-    let Some(place) = place(request.uri().path(), &relay) else {
+    let trusted = client.is_trusted(request.headers(), &relay.config.trusted_origins);
+    let Some(place) = place(request.uri().path(), trusted, &relay) else {
         return text(StatusCode::NOT_FOUND, "there is no relay at this path\n");
     };
     let scope = match place {
         Place::Health => return health(&relay),
         Place::UnknownTopic(name) => {
-            let asked = name.filter(|_| may_visit(&relay, client, &request));
+            let asked = name.filter(|_| trusted && is_upgrade(&request));
             match visit(&relay, asked).await {
                 Ok(scope) => scope,
                 Err(refused) => return refused,
@@ -99,7 +100,7 @@ pub(super) async fn answer(
         }
     }
     let headers = request.headers();
-    if request.method() == Method::GET && wants_upgrade(headers) {
+    if is_upgrade(&request) {
         return upgrade(request, client, accepted, scope, relay, permit, tasks);
     }
     if accepts_nostr_json(headers) {
@@ -209,7 +210,10 @@ enum Place {
 }
 
 /// What a path stands for. NIP-01: a path may only exist where it changes behaviour.
-fn place(path: &str, relay: &Relay) -> Option<Place> {
+///
+/// That a private topic is here is private too: whoever is not trusted, as a foreign web page, learns it
+/// only of one with readers, because they have to come in before they can authenticate (NIP-42).
+fn place(path: &str, trusted: bool, relay: &Relay) -> Option<Place> {
     match path {
         "/" | "" => Some(Place::Relay(Scope::All)),
         "/health" => Some(Place::Health),
@@ -221,29 +225,25 @@ fn place(path: &str, relay: &Relay) -> Option<Place> {
                 return None;
             }
             let name = percent_decode_str(name).decode_utf8().ok()?;
+            let is_here = |name: &TopicName| match relay.private.contains(name) {
+                true => trusted || relay.private.has_readers(name),
+                false => relay.topics.contains(name.as_str()),
+            };
             match TopicName::new(&name) {
-                Ok(name)
-                    if relay.topics.contains(name.as_str()) || relay.private.contains(&name) =>
-                {
-                    Some(Place::Relay(Scope::Topic(name)))
-                }
+                Ok(name) if is_here(&name) => Some(Place::Relay(Scope::Topic(name))),
                 name => Some(Place::UnknownTopic(name.ok())),
             }
         }
     }
 }
 
-/// Whether a client may decide that a topic is joined: a local program or a page in
-/// `relay.trusted_origins` that wants to stay. Any other web page could make this gateway show up
-/// wherever it likes.
-fn may_visit(relay: &Relay, client: Client, request: &Request<Incoming>) -> bool {
-    let headers = request.headers();
-    request.method() == Method::GET
-        && wants_upgrade(headers)
-        && client.is_trusted(headers, &relay.config.trusted_origins)
+/// Whether a client wants to stay.
+fn is_upgrade(request: &Request<Incoming>) -> bool {
+    request.method() == Method::GET && has_token(request.headers(), UPGRADE, "websocket")
 }
 
-/// Joins the topic that a client may visit.
+/// Joins the topic that a client may visit: a local program, or a page in `relay.trusted_origins`. Any
+/// other web page could make this gateway show up wherever it likes.
 async fn visit(relay: &Relay, topic: Option<TopicName>) -> Result<Scope, Answer> {
     let (Some(name), Some(door)) = (topic, &relay.door) else {
         let absent = "this gateway is not in that topic (topics.join)\n";
@@ -253,10 +253,6 @@ async fn visit(relay: &Relay, topic: Option<TopicName>) -> Result<Scope, Answer>
         Ok(()) => Ok(Scope::Topic(name)),
         Err(why) => Err(text(StatusCode::NOT_FOUND, format!("{why}\n"))),
     }
-}
-
-fn wants_upgrade(headers: &HeaderMap) -> bool {
-    has_token(headers, UPGRADE, "websocket")
 }
 
 /// RFC 6455 §4.2.1.

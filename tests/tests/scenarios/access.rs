@@ -161,12 +161,18 @@ async fn a_forwarded_address_counts_only_from_a_proxy() {
     }
 }
 
+/// A private topic with a reader: others are asked to authenticate there.
+fn private_topic(reader: &Keys) -> String {
+    let reader = reader.public_key().to_hex();
+    format!("[[private_topic]]\nname = \"family\"\nreaders = [{reader:?}]")
+}
+
 /// Behind a proxy on the same machine everybody seems to be local. Nobody who is announced is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forwarded_connection_is_not_trusted_with_private_topics() {
-    let private = "[[private_topic]]\nname = \"family\"";
+    let private = private_topic(&Keys::generate());
     for builder in [builder(), behind_a_proxy()] {
-        let gateway = builder.table(private).start().await;
+        let gateway = builder.table(&private).start().await;
         let url = gateway.topic_url("family");
         let mut local = RawClient::connect_beside_proxy(&url).await;
         let secret = events::note(&Keys::generate(), "for the family");
@@ -189,8 +195,8 @@ async fn a_forwarded_connection_is_not_trusted_with_private_topics() {
 /// A proxy that was not told to send the header makes nobody a local program.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_names_nobody_opens_nothing() {
-    let private = "[[private_topic]]\nname = \"family\"";
-    let gateway = behind_a_proxy().table(private).start().await;
+    let private = private_topic(&Keys::generate());
+    let gateway = behind_a_proxy().table(&private).start().await;
     let url = gateway.topic_url("family");
     let mut local = RawClient::connect_beside_proxy(&url).await;
     local.accept(&events::note(&Keys::generate(), "for the family")).await;

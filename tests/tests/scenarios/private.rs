@@ -4,6 +4,7 @@
 use nostr_gateway_tests::{Gateway, GatewayBuilder, RawClient, events};
 use nostr_sdk::{Event, Keys};
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Error;
 
 use crate::GATEWAY;
 
@@ -283,6 +284,53 @@ async fn a_foreign_web_page_gets_nothing_of_a_private_topic() {
     root.accept(&tagged).await;
     let mut local = RawClient::connect(&home.topic()).await;
     assert!(local.stored_ids(&[json!({"ids": [tagged.id.to_hex()]})]).await.is_empty());
+}
+
+/// One without readers is for trusted connections alone: others need not know that it is here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_web_page_does_not_learn_that_a_private_topic_is_here() {
+    let reader = Keys::generate().public_key().to_hex();
+    let gateway = GatewayBuilder::new(GATEWAY, "names")
+        .topics(&["town"])
+        .set("topics", "join_on_visit", "2")
+        .set("relay", "trusted_origins", &format!("[{FRIEND:?}]"))
+        .table(&format!(
+            "[[private_topic]]\nname = \"family\"\nreaders = [{reader:?}]\n\
+             [[private_topic]]\nname = \"diary\""
+        ))
+        .start()
+        .await;
+    gateway.command(&["topic", "create", "den", "--private"]).await.succeeded();
+    let opens =
+        async |topic: &str, headers: &[(&'static str, &str)]| match RawClient::try_connect_with(
+            &gateway.topic_url(topic),
+            headers,
+        )
+        .await
+        {
+            Ok(_) => (101, String::new()),
+            Err(Error::Http(response)) => {
+                let status = response.status().as_u16();
+                (status, String::from_utf8(response.into_body().unwrap_or_default()).unwrap())
+            }
+            Err(error) => panic!("{error}"),
+        };
+    let untrusted = [("Origin", EVIL), ("X-Forwarded-For", "203.0.113.7")];
+    for header in untrusted {
+        let nowhere = opens("nowhere", &[header]).await;
+        assert_eq!(nowhere.0, 404);
+        for topic in ["diary", "den"] {
+            assert_eq!(opens(topic, &[header]).await, nowhere, "{header:?} {topic}");
+        }
+        // What is public, and what a reader comes to authenticate at.
+        for topic in ["town", "family"] {
+            assert_eq!(opens(topic, &[header]).await.0, 101, "{header:?} {topic}");
+        }
+    }
+    for topic in ["town", "family", "diary", "den"] {
+        assert_eq!(opens(topic, &[]).await.0, 101, "{topic}");
+        assert_eq!(opens(topic, &[("Origin", FRIEND)]).await.0, 101, "{topic}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

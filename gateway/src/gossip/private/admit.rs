@@ -48,6 +48,13 @@ impl Membership {
             self.private.insert(&name);
             self.joined.remove(&name);
             if kept.is_left {
+                if keep::is_secret_left_behind(&kept, &*self.secrets).await {
+                    tracing::warn!(
+                        topic = %name,
+                        "a private topic was left, but its secret is still in the secret store; \
+                         `nostr-gateway topic leave` removes it"
+                    );
+                }
                 continue;
             }
             let (me, now) = (self.me(), unix_now());
@@ -85,7 +92,8 @@ impl Membership {
     /// Joins the private topic of an invite: looks for members, and is let in by one of them.
     ///
     /// # Errors
-    /// When the name belongs to something else, or it cannot be stored.
+    /// When the name belongs to something else, it cannot be stored, or the topic's admin key of before
+    /// may be here and would be overwritten.
     pub async fn accept(self: &Arc<Self>, invite: Box<Invite>) -> Result<Joining, TopicError> {
         let own = self.clone();
         self.whole(async move {
@@ -100,6 +108,10 @@ impl Membership {
             let (epochs, _) = Epochs::accept(own.me(), &invite);
             let peers = invite.peers.iter().flat_map(Peer::entries).collect();
             let keep = own.keep_for(&epochs, peers);
+            if keep.may_overwrite_admin_key().await? {
+                own.remember(&epochs, &keep).await?;
+                return Err(TopicError::AdminKeyOfBefore(name.clone()));
+            }
             let circle = own.circle_of(epochs, keep);
             circle.save().await?;
             tracing::info!(topic = %name, "joining a private topic by an invite");
@@ -213,11 +225,14 @@ impl Membership {
     ) -> Result<(), TopicError> {
         let name = &circle.topic().name;
         circle.leave(forget_admin_key).await?;
+        // It is left, whatever comes of the secret. The sooner that is gone the better: a topic's tasks
+        // may take a while to end.
+        let forgotten = circle.keep().forget_secrets().await;
         self.circles.remove(name);
         if let Some(swarm) = self.swarms.get(name) {
             self.end(&swarm).await;
         }
-        Ok(())
+        forgotten.map_err(TopicError::SecretStays)
     }
 
     /// Leaves a private topic of the last run that could not be joined again. Returns whether there was
@@ -230,6 +245,16 @@ impl Membership {
         let kept = self.store.private().await?.into_iter().find(|kept| kept.name == *name);
         let Some(kept) = kept else { return Ok(false) };
         Ok(keep::leave_absent(kept, &*self.secrets, &*self.store, forget_admin_key).await?)
+    }
+
+    /// Notes a topic of which only the secret is left, so that `topic leave` finds that.
+    async fn remember(&self, epochs: &Epochs, keep: &Keep) -> Result<(), TopicError> {
+        let name = &epochs.topic().name;
+        if !self.store.private().await?.iter().any(|kept| kept.name == *name) {
+            keep.leave(epochs.open_state()).await?;
+            self.private.insert(name);
+        }
+        Ok(())
     }
 
     fn me(&self) -> MemberId {

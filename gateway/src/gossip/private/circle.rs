@@ -36,6 +36,10 @@ pub enum CircleError {
     AdminKeyHere,
     #[error("the secret of the topic, maybe with the admin key, would be forgotten")]
     SecretHere,
+    #[error("the secret of the topic, maybe with the admin key, is away and would be given up")]
+    SecretAway,
+    #[error("this gateway has left the topic")]
+    Left,
     #[error("the gateway is stopping")]
     Stopping,
 }
@@ -172,17 +176,24 @@ impl Circle {
         self.epochs.load().next_tick()
     }
 
-    /// Saves the state as it is: for one that was just made.
+    /// Saves the state as it is.
+    ///
+    /// # Errors
+    /// When it could not be saved, or the topic was left.
     pub async fn save(&self) -> Result<(), CircleError> {
-        let _turn = self.turn.lock().await;
+        let left = self.turn.lock().await;
+        if *left {
+            return Err(CircleError::Left);
+        }
         self.keep.save(&self.epochs.load_full()).await
     }
 
-    /// Forgets the secrets on disk.
+    /// Notes on disk that the topic was left. From here on nothing of it is saved; its secrets are to
+    /// be forgotten next.
     ///
     /// # Errors
-    /// When the admin's key is among them and is not to be forgotten, or the disk fails. Asked again,
-    /// it goes on from there.
+    /// When the admin's key would be forgotten and is not to be, or the disk fails. Then everything is
+    /// as it was.
     pub async fn leave(&self, forget_admin_key: bool) -> Result<(), CircleError> {
         let mut left = self.turn.lock().await;
         let epochs = self.epochs.load_full();
@@ -190,9 +201,8 @@ impl Circle {
             return Err(CircleError::AdminKeyHere);
         }
         self.keep.leave(epochs.open_state()).await?;
-        // From here on nothing may be saved again; before, everything is as it was.
         *left = true;
-        self.keep.forget_secrets().await
+        Ok(())
     }
 
     /// The admin's key, if it is here.
@@ -209,14 +219,19 @@ impl Circle {
     pub async fn step(self: &Arc<Self>, input: Input) -> Result<Vec<Output>, CircleError> {
         let far = matches!(input, Input::Command(_));
         // A task of its own. It goes to its end also when whoever asked for it goes away in the middle:
-        // the disk must not be ahead of what we know. And its turn is not held by somebody who is not
-        // looked after at the moment.
+        // the disk must not be ahead of what we know, nor what we know ahead of where we publish. And
+        // its turn is not held by somebody who is not looked after at the moment.
         let (done, stepped) = oneshot::channel();
         let own = self.clone();
         self.tasks.spawn("step of a private topic", async move {
-            let _ = done.send(own.step_now(input).await);
+            let outputs = own.step_now(input).await;
+            let _ = done.send(outputs.map(|outputs| own.wake(outputs, far)));
         });
-        let mut outputs = stepped.await.unwrap_or(Err(CircleError::Stopping))?;
+        stepped.await.unwrap_or(Err(CircleError::Stopping))
+    }
+
+    /// Wakes the topic's own task for what it sees to. Returns the rest.
+    fn wake(&self, mut outputs: Vec<Output>, far: bool) -> Vec<Output> {
         let (mut swarms, mut spread) = (false, false);
         outputs.retain(|output| {
             match output {
@@ -233,14 +248,14 @@ impl Circle {
         if spread {
             if far { &self.far } else { &self.near }.notify_one();
         }
-        Ok(outputs)
+        outputs
     }
 
     async fn step_now(&self, input: Input) -> Result<Vec<Output>, CircleError> {
         let left = self.turn.lock().await;
         if *left {
             // What was forgotten on disk is not to be saved again.
-            return Err(CircleError::Stopping);
+            return Err(CircleError::Left);
         }
         let mut next = Epochs::clone(&self.epochs.load());
         let outputs = with_moment(|moment| next.step(input, moment));
@@ -352,5 +367,50 @@ impl Circles {
         let circles = self.list.load();
         let known = circles.iter().map(|circle| (&circle.topic, &circle.key));
         binding.find(tag, Role::Initiator, known).and_then(|at| circles.get(at).cloned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::{
+        gossip::tests::MemoryTopics, pipeline::MemorySecrets, protocol::private::epochs::Command,
+    };
+
+    fn den() -> Arc<Circle> {
+        let (me, name) = (MemberId([7; 32]), TopicName::new("den").unwrap());
+        let (epochs, _) = with_moment(|moment| Epochs::create(me, name, moment));
+        let (secrets, store) = (Arc::<MemorySecrets>::default(), Arc::<MemoryTopics>::default());
+        let keep = Keep::new(secrets, store, epochs.topic().clone(), 7, Vec::new());
+        Circle::new(me, epochs, keep, Tasks::new())
+    }
+
+    fn rotate() -> Input {
+        Input::Command(Command::Rotate { exclude: BTreeSet::new(), grace: 0 })
+    }
+
+    #[tokio::test]
+    async fn a_step_wakes_the_topic_also_when_nobody_waits_for_it() {
+        let circle = den();
+        // Whoever asks goes away before anything has been done.
+        assert!(circle.step(rotate()).now_or_never().is_none());
+        let woken = async { tokio::join!(circle.changed.notified(), circle.far.notified()) };
+        tokio::time::timeout(Duration::from_secs(5), woken).await.expect("it is woken");
+        assert_eq!(circle.publishes_in().unwrap().number, 2);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_saved_of_a_topic_that_was_left() {
+        let circle = den();
+        circle.save().await.unwrap();
+        assert!(matches!(circle.leave(false).await, Err(CircleError::AdminKeyHere)));
+        circle.leave(true).await.unwrap();
+        assert!(matches!(circle.save().await, Err(CircleError::Left)));
+        let error = circle.step(rotate()).await.unwrap_err();
+        assert!(matches!(error, CircleError::Left), "{error}");
     }
 }

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::circle::CircleError;
 use crate::{
-    pipeline::{KeptPrivate, Secret, SecretStore, TopicStore},
+    pipeline::{KeptPrivate, Secret, SecretError, SecretStore, TopicStore},
     protocol::{
         hex,
         private::{MemberId, Topic, epochs::Epochs},
@@ -70,8 +70,17 @@ impl Keep {
         Ok(self.store.keep_private(self.kept(open, true)).await?)
     }
 
-    pub async fn forget_secrets(&self) -> Result<(), CircleError> {
-        Ok(self.secrets.delete(&self.secret_name).await?)
+    pub async fn forget_secrets(&self) -> Result<(), SecretError> {
+        self.secrets.delete(&self.secret_name).await
+    }
+
+    /// Whether saving would overwrite an admin's key of before, as far as that can be told.
+    ///
+    /// # Errors
+    /// When the secret store does not answer.
+    pub async fn may_overwrite_admin_key(&self) -> Result<bool, SecretError> {
+        let secret = self.secrets.get(&self.secret_name).await?;
+        Ok(secret.is_some_and(|secret| Epochs::may_have_admin_key(secret.bytes())))
     }
 
     fn kept(&self, state: Vec<u8>, is_left: bool) -> KeptPrivate {
@@ -110,7 +119,7 @@ pub async fn restore(
     let secret = secret.ok_or("its secret is not in the secret store any more")?;
     let epochs = Epochs::restore(me, &kept.state, secret.bytes(), now).map_err(|_| {
         "its secret and what the database has of it do not belong together; restore both from a \
-         backup, or join by a new invite"
+         backup, or give up what is here with `nostr-gateway topic leave` and join by a new invite"
             .to_owned()
     })?;
     Ok((epochs, keep))
@@ -120,8 +129,8 @@ pub async fn restore(
 /// whether there was anything to be done.
 ///
 /// # Errors
-/// When the secret holds the admin's key, as far as that can be told, and it is not to be forgotten;
-/// when the disk or the secret store fails.
+/// When the secret holds the admin's key, as far as that can be told, and it is not to be forgotten:
+/// of a secret that is away nobody can tell. When the disk or the secret store fails.
 pub async fn leave_absent(
     kept: KeptPrivate,
     secrets: &dyn SecretStore,
@@ -131,16 +140,20 @@ pub async fn leave_absent(
     // Of what is damaged nobody can tell which secret it had.
     let topic = Epochs::topic_of(&kept.state).ok().filter(|topic| topic.name == kept.name);
     let secret_name = topic.as_ref().map(secret_name);
-    let secret = match &secret_name {
-        Some(name) => secrets.get(name).await?,
-        None => None,
+    let found = match &secret_name {
+        Some(name) => secrets.get(name).await,
+        None => Ok(None),
     };
-    if kept.is_left && secret.is_none() {
-        return Ok(false);
-    }
-    let may_be_admin = |secret: &Secret| Epochs::may_have_admin_key(secret.bytes());
-    if !forget_admin_key && secret.as_ref().is_some_and(may_be_admin) {
-        return Err(CircleError::SecretHere);
+    match found {
+        Ok(None) if kept.is_left => return Ok(false),
+        // Whatever it is: it may go.
+        _ if forget_admin_key => {}
+        Ok(Some(secret)) if Epochs::may_have_admin_key(secret.bytes()) => {
+            return Err(CircleError::SecretHere);
+        }
+        Ok(Some(_)) => {}
+        Ok(None) => return Err(CircleError::SecretAway),
+        Err(error) => return Err(error.into()),
     }
     store.keep_private(KeptPrivate { is_left: true, ..kept }).await?;
     if let Some(name) = secret_name {
@@ -149,9 +162,73 @@ pub async fn leave_absent(
     Ok(true)
 }
 
+/// Whether the secret of a topic that was left is still there, as far as that can be told.
+pub async fn is_secret_left_behind(kept: &KeptPrivate, secrets: &dyn SecretStore) -> bool {
+    let Ok(topic) = Epochs::topic_of(&kept.state) else { return false };
+    matches!(secrets.get(&secret_name(&topic)).await, Ok(Some(_)))
+}
+
 /// Names of secrets are seen by others: this one tells no topic.
 fn secret_name(topic: &Topic) -> String {
     let name = topic.name.as_str().as_bytes();
     let bytes = Zeroizing::new([&topic.admin, name].concat());
     format!("topic/{}", hex::encode(&Sha256::digest(&*bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, future::BoxFuture};
+
+    use super::*;
+    use crate::{
+        gossip::{private::circle::with_moment, tests::MemoryTopics},
+        pipeline::{RestingPlace, SecretError},
+        protocol::TopicName,
+    };
+
+    /// A secret store that answers nothing.
+    struct Mute;
+
+    fn mute<T: Send + 'static>() -> BoxFuture<'static, Result<T, SecretError>> {
+        async { Err(SecretError("no answer".to_owned())) }.boxed()
+    }
+
+    impl SecretStore for Mute {
+        fn rests_in(&self) -> RestingPlace {
+            RestingPlace::Keyring
+        }
+
+        fn get<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<Secret>, SecretError>> {
+            mute()
+        }
+
+        fn set<'a>(&'a self, _: &'a str, _: Secret) -> BoxFuture<'a, Result<(), SecretError>> {
+            mute()
+        }
+
+        fn delete<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), SecretError>> {
+            mute()
+        }
+
+        fn list<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<String>, SecretError>> {
+            mute()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_topic_is_left_without_its_secret_store_if_the_operator_says_so() {
+        let (me, name) = (MemberId([7; 32]), TopicName::new("den").unwrap());
+        let (epochs, _) = with_moment(|moment| Epochs::create(me, name, moment));
+        let store = Arc::<MemoryTopics>::default();
+        let topic = epochs.topic().clone();
+        let keep = Keep::new(Arc::new(Mute), store.clone(), topic, 7, Vec::new());
+        store.keep_private(keep.kept(epochs.open_state(), false)).await.unwrap();
+        for (forget_admin_key, is_left) in [(false, false), (true, true)] {
+            let kept = store.private().await.unwrap().remove(0);
+            let error = leave_absent(kept, &Mute, &*store, forget_admin_key).await.unwrap_err();
+            // Also the second time the operator hears that the secret may still be there.
+            assert!(matches!(error, CircleError::Secrets(_)), "{error}");
+            assert_eq!(store.private().await.unwrap()[0].is_left, is_left);
+        }
+    }
 }

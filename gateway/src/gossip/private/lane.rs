@@ -75,7 +75,7 @@ impl Parts {
             net: self.net.clone(),
             state: state.clone(),
             ingest: self.ingest.clone(),
-            voice: Voice::Lent(line.clone()),
+            voice: Voice::lent(line.clone()),
             seal: Some(seal.clone()),
             join: found,
             knock: self.knock.clone(),

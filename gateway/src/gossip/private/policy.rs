@@ -8,7 +8,10 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{circle::Circle, tend};
+use super::{
+    circle::{Circle, CircleError},
+    tend,
+};
 use crate::{
     clock::unix_now,
     gossip::swarms::Swarms,
@@ -39,8 +42,10 @@ pub async fn ask_on_and_on(
             // A neighbor is there, whether or not it had anything to say.
             circle.saw(swarm.state.neighbors().iter().map(tend::member));
             // What was seen is to outlive a restart: members must not be left out because of one.
-            if let Err(error) = circle.save().await {
-                tracing::warn!(%error, "cannot save when members were seen");
+            match circle.save().await {
+                Ok(()) => {}
+                Err(CircleError::Left) => continue,
+                Err(error) => tracing::warn!(%error, "cannot save when members were seen"),
             }
             ask(circle, &policy).await;
         }

@@ -2,7 +2,6 @@
 //! new.
 
 use std::{
-    collections::{HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant as StdInstant},
 };
@@ -17,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
-    circle::Circle,
+    circle::{Circle, CircleError},
+    guests::Guests,
     lane::{Lane, Parts},
     talk,
     voice::{self, Place},
@@ -29,7 +29,7 @@ use crate::{
         outbound::Outbound,
         state::{Busy, FoundBy, Step, Work},
     },
-    protocol::private::{MAX_MEMBERS, MemberId, epochs::Input},
+    protocol::private::{MemberId, epochs::Input},
 };
 
 /// With fewer neighbors than this in the newest swarm, members are looked for.
@@ -45,10 +45,10 @@ const QUICK: u32 = 8;
 const TRIED: usize = 6;
 /// Meetings at once. One that is away holds up a place for as long as dialing may take.
 const AT_ONCE: usize = 16;
-/// Who may wait to be met.
-const WAITING: usize = MAX_MEMBERS + 64;
 /// The topic is shown as rotating at most this long.
 const ROTATING: Duration = Duration::from_secs(15);
+/// After a step of the clock that could not be saved.
+const NEXT_TRY: Duration = Duration::from_secs(5);
 
 /// The task of one private topic.
 pub struct Tender {
@@ -79,35 +79,27 @@ impl Tender {
         self.parts.tasks.spawn("voice", speaking.instrument(span));
         let (circle, parts) = (&self.circle, &self.parts);
         let connections = &self.connections;
-        let mut waiting: VecDeque<EndpointId> = VecDeque::new();
-        let mut busy: HashSet<EndpointId> = HashSet::new();
+        let mut guests = Guests::new(parts.id);
         let mut meetings = FuturesUnordered::new();
         let mut rotating: Option<(Busy, Instant)> = None;
         let mut looks = 0;
         let mut look_at = Instant::now();
         // What ended while the gateway was away.
-        tick(circle).await;
+        let mut no_tick_before = tick(circle).await;
         follow(circle, parts, &mut swarms).await;
         loop {
             while meetings.len() < AT_ONCE
-                && let Some(peer) = waiting.pop_front()
+                && let Some(peer) = guests.next()
             {
                 meetings.push(async move { (peer, meet(circle, connections, peer).await) });
             }
             if rotating.as_ref().is_some_and(|(_, since)| {
-                since.elapsed() > ROTATING || (meetings.is_empty() && waiting.is_empty())
+                since.elapsed() > ROTATING || (meetings.is_empty() && guests.nobody_waits())
             }) {
                 rotating = None;
             }
             let ends = circle.next_tick().map(until);
-            let ends = ends.unwrap_or_else(|| Instant::now() + WITH_ENOUGH);
-            let mut wants = |peers: &mut dyn Iterator<Item = EndpointId>| {
-                for peer in peers {
-                    if peer != parts.id && waiting.len() < WAITING && busy.insert(peer) {
-                        waiting.push_back(peer);
-                    }
-                }
-            };
+            let ends = ends.unwrap_or_else(|| Instant::now() + WITH_ENOUGH).max(no_tick_before);
             tokio::select! {
                 () = token.cancelled() => break,
                 () = circle.changed.notified() => {
@@ -119,14 +111,14 @@ impl Tender {
                     looks = 0;
                     look_at = Instant::now();
                 }
-                () = circle.near.notified() => wants(&mut parts.state.neighbors().into_iter()),
+                () = circle.near.notified() => guests.tell(parts.state.neighbors()),
                 () = circle.far.notified() => {
-                    wants(&mut parts.state.neighbors().into_iter());
-                    wants(&mut members(circle).into_iter());
+                    guests.tell(parts.state.neighbors());
+                    guests.tell(members(circle));
                 }
-                Some(peers) = self.found.recv() => wants(&mut peers.into_iter()),
+                Some(peers) = self.found.recv() => guests.invite(peers),
                 Some((peer, met)) = meetings.next(), if !meetings.is_empty() => {
-                    busy.remove(&peer);
+                    guests.met(peer);
                     match met {
                         Ok(()) => {
                             if let Some(lane) = swarms.lanes.last() {
@@ -140,7 +132,7 @@ impl Tender {
                         ),
                     }
                 }
-                () = sleep_until(ends) => tick(circle).await,
+                () = sleep_until(ends) => no_tick_before = tick(circle).await,
                 () = sleep_until(look_at) => {
                     let neighbors = newest_neighbors(&swarms);
                     let pause = match neighbors.len() {
@@ -159,7 +151,7 @@ impl Tender {
                         let chosen = some_of(chosen);
                         let text = format!("asked {}", chosen.len());
                         parts.state.step(Step::Members, began, Ok(text));
-                        wants(&mut chosen.into_iter());
+                        guests.invite(chosen);
                     }
                 }
             }
@@ -205,11 +197,15 @@ async fn follow(circle: &Circle, parts: &Parts, swarms: &mut Swarms) -> bool {
     is_new
 }
 
-async fn tick(circle: &Arc<Circle>) {
-    if let Err(error) = circle.step(Input::Tick).await {
-        tracing::warn!(%error, "cannot save that an epoch has ended");
-        tokio::time::sleep(Duration::from_secs(5)).await;
+/// Lets time pass. Returns when it may be asked for again at the soonest.
+async fn tick(circle: &Arc<Circle>) -> Instant {
+    match circle.step(Input::Tick).await {
+        Ok(_) => return Instant::now(),
+        // The task is about to be ended.
+        Err(CircleError::Left) => {}
+        Err(error) => tracing::warn!(%error, "cannot save that an epoch has ended"),
     }
+    Instant::now() + NEXT_TRY
 }
 
 async fn meet(

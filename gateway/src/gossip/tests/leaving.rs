@@ -70,11 +70,15 @@ async fn a_private_topic_whose_secret_is_away_is_left() {
     let b = Gateway::with(alone(), &[], kept, 0).await;
     let membership = b.gossip.membership();
     assert!(b.gossip.status().is_empty(), "their secrets are not here");
-    membership.leave(&name("den"), false).await.unwrap();
     let left = |topic: &str| {
         let kept = b.kept.1.lock().unwrap();
         kept.iter().find(|kept| kept.name == name(topic)).unwrap().is_left
     };
+    // Should it come back, the admin's key would be in it.
+    let error = membership.leave(&name("den"), false).await.unwrap_err();
+    assert!(matches!(error, TopicError::SecretAway), "{error}");
+    assert!(error.to_string().contains("--forget-admin-key") && !left("den"), "{error}");
+    membership.leave(&name("den"), true).await.unwrap();
     assert!(left("den") && !left("attic"));
     let error = membership.leave(&name("den"), false).await.unwrap_err();
     assert!(matches!(error, TopicError::Private(_)), "{error}");
@@ -94,6 +98,37 @@ async fn a_private_topic_whose_secret_is_away_is_left() {
     membership.leave(&name("den"), true).await.unwrap();
     assert!(b.secrets.list("topic/").await.unwrap().is_empty());
     b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invite_does_not_overwrite_an_admin_key_of_before() {
+    let a = Gateway::with(alone(), &[], Arc::default(), 0).await;
+    let den = name("den");
+    a.gossip.membership().create_private(den.clone()).await.unwrap();
+    let invite = a.gossip.membership().invite(&den, false).await.unwrap();
+    let invite = Box::new(Invite::parse(&invite).unwrap());
+    let secret_name = a.secrets.list("topic/").await.unwrap().remove(0);
+    let secret = a.secrets.get(&secret_name).await.unwrap().unwrap();
+    let kept = Arc::<MemoryTopics>::default();
+    *kept.1.lock().unwrap() = a.kept.1.lock().unwrap().clone();
+    // One that could not be joined again, and one of which the database knows nothing any more.
+    for kept in [kept, Arc::default()] {
+        let b = Gateway::with(alone(), &[], kept, 0).await;
+        let membership = b.gossip.membership();
+        b.secrets.set(&secret_name, secret.clone()).await.unwrap();
+        let error = membership.accept(invite.clone()).await.unwrap_err();
+        assert!(matches!(error, TopicError::AdminKeyOfBefore(_)), "{error}");
+        assert_eq!(b.secrets.get(&secret_name).await.unwrap().as_ref(), Some(&secret));
+        let error = membership.leave(&den, false).await.unwrap_err();
+        assert!(matches!(error, TopicError::SecretHere), "{error}");
+        // As the text says it.
+        membership.leave(&den, true).await.unwrap();
+        assert!(b.secrets.list("topic/").await.unwrap().is_empty());
+        assert_eq!(membership.accept(invite.clone()).await.unwrap(), Joining::Joined);
+        assert_ne!(b.secrets.get(&secret_name).await.unwrap().as_ref(), Some(&secret));
+        b.stop().await;
+    }
+    a.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

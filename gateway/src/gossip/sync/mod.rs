@@ -7,6 +7,7 @@
 mod actor;
 mod desk;
 mod follow;
+mod keep_alive;
 mod lead;
 mod library;
 mod per_peer;

@@ -235,6 +235,30 @@ async fn strangers_leave_room_for_neighbors() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_finds_no_place_to_lead_takes_nothing() {
+    let topic = name("test");
+    let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let library = &a.gossip.membership.shared.library;
+    let desk = library.desk(&topic).unwrap();
+    let peer = iroh::SecretKey::generate().public();
+    let free = library.following.available_permits();
+    let all = library.following.acquire_many(free as u32).await.unwrap();
+    let ours = desk.lead(peer).unwrap();
+    assert!(library.place(&desk, peer).is_none());
+    assert!(desk.lead(peer).is_none(), "ours is under way yet");
+    drop((all, ours));
+    let strangers = library.strangers.available_permits();
+    // Not a moment later: it was not its turn.
+    let place = library.place(&desk, peer).unwrap();
+    assert_eq!(library.strangers.available_permits(), strangers - 1);
+    assert!(library.place(&desk, peer).is_none(), "there is one with each at a time");
+    assert_eq!(library.strangers.available_permits(), strangers - 1);
+    drop(place);
+    assert_eq!(library.following.available_permits(), free);
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_leads_badly_gets_nothing_and_is_shut_out() {
     let topic = name("test");
     let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;

@@ -23,7 +23,7 @@ use crate::{
         EventReader, EventWriter, Ingest, JoinedTopics, Moderation, Policy, PrivateTopics,
         RotationPolicy, Routing, StartIngest, TopicDoor,
     },
-    plugins::{self, PluginChain},
+    plugins::{self, Kv, PluginChain, Services},
     protocol::limits::Limits,
     relay::{self, Access, Connections, Listener, Management, Rates, Relay},
     secrets,
@@ -40,6 +40,7 @@ const STEP: Duration = Duration::from_secs(5);
 /// A running gateway.
 pub struct App {
     store: Arc<Store>,
+    kv: Arc<Kv>,
     ingest: Ingest,
     gossip: Arc<Gossip>,
     /// Listener and sessions; ends first.
@@ -75,7 +76,14 @@ impl App {
         let moderation = Moderation::load(rules).await.context("cannot read the rules")?;
         let moderation = Arc::new(moderation);
 
-        let plugins = Arc::new(load_plugins(&config, &data_dir, metrics.clone()).await?);
+        let kv = Kv::start(store.clone(), metrics.clone()).context("cannot start the plugins")?;
+        let services = Services {
+            metrics: metrics.clone(),
+            kv: kv.clone(),
+            lookup: store.clone(),
+            budget: Duration::from_millis(config.plugins.budget_ms),
+        };
+        let plugins = Arc::new(load_plugins(&config, &data_dir, services).await?);
         tell_rules(&config, &data_dir, store.clone()).await?;
         let joined = JoinedTopics::new(config.topics.join.iter().cloned());
         let private = PrivateTopics::new(
@@ -122,6 +130,7 @@ impl App {
                 most: config.topics.join_on_visit,
                 idle: Duration::from_secs(config.topics.visit_idle_s),
             },
+            visit_policy: plugins.clone(),
             limits: &limits,
             ingest: ingest.clone(),
             reader: reader.clone(),
@@ -228,6 +237,7 @@ impl App {
 
         Ok(Self {
             store,
+            kv,
             ingest,
             gossip,
             clients,
@@ -260,6 +270,14 @@ impl App {
         }
         if !self.background.stop(STEP).await {
             late("background tasks");
+        }
+        // Nobody changes it any more, and the store still takes it.
+        let kv = self.kv.clone();
+        if !matches!(
+            tokio::time::timeout(STEP, tasks::blocking(move || kv.stop())).await,
+            Ok(Ok(()))
+        ) {
+            late("what plugins remember");
         }
         if tokio::time::timeout(STEP, self.store.close()).await.is_err() {
             late("a query");
@@ -302,11 +320,11 @@ fn rotation_policy(
 async fn load_plugins(
     config: &Config,
     data_dir: &DataDir,
-    metrics: Arc<Metrics>,
+    services: Services,
 ) -> anyhow::Result<PluginChain> {
     // A directory that is named must exist; the default one is only looked for.
     let (dir, named) = plugins_dir(config, data_dir);
-    let loaded = tasks::blocking(move || PluginChain::load(&dir, named, metrics)).await;
+    let loaded = tasks::blocking(move || PluginChain::load(&dir, named, services)).await;
     Ok(loaded.context("cannot load the plugins")??)
 }
 

@@ -63,6 +63,12 @@ pub struct PluginLabels {
     pub verdict: &'static str,
 }
 
+/// Labels of figures that a plugin has once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginIdLabels {
+    pub plugin: String,
+}
+
 /// Every figure of the gateway. Fields are public: the part that knows a number counts it.
 pub struct Metrics {
     registry: Registry,
@@ -106,6 +112,7 @@ pub struct Metrics {
     pub upstream_connects: Counter,
     pub plugin_calls: Family<PluginLabels, Counter>,
     pub plugin_traps: Counter,
+    pub plugin_kv_bytes: Family<PluginIdLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -267,6 +274,11 @@ impl Default for Metrics {
                 &mut registry,
                 "plugin_traps",
                 "Calls of plugins that trapped or broke a limit",
+            ),
+            plugin_kv_bytes: register(
+                &mut registry,
+                "plugin_kv_bytes",
+                "What plugins remember, as their quota counts",
             ),
             registry,
         }

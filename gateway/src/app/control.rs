@@ -248,6 +248,7 @@ fn refusal(error: TopicError) -> Refusal {
         | TopicError::Refused(_)
         | TopicError::TooMany
         | TopicError::TooManyVisits
+        | TopicError::NotForVisits(_)
         | TopicError::CannotSync(_)
         | TopicError::LeftByCommand(_)
         | TopicError::AdminKeyHere

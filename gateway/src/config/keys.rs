@@ -166,6 +166,7 @@ pub(super) const SECTIONS: &[Section] = &[
         keys: &[
             key("dir", Form::Text(values::any)),
             key("rotation_check_s", Form::Number(1, 86_400)),
+            key("budget_ms", Form::Number(1, 60_000)),
         ],
     },
     Section {

@@ -21,12 +21,13 @@ use crate::{
     clock::unix_now,
     pipeline::{
         HowJoined, JoinedTopics, KeptTopic, PrivateTopics, SecretError, SecretStore, StoreError,
-        TopicDoor, TopicStore, joined::MAX_TOPICS,
+        TopicDoor, TopicStore, VisitPolicy, joined::MAX_TOPICS,
     },
     protocol::{
         TopicName,
         private::{epochs::Refusal, invite::is_meant_as_invite},
     },
+    tasks,
 };
 
 /// How long the tasks of a topic that is left may take to say goodbye.
@@ -55,6 +56,8 @@ pub enum TopicError {
          when nobody has been there for a while"
     )]
     TooManyVisits,
+    #[error("a plugin does not let the topic {:?} be joined by a visit", .0.as_str())]
+    NotForVisits(TopicName),
     #[error("a gateway is in at most {MAX_TOPICS} topics at once; leave another one first")]
     TooMany,
     #[error("{:?} is no private topic of this gateway", .0.as_str())]
@@ -143,6 +146,9 @@ pub struct Membership {
     pub(super) store: Arc<dyn TopicStore>,
     pub(super) lanes: Lanes,
     pub(super) visits: VisitRules,
+    pub(super) visit_policy: Arc<dyn VisitPolicy>,
+    /// One question to it at a time: visitors may be many.
+    pub(super) asking: tokio::sync::Mutex<()>,
     pub(super) left: LeftTopics,
     /// One change at a time: each is several steps.
     pub(super) changing: tokio::sync::Mutex<()>,
@@ -366,6 +372,24 @@ impl Membership {
         }
     }
 
+    /// Whether a topic that is not joined may be joined by a visit, as far as plugins say. Last, what
+    /// costs most.
+    async fn ask_policy(&self, name: &TopicName) -> Result<(), TopicError> {
+        self.check(name)?;
+        if self.swarms.get(name).is_some() {
+            return Ok(());
+        }
+        let _asking = self.asking.lock().await;
+        if self.visited() >= self.visits.most {
+            return Err(TopicError::TooManyVisits);
+        }
+        let (policy, asked) = (self.visit_policy.clone(), name.clone());
+        match tasks::blocking(move || policy.may_visit(&asked)).await {
+            Ok(true) => Ok(()),
+            _ => Err(TopicError::NotForVisits(name.clone())),
+        }
+    }
+
     fn visited(&self) -> usize {
         self.swarms.all().iter().filter(|swarm| swarm.how == HowJoined::Visit).count()
     }
@@ -377,6 +401,7 @@ impl TopicDoor for Membership {
             if self.visits.most == 0 {
                 return Err(TopicError::NotJoined(name).to_string());
             }
+            self.ask_policy(&name).await.map_err(|error| error.to_string())?;
             self.join(name, HowJoined::Visit).await.map(drop).map_err(|error| error.to_string())
         })
     }

@@ -86,7 +86,7 @@ use crate::{
     metrics::{Metrics, PhaseLabels},
     pipeline::{
         EventReader, EventWriter, HowJoined, Ingest, JoinedTopics, PeerId, PeerStore,
-        PrivateTopics, RotationPolicy, SecretStore, TopicStore,
+        PrivateTopics, RotationPolicy, SecretStore, TopicStore, VisitPolicy,
     },
     protocol::{TopicName, limits::Limits, private::MemberId},
     tasks::Tasks,
@@ -127,6 +127,8 @@ pub struct StartGossip<'a> {
     /// Where gateways are kept that were reached before.
     pub peers: Arc<dyn PeerStore>,
     pub visits: VisitRules,
+    /// Says which topics may be joined by a visit.
+    pub visit_policy: Arc<dyn VisitPolicy>,
     pub limits: &'a Limits,
     pub ingest: Ingest,
     pub reader: Arc<dyn EventReader>,
@@ -269,6 +271,8 @@ impl Gossip {
             store: start.kept,
             lanes,
             visits: start.visits,
+            visit_policy: start.visit_policy,
+            asking: tokio::sync::Mutex::default(),
             left: LeftTopics::default(),
             changing: tokio::sync::Mutex::default(),
         });

@@ -22,8 +22,11 @@ const PAGE: usize = 500;
 /// Topics that are being joined or left at once; more of them wait.
 const CHANGES: usize = 8;
 
-/// How often a topic that fell behind is tried again.
+/// How often a topic that fell behind is tried again, and the log when it could not be read.
 const BEHIND: Duration = Duration::from_millis(100);
+
+/// Without neighbors for this long a topic is alone. For a moment it is so whenever gossip is replaced.
+const ALONE: Duration = Duration::from_secs(30);
 
 /// Follows the log for all topics. One topic that is stuck does not hold up the others: it is left
 /// behind, and catches up from the log later.
@@ -50,7 +53,8 @@ struct Change {
 
 impl Lanes {
     /// After this returns, all that is committed for the topic goes into the queue. What has no room
-    /// there while there are no neighbors is left out: the comparison with the first that comes has it.
+    /// there while there are no neighbors for long is left out: the comparison with the first that comes
+    /// has it.
     pub async fn open(
         &self,
         topic: TopicName,
@@ -85,6 +89,8 @@ struct Lane {
     swarm: String,
     queue: mpsc::Sender<Outgoing>,
     neighbors: watch::Receiver<usize>,
+    /// Since when there are none.
+    lonely: Option<Instant>,
     /// The last position handed over, if the topic is behind the common cursor.
     behind: Option<Seq>,
 }
@@ -136,8 +142,9 @@ impl Publisher {
         match way {
             Some((queue, neighbors)) => {
                 let swarm = swarm_name(&topic);
-                let lane = Lane { topic: topic.clone(), swarm, queue, neighbors, behind: None };
-                self.lanes.insert(topic, lane);
+                let name = topic.clone();
+                let lane = Lane { topic, swarm, queue, neighbors, lonely: None, behind: None };
+                self.lanes.insert(name, lane);
             }
             None => drop(self.lanes.remove(&topic)),
         }
@@ -153,8 +160,9 @@ impl Publisher {
                 None => match self.reader.log_after(self.cursor, PAGE).await {
                     Ok(entries) => entries,
                     Err(error) => {
-                        // The next commit tries again from the same place.
-                        tracing::warn!(%error, "cannot read the log for the topics");
+                        tracing::warn!(%error, "cannot read the log for the topics; trying again");
+                        tokio::time::sleep(BEHIND).await;
+                        self.head.mark_changed();
                         return;
                     }
                 },
@@ -177,9 +185,10 @@ impl Publisher {
     async fn catch_up(&mut self) {
         let now = unix_now();
         for lane in self.lanes.values_mut() {
+            let is_alone = lane.is_alone();
             // A page for each topic and turn, so that one long way back does not hold up the rest.
             let Some(at) = lane.behind else { continue };
-            if lane.is_alone() {
+            if is_alone {
                 lane.behind = None;
                 continue;
             }
@@ -227,10 +236,14 @@ impl Publisher {
 }
 
 impl Lane {
-    /// Whether nobody is there. Whoever comes compares what both have, and is not told of a long time
-    /// event by event as well.
-    fn is_alone(&self) -> bool {
-        *self.neighbors.borrow() == 0
+    /// Whether nobody is there, and was not lately. Whoever comes compares what both have, and is not
+    /// told of a long time event by event as well.
+    fn is_alone(&mut self) -> bool {
+        if *self.neighbors.borrow() > 0 {
+            self.lonely = None;
+            return false;
+        }
+        self.lonely.get_or_insert_with(Instant::now).elapsed() >= ALONE
     }
 
     /// Hands an entry over if it is for this topic. False when it has to wait for room.
@@ -243,7 +256,7 @@ impl Lane {
         }
         // A closed queue is a topic that is being left: nothing waits for it.
         let sent = self.queue.try_send(outgoing(&entry.event, false));
-        !matches!(sent, Err(mpsc::error::TrySendError::Full(_))) || self.is_alone()
+        !matches!(sent, Err(mpsc::error::TrySendError::Full(_)))
     }
 }
 

@@ -19,10 +19,10 @@ use iroh::EndpointAddr;
 use super::{config::IrohRelays, *};
 use crate::{
     pipeline::{
-        Affected, Audience, Candidate, Committed, Context, Count, Decision, EventWriter, Gone,
-        IdSet, KeptPrivate, KeptTopic, LogEntry, MemorySecrets, Origin, Outcome, Policy,
+        Affected, Audience, Candidate, Committed, Context, Count, Decision, Direction, EventWriter,
+        Gone, IdSet, KeptPrivate, KeptTopic, LogEntry, MemorySecrets, Origin, Outcome, Policy,
         PolicyWorker, Presence, RememberedPeer, Removal, Routing, Scan, Scope, Seq, Span,
-        StartIngest, StoreError, Target, TopicDoor, TopicIds, Viewer, Write,
+        StartIngest, Stays, StoreError, Target, TopicDoor, TopicIds, Viewer, VisitPolicy, Write,
     },
     protocol::{
         Event, EventId, Filter, VerifiedEvent,
@@ -301,6 +301,24 @@ impl PolicyWorker for Open {
     fn evaluate(&mut self, _event: &VerifiedEvent, _context: &Context<'_>) -> Decision {
         Decision::Accept
     }
+
+    fn judges(&self, _direction: Direction<'_>) -> bool {
+        false
+    }
+
+    fn may_leave(
+        &mut self,
+        _event: &VerifiedEvent,
+        context: &Context<'_>,
+    ) -> Result<Vec<TopicName>, Stays> {
+        Ok(context.topics.to_vec())
+    }
+}
+
+impl VisitPolicy for Open {
+    fn may_visit(&self, topic: &TopicName) -> bool {
+        topic.as_str() != "closed"
+    }
 }
 
 struct Gateway {
@@ -383,6 +401,7 @@ impl Gateway {
             kept: kept.clone(),
             peers: Arc::<MemoryPeers>::default(),
             visits: VisitRules { most: visits, idle: Duration::from_secs(1) },
+            visit_policy: Arc::new(Open),
             limits: &limits,
             ingest: ingest.clone(),
             reader: log.clone(),
@@ -747,10 +766,14 @@ async fn visited_topics_are_bounded_and_left_when_nobody_is_there() {
     let refused = visit("three").await.unwrap_err();
     assert!(refused.contains("topics.join_on_visit"), "{refused}");
     assert!(!a.joined.contains("three"));
+    let refused = visit("closed").await.unwrap_err();
+    assert!(refused.contains("topics.join_on_visit"), "nobody is asked in vain: {refused}");
     // Somebody stays in one, and the other is joined for good.
     let somebody = a.joined.enter(&name("one")).unwrap();
     let again = membership.join(name("two"), HowJoined::Command).await;
     assert_eq!(again.unwrap(), Joining::Already);
+    let refused = visit("closed").await.unwrap_err();
+    assert!(refused.contains("a plugin"), "{refused}");
     visit("three").await.unwrap();
     let left = async {
         while a.joined.contains("three") {

@@ -85,6 +85,8 @@ pub(super) struct Evaluation {
     pub event: Event,
     pub origin: Origin,
     pub topics: Vec<TopicName>,
+    /// A client published it to these very topics.
+    pub for_topics: bool,
     /// It is a request to vanish that counts here (NIP-62).
     pub vanish: bool,
     pub received_at: u64,
@@ -182,6 +184,7 @@ impl Ingest {
         if vanish && let Some(reason) = self.not_asked_to_forget(&event, &origin) {
             return Outcome::Refused(reason);
         }
+        let for_topics = matches!((&target, &origin), (Target::Topics(_), Origin::Client { .. }));
         let topics = match target {
             Target::Routed => self.routing.route(&event, now),
             Target::Topics(topics) => {
@@ -201,7 +204,9 @@ impl Ingest {
         };
         let (reply, outcome) = oneshot::channel();
         let evaluation = move |event, reply, _held| {
-            let job = Evaluation { event, origin, topics, vanish, received_at: now, reply, _held };
+            let received_at = now;
+            let job =
+                Evaluation { event, origin, topics, for_topics, vanish, received_at, reply, _held };
             Job::Evaluate(Box::new(job))
         };
         let _waiting = match self.try_hold(&event) {
@@ -325,8 +330,8 @@ mod tests {
     use super::*;
     use crate::{
         pipeline::{
-            Affected, Committed, Context, Decision, Gone, PolicyWorker, Presence, Removal,
-            StoreError, Write, config::LimitsConfig,
+            Affected, Committed, Context, Decision, Direction, Gone, PolicyWorker, Presence,
+            Removal, Stays, StoreError, Write, config::LimitsConfig,
         },
         protocol::{VerifiedEvent, signing::Author},
     };
@@ -384,6 +389,18 @@ mod tests {
     impl PolicyWorker for Open {
         fn evaluate(&mut self, _event: &VerifiedEvent, _context: &Context<'_>) -> Decision {
             Decision::Accept
+        }
+
+        fn judges(&self, _direction: Direction<'_>) -> bool {
+            false
+        }
+
+        fn may_leave(
+            &mut self,
+            _event: &VerifiedEvent,
+            context: &Context<'_>,
+        ) -> Result<Vec<TopicName>, Stays> {
+            Ok(context.topics.to_vec())
         }
     }
 

@@ -8,6 +8,8 @@ pub mod decision;
 pub mod inflight;
 pub mod ingest;
 pub mod joined;
+pub mod kv;
+pub mod lookup;
 pub mod moderation;
 pub mod origin;
 pub mod ports;
@@ -21,12 +23,15 @@ mod worker;
 pub use decision::{Decision, Outcome};
 pub use ingest::{Candidate, Ingest, StartIngest, Target};
 pub use joined::{HowJoined, JoinedTopics, KeptPrivate, KeptTopic, TopicDoor, TopicStore, Visit};
+pub use kv::{KvChange, KvPair, KvStore};
+pub use lookup::{AuthorHeld, Cost, Lookup, LookupError};
 pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
 pub use ports::{
-    Affected, Committed, Context, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Passing,
-    Policy, PolicyWorker, Presence, Removal, RotationAnswer, RotationMember, RotationPolicy,
-    RotationQuestion, Scope, Seq, Span, StoreError, TopicIds, Write,
+    Affected, Committed, Context, Count, Direction, EventReader, EventWriter, Gone, IdSet,
+    LogEntry, Passing, Policy, PolicyWorker, Presence, Removal, RotationAnswer, RotationMember,
+    RotationPolicy, RotationQuestion, Scope, Seq, Span, Stays, StoreError, TopicIds, VisitPolicy,
+    Write,
 };
 pub use remembered::{PeerStore, RememberedPeer};
 pub use routing::Routing;

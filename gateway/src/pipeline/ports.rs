@@ -6,7 +6,9 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::{Audience, Decision, Origin, Viewer, scan::Scan};
-use crate::protocol::{Event, EventId, Filter, PublicKey, TopicName, VerifiedEvent, kinds::Part};
+use crate::protocol::{
+    Event, EventId, Filter, PublicKey, Reason, TopicName, VerifiedEvent, kinds::Part,
+};
 
 /// A position in the store's log: given at commit, rising, never reused. 0 is before everything.
 pub type Seq = u64;
@@ -275,11 +277,22 @@ pub struct TopicIds {
     pub from: u64,
 }
 
+/// Which way an event is about to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction<'a> {
+    In,
+    /// Out to the topics of the [`Context`].
+    ToTopics,
+    /// Out to another relay, by the stream of this name.
+    ToUpstream(&'a str),
+}
+
 /// What the policy learns beside the event.
 #[derive(Debug)]
 pub struct Context<'a> {
+    pub direction: Direction<'a>,
     pub origin: &'a Origin,
-    /// The topics that routing chose.
+    /// The topics that routing chose. On the way out to topics: those it is about to enter.
     pub topics: &'a [TopicName],
     /// Seconds since the Unix epoch.
     pub received_at: u64,
@@ -293,7 +306,36 @@ pub trait Policy: Send + Sync + 'static {
 
 /// Evaluates events on one thread, synchronously.
 pub trait PolicyWorker {
+    /// Judges an event on its way in.
     fn evaluate(&mut self, event: &VerifiedEvent, context: &Context<'_>) -> Decision;
+
+    /// Whether anybody judges events that go this way; else there is no need to ask.
+    fn judges(&self, direction: Direction<'_>) -> bool;
+
+    /// Judges an event on its way out: which of the context's topics it may go to. Towards another
+    /// relay they are no matter, and come back as they are.
+    ///
+    /// # Errors
+    /// When it stays: towards topics, when it may go to none of them.
+    fn may_leave(
+        &mut self,
+        event: &VerifiedEvent,
+        context: &Context<'_>,
+    ) -> Result<Vec<TopicName>, Stays>;
+}
+
+/// An event does not go out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stays {
+    Because(Reason),
+    /// And its sender is not to notice.
+    Silently,
+}
+
+/// Decides which topics may be joined because a client visits them: in practice plugins.
+pub trait VisitPolicy: Send + Sync + 'static {
+    /// May take as long as a plugin may: not on an async worker.
+    fn may_visit(&self, topic: &TopicName) -> bool;
 }
 
 /// A private topic whose admin's key is here, for a rotation policy.

@@ -9,8 +9,8 @@ use std::{
 use tokio::sync::{Semaphore, broadcast};
 
 use super::{
-    Audience, Committed, Context, Decision, EventWriter, Gone, Origin, Outcome, Passing, Policy,
-    PolicyWorker, Presence, Routing, Write,
+    Audience, Committed, Context, Decision, Direction, EventWriter, Gone, Origin, Outcome, Passing,
+    Policy, PolicyWorker, Presence, Routing, Stays, Write,
     ingest::{Evaluation, Job, MAX_UNDER_WAY},
 };
 use crate::{
@@ -43,7 +43,8 @@ pub(super) fn run(jobs: &crossbeam_channel::Receiver<Job>, shared: &Shared, poli
 }
 
 fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
-    let Evaluation { event, origin, mut topics, vanish, received_at, reply, _held } = job;
+    let Evaluation { event, origin, mut topics, for_topics, vanish, received_at, reply, _held } =
+        job;
     let is_ephemeral = event.class() == kinds::Class::Ephemeral;
 
     // A known id is answered without verifying again: most gossip traffic ends here.
@@ -93,7 +94,8 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         }
     }
 
-    let context = Context { origin: &origin, topics: &topics, received_at };
+    let direction = Direction::In;
+    let context = Context { direction, origin: &origin, topics: &topics, received_at };
     match policy.evaluate(&event, &context) {
         Decision::Accept => {}
         Decision::Reject(reason) => {
@@ -122,7 +124,23 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
     }
 
     // Published for all, it does not become private by acting on what is in a private topic too.
-    let private = shared.routing.private.hide(&topics) && !(for_all && affected.public);
+    let is_private =
+        |topics: &[TopicName]| shared.routing.private.hide(topics) && !(for_all && affected.public);
+    let was_private = is_private(&topics);
+    if let Err(stays) = keep_in(&event, &origin, &mut topics, received_at, policy) {
+        // Outside its private topics it would be for everybody. Who published it in a topic wanted
+        // nothing else.
+        if was_private || for_topics {
+            return answer(
+                reply,
+                match stays {
+                    Stays::Because(reason) => Outcome::Refused(reason),
+                    Stays::Silently => Outcome::Shadowed,
+                },
+            );
+        }
+    }
+    let private = is_private(&topics);
     if is_ephemeral {
         let Some((topics, audience)) = shared.recent.remember(&event.id, topics, private) else {
             return answer(reply, Outcome::Duplicate);
@@ -155,6 +173,37 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         // The write took the reply with it: the submitter learns of it by the closed channel.
         tracing::error!(%error, "the store takes no more events");
         shared.metrics.store_failures.inc();
+    }
+}
+
+/// Asks the policy about the topics that the event is about to go out to, and takes those out that it
+/// may not go to. What has become part of a topic is also fetched from us by its other members, so it
+/// is asked before. The topic that brought the event has it.
+///
+/// # Errors
+/// When no topic is left of those that there were.
+fn keep_in(
+    event: &VerifiedEvent,
+    origin: &Origin,
+    topics: &mut Vec<TopicName>,
+    received_at: u64,
+    policy: &mut dyn PolicyWorker,
+) -> Result<(), Stays> {
+    if topics.is_empty() || !policy.judges(Direction::ToTopics) {
+        return Ok(());
+    }
+    let own = origin.topic();
+    let out: Vec<_> = topics.iter().filter(|topic| Some(*topic) != own).cloned().collect();
+    if out.is_empty() {
+        return Ok(());
+    }
+    let context = Context { direction: Direction::ToTopics, origin, topics: &out, received_at };
+    let left = policy.may_leave(event, &context);
+    let may = left.as_deref().unwrap_or_default();
+    topics.retain(|topic| Some(topic) == own || may.contains(topic));
+    match left {
+        Err(stays) if topics.is_empty() => Err(stays),
+        _ => Ok(()),
     }
 }
 

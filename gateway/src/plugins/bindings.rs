@@ -7,7 +7,28 @@ wasmtime::component::bindgen!({
     world: "event-filter",
     // Events are handed over without being copied first.
     ownership: Borrowing { duplicate_if_necessary: true },
+    imports: {
+        // A question that takes longer than its call may ends the call.
+        "nostr-gateway:plugin/lookup": trappable,
+    },
 });
+
+/// The world `topic-policy`, with the same types and capabilities.
+pub mod topics {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "topic-policy",
+        ownership: Borrowing { duplicate_if_necessary: true },
+        with: {
+            "nostr-gateway:plugin/types": super::nostr_gateway::plugin::types,
+            "nostr-gateway:plugin/log": super::nostr_gateway::plugin::log,
+            "nostr-gateway:plugin/config": super::nostr_gateway::plugin::config,
+            "nostr-gateway:plugin/clock": super::nostr_gateway::plugin::clock,
+            "nostr-gateway:plugin/kv": super::nostr_gateway::plugin::kv,
+            "nostr-gateway:plugin/lookup": super::nostr_gateway::plugin::lookup,
+        },
+    });
+}
 
 /// The world `secret-rotation`, with the same capabilities.
 pub mod rotation {
@@ -17,7 +38,6 @@ pub mod rotation {
         with: {
             "nostr-gateway:plugin/log": super::nostr_gateway::plugin::log,
             "nostr-gateway:plugin/config": super::nostr_gateway::plugin::config,
-            "nostr-gateway:plugin/clock": super::nostr_gateway::plugin::clock,
         },
     });
 }

@@ -18,6 +18,7 @@ use super::{
     manifest::{self, AppliesTo, Manifest, OnFailure, World},
     plugin::Plugin,
     printable::one_line,
+    services::Services,
     worker::ChainWorker,
 };
 use crate::{
@@ -38,7 +39,7 @@ pub enum PluginsError {
 #[derive(Clone)]
 pub struct PluginChain {
     entries: Arc<[Arc<Entry>]>,
-    metrics: Arc<Metrics>,
+    services: Services,
 }
 
 /// One plugin's place in the chain.
@@ -101,7 +102,7 @@ impl PluginChain {
     ///
     /// # Errors
     /// When `dir` is unreadable, or `must_exist` and absent; when WebAssembly does not run here.
-    pub fn load(dir: &Path, must_exist: bool, metrics: Arc<Metrics>) -> Result<Self, PluginsError> {
+    pub fn load(dir: &Path, must_exist: bool, services: Services) -> Result<Self, PluginsError> {
         let folders = match folders(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => Vec::new(),
             result => {
@@ -110,7 +111,7 @@ impl PluginChain {
         };
         if folders.is_empty() {
             // No engine either: its ticker would wake the machine for nothing.
-            return Ok(Self { entries: Arc::new([]), metrics });
+            return Ok(Self { entries: Arc::new([]), services });
         }
         let engine = engine::start()?;
         let mut found: Vec<Found> = folders.into_iter().map(Found::read).collect();
@@ -120,9 +121,9 @@ impl PluginChain {
         for plugin in found {
             let id = plugin.id();
             let taken = entries.iter().any(|entry| entry.id == id);
-            entries.push(Arc::new(plugin.load(&engine, id, taken)));
+            entries.push(Arc::new(plugin.load(&engine, id, taken, &services)));
         }
-        Ok(Self { entries: entries.into(), metrics })
+        Ok(Self { entries: entries.into(), services })
     }
 
     /// The plugins in the order in which they are asked.
@@ -135,7 +136,7 @@ impl PluginChain {
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
-        &self.metrics
+        &self.services.metrics
     }
 
     /// Whether there is no plugin.
@@ -146,13 +147,9 @@ impl PluginChain {
 
 impl Policy for PluginChain {
     fn worker(&self) -> Box<dyn PolicyWorker> {
-        let filters: Vec<_> = self
-            .entries
-            .iter()
-            .filter(|entry| entry.world == World::EventFilter)
-            .cloned()
-            .collect();
-        Box::new(ChainWorker::new(&filters, &self.metrics))
+        let filters: Vec<_> =
+            self.entries.iter().filter(|entry| entry.world.judges_events()).cloned().collect();
+        Box::new(ChainWorker::new(&filters, &self.services))
     }
 }
 
@@ -196,7 +193,7 @@ impl Found {
         }
     }
 
-    fn load(self, engine: &Engine, id: String, taken: bool) -> Entry {
+    fn load(self, engine: &Engine, id: String, taken: bool, services: &Services) -> Entry {
         let manifest_file = self.folder.join(manifest::FILE_NAME);
         let world = self.manifest.as_ref().map_or(World::EventFilter, |manifest| manifest.world);
         let broken = |version, applies_to, on_failure, file: &Path, cause: String| {
@@ -228,7 +225,7 @@ impl Found {
             return broken(version, applies_to, on_failure, &manifest_file, cause);
         }
         let file = manifest.file.clone();
-        match Plugin::load(engine, &self.folder, manifest) {
+        match Plugin::load(engine, &self.folder, manifest, services) {
             Ok(plugin) => {
                 let loaded = Loaded::Ready(plugin);
                 Entry { id, version, world, applies_to, on_failure, loaded, failures: 0.into() }

@@ -12,10 +12,12 @@ pub struct PluginsConfig {
     pub dir: PathBuf,
     /// Seconds between two questions to rotation policies.
     pub rotation_check_s: u64,
+    /// How long all plugins together may take for one event, in milliseconds.
+    pub budget_ms: u64,
 }
 
 impl Default for PluginsConfig {
     fn default() -> Self {
-        Self { dir: PathBuf::new(), rotation_check_s: 60 }
+        Self { dir: PathBuf::new(), rotation_check_s: 60, budget_ms: 100 }
     }
 }

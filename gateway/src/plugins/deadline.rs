@@ -10,7 +10,7 @@ use wasmtime::{StoreContextMut, UpdateDeadline};
 use super::{capabilities::Host, engine};
 
 /// However little a thread runs, after this many times its limit a call ends.
-const PATIENCE: u32 = 40;
+pub const PATIENCE: u32 = 40;
 
 /// The time limit of the call that is being made.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +24,11 @@ impl Deadline {
     /// For a call that begins now. Reads no clock: nearly all calls end long before it matters.
     pub fn new(limit_ms: u64) -> Self {
         Self { limit: Duration::from_millis(limit_ms), late: None }
+    }
+
+    /// How long the call may take.
+    pub fn limit(&self) -> Duration {
+        self.limit
     }
 
     /// Epochs until the deadline is asked for the first time: half the limit.
@@ -58,13 +63,13 @@ fn half(limit: Duration) -> u64 {
 
 /// How long this thread has been on a processor, where the system tells.
 #[cfg(unix)]
-fn thread_time() -> Option<Duration> {
+pub fn thread_time() -> Option<Duration> {
     use rustix::time::{ClockId, clock_gettime};
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Some(Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?))
 }
 
 #[cfg(not(unix))]
-fn thread_time() -> Option<Duration> {
+pub fn thread_time() -> Option<Duration> {
     None
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use wasmtime::{Engine, Store, StoreLimitsBuilder, Trap};
 
 use super::{
-    bindings::{EventFilter, nostr_gateway::plugin::types},
-    capabilities::Host,
+    bindings::{EventFilter, nostr_gateway::plugin::types, topics::TopicPolicy},
+    budget::Budget,
+    capabilities::{Allowance, Host, Lookups},
     deadline::Deadline,
     plugin::{Guest, Plugin},
     printable::one_line,
@@ -31,6 +32,8 @@ const CAUSE_BYTES: usize = 512;
 pub enum Failure {
     #[error("it ran longer than {0} ms")]
     Time(u64),
+    #[error("the plugins together took longer than {0} ms")]
+    Budget(u64),
     #[error("it wanted more memory than {0} MiB")]
     Memory(u64),
     #[error("its stack overflowed")]
@@ -48,8 +51,16 @@ pub enum Failure {
 /// An instance with its memory.
 pub struct Instance {
     store: Store<Host>,
-    exports: EventFilter,
+    exports: Exports,
     plugin: Arc<Plugin>,
+    /// No call of it has failed.
+    alive: bool,
+}
+
+/// What it exports, by its world.
+enum Exports {
+    Filter(EventFilter),
+    Topics(TopicPolicy),
 }
 
 impl Instance {
@@ -58,34 +69,89 @@ impl Instance {
     /// # Errors
     /// When it breaks a limit, traps, or says that it cannot run.
     pub fn new(plugin: &Arc<Plugin>) -> Result<Self, Failure> {
-        let Guest::Filter(component) = &plugin.component else {
-            return Err(Failure::Trap("it is no event filter".to_owned()));
-        };
-        let mut store = store(plugin, component.engine());
         let failed = |error: wasmtime::Error| plugin.failure(&error, INIT_MS);
-        let exports = component.instantiate(&mut store).map_err(failed)?;
-        match exports.nostr_gateway_plugin_filter().call_init(&mut store).map_err(failed)? {
-            Ok(()) => Ok(Self { store, exports, plugin: Arc::clone(plugin) }),
+        let (store, exports, begun) = match &plugin.component {
+            Guest::Filter(component) => {
+                let mut store = store(plugin, component.engine());
+                let exports = component.instantiate(&mut store).map_err(failed)?;
+                let begun = exports.nostr_gateway_plugin_filter().call_init(&mut store);
+                (store, Exports::Filter(exports), begun)
+            }
+            Guest::Topics(component) => {
+                let mut store = store(plugin, component.engine());
+                let exports = component.instantiate(&mut store).map_err(failed)?;
+                let begun = exports.nostr_gateway_plugin_routing().call_init(&mut store);
+                (store, Exports::Topics(exports), begun)
+            }
+            Guest::Rotation(_) => {
+                return Err(Failure::Trap("it judges no events".to_owned()));
+            }
+        };
+        match begun.map_err(failed)? {
+            Ok(()) => Ok(Self { store, exports, plugin: Arc::clone(plugin), alive: true }),
             Err(text) => Err(Failure::init(&text)),
         }
     }
 
-    /// Asks about one event. Runs guest code: never on an async worker.
+    /// Whether it can be used again.
+    pub fn is_alive(&self) -> bool {
+        self.alive
+    }
+
+    /// Asks about one event, within what is left of the chain's budget. Runs guest code: never on an async worker.
     ///
     /// # Errors
-    /// When it breaks a limit, traps, or answers with nonsense. The instance must not be used again.
+    /// When it breaks a limit, traps, or answers with nonsense. The instance is dead then.
     pub fn evaluate(
         &mut self,
         event: types::Event<'_>,
         context: types::Context<'_>,
+        budget: &mut Budget,
     ) -> Result<Verdict, Failure> {
+        let spent = Failure::Budget(budget.whole_ms());
+        let left = budget.left().ok_or_else(|| spent.clone())?;
+        let own_ms = self.plugin.manifest.limits.time_ms.min(budget.whole_ms());
+        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+        let time_ms = own_ms.min(left_ms);
+        self.alive = false;
+        begin(&mut self.store, time_ms);
+        let store = &mut self.store;
+        let verdict = match &self.exports {
+            Exports::Filter(filter) => {
+                filter.nostr_gateway_plugin_filter().call_evaluate(store, event, context)
+            }
+            Exports::Topics(policy) => {
+                let topics =
+                    policy.nostr_gateway_plugin_routing().call_topics(store, event, context);
+                topics.map(|topics| match topics {
+                    Some(topics) => types::Verdict::Route(topics),
+                    None => types::Verdict::Accept,
+                })
+            }
+        };
+        let verdict = verdict.map_err(|error| match self.plugin.failure(&error, time_ms) {
+            // Others took the time, where they left it less than half of its own.
+            Failure::Time(_) if time_ms < own_ms / 2 => spent,
+            failure => failure,
+        })?;
+        let verdict = Verdict::check(verdict).map_err(Failure::Verdict)?;
+        self.alive = true;
+        Ok(verdict)
+    }
+
+    /// Asks a topic policy whether a topic may be joined by a visit. Runs guest code: never on an
+    /// async worker.
+    ///
+    /// # Errors
+    /// When it breaks a limit or traps. The instance must not be used again.
+    pub fn may_visit(&mut self, topic: &str) -> Result<bool, Failure> {
+        let Exports::Topics(policy) = &self.exports else {
+            return Err(Failure::Trap("it is no topic policy".to_owned()));
+        };
         let time_ms = self.plugin.manifest.limits.time_ms;
         begin(&mut self.store, time_ms);
-        let filter = self.exports.nostr_gateway_plugin_filter();
-        let verdict = filter
-            .call_evaluate(&mut self.store, event, context)
-            .map_err(|error| self.plugin.failure(&error, time_ms))?;
-        Verdict::check(verdict).map_err(Failure::Verdict)
+        let answer = policy.nostr_gateway_plugin_routing().call_may_visit(&mut self.store, topic);
+        answer.map_err(|error| self.plugin.failure(&error, time_ms))
     }
 }
 
@@ -107,6 +173,8 @@ pub fn store(plugin: &Plugin, engine: &Engine) -> Store<Host> {
         deadline: Deadline::new(INIT_MS),
         log: Arc::clone(&plugin.log),
         config: Arc::clone(&plugin.config),
+        kv: Arc::clone(&plugin.kv),
+        lookups: Lookups::new(Arc::clone(&plugin.lookup)),
     };
     let mut store = Store::new(engine, host);
     store.limiter(|host| &mut host.limits);
@@ -120,7 +188,9 @@ pub fn store(plugin: &Plugin, engine: &Engine) -> Store<Host> {
 pub fn begin(store: &mut Store<Host>, time_ms: u64) {
     let deadline = Deadline::new(time_ms);
     store.set_epoch_deadline(deadline.first_epochs());
-    store.data_mut().deadline = deadline;
+    let host = store.data_mut();
+    host.deadline = deadline;
+    host.lookups.begin(Allowance::CALL);
 }
 
 impl Failure {

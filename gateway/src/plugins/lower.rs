@@ -2,11 +2,11 @@
 
 use super::bindings::nostr_gateway::plugin::types;
 use crate::{
-    pipeline::{Context, Origin},
+    pipeline::{Context, Direction, Origin},
     protocol::{Event, TopicName, hex},
 };
 
-/// The parts of an event that need another form; made once for all plugins.
+/// The parts of an event and its context that need another form; made once for all plugins.
 pub struct LoweredEvent<'a> {
     event: &'a Event,
     id: String,
@@ -14,16 +14,25 @@ pub struct LoweredEvent<'a> {
     sig: String,
     /// All values of all tags in one row.
     values: Vec<&'a str>,
+    /// The keys with which the client that published it has authenticated.
+    keys: Vec<String>,
 }
 
 impl<'a> LoweredEvent<'a> {
-    pub fn new(event: &'a Event) -> Self {
+    pub fn new(event: &'a Event, origin: &Origin) -> Self {
+        let keys = match origin {
+            Origin::Client { viewer, .. } => {
+                viewer.keys().iter().map(ToString::to_string).collect()
+            }
+            _ => Vec::new(),
+        };
         Self {
             event,
             id: event.id.to_string(),
             pubkey: event.pubkey.to_string(),
             sig: hex::encode(&event.sig),
             values: event.tags.iter().flatten().map(String::as_str).collect(),
+            keys,
         }
     }
 
@@ -36,6 +45,11 @@ impl<'a> LoweredEvent<'a> {
             values
         };
         self.event.tags.iter().map(cut).collect()
+    }
+
+    /// The keys, for [`context`] to borrow.
+    pub fn keys(&self) -> Vec<&str> {
+        self.keys.iter().map(String::as_str).collect()
     }
 
     pub fn record<'b>(&'b self, tags: &'b [&'b [&'b str]]) -> types::Event<'b> {
@@ -56,7 +70,16 @@ pub fn names(topics: &[TopicName]) -> Vec<&str> {
     topics.iter().map(TopicName::as_str).collect()
 }
 
-pub fn context<'a>(context: &'a Context<'_>, topics: &'a [&'a str]) -> types::Context<'a> {
+pub fn context<'a>(
+    context: &'a Context<'_>,
+    topics: &'a [&'a str],
+    authenticated: &'a [&'a str],
+) -> types::Context<'a> {
+    let direction = match context.direction {
+        Direction::In => types::Direction::In,
+        Direction::ToTopics => types::Direction::ToTopics,
+        Direction::ToUpstream(stream) => types::Direction::ToUpstream(stream),
+    };
     let (kind, detail) = match context.origin {
         Origin::Client { .. } => (types::OriginKind::Client, ""),
         Origin::Gossip { topic, .. } => (types::OriginKind::Gossip, topic.as_str()),
@@ -67,8 +90,10 @@ pub fn context<'a>(context: &'a Context<'_>, topics: &'a [&'a str]) -> types::Co
         Origin::Upstream { stream, .. } => (types::OriginKind::Upstream, stream.as_ref()),
     };
     types::Context {
+        direction,
         origin: types::Origin { kind, detail },
         topics,
+        authenticated,
         received_at: context.received_at,
     }
 }

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fs::File, io::Read, ops::RangeInclusive, path::
 
 use serde::Deserialize;
 
-use crate::{pipeline::Origin, protocol::TopicName};
+use crate::{
+    pipeline::{Direction, Origin},
+    protocol::TopicName,
+};
 
 /// The manifest's name in a plugin's folder.
 pub const FILE_NAME: &str = "plugin.toml";
@@ -15,6 +18,8 @@ pub const MAX_BYTES: u64 = 1024 * 1024;
 const TIME_MS: RangeInclusive<u64> = 1..=5_000;
 const MEMORY_MIB: RangeInclusive<u64> = 1..=1_024;
 const OUTPUT_BYTES: RangeInclusive<u64> = 4_096..=16_777_216;
+const KV_BYTES: RangeInclusive<u64> = 1_024..=67_108_864;
+const KV_KEYS: RangeInclusive<u64> = 1..=1_000_000;
 
 /// A plugin's manifest.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -49,15 +54,23 @@ pub struct Manifest {
 pub enum World {
     #[serde(rename = "event-filter")]
     EventFilter,
+    #[serde(rename = "topic-policy")]
+    TopicPolicy,
     #[serde(rename = "secret-rotation")]
     SecretRotation,
 }
 
 impl World {
+    /// Whether a plugin of it is asked about events.
+    pub const fn judges_events(self) -> bool {
+        matches!(self, Self::EventFilter | Self::TopicPolicy)
+    }
+
     /// The name, in manifests and in `wit/`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::EventFilter => "event-filter",
+            Self::TopicPolicy => "topic-policy",
             Self::SecretRotation => "secret-rotation",
         }
     }
@@ -70,21 +83,27 @@ pub enum Capability {
     Log,
     Config,
     Clock,
+    Kv,
+    Lookup,
 }
 
 impl Capability {
+    const ALL: [Self; 5] = [Self::Log, Self::Config, Self::Clock, Self::Kv, Self::Lookup];
+
     /// The name, in manifests and of the interface in `wit/`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Log => "log",
             Self::Config => "config",
             Self::Clock => "clock",
+            Self::Kv => "kv",
+            Self::Lookup => "lookup",
         }
     }
 
     /// The capability with this name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Log, Self::Config, Self::Clock].into_iter().find(|known| known.name() == name)
+        Self::ALL.into_iter().find(|known| known.name() == name)
     }
 }
 
@@ -100,13 +119,41 @@ pub enum OnFailure {
 }
 
 /// `[applies_to]`: the events the plugin is asked about. An empty list is no restriction.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AppliesTo {
+    /// Never empty.
+    pub directions: Vec<Way>,
     pub origins: Vec<OriginKind>,
     pub kinds: Vec<u16>,
     /// One of the event's topics must be listed.
     pub topics: Vec<TopicName>,
+}
+
+impl Default for AppliesTo {
+    fn default() -> Self {
+        let (origins, kinds, topics) = (Vec::new(), Vec::new(), Vec::new());
+        Self { directions: vec![Way::In], origins, kinds, topics }
+    }
+}
+
+/// A kind of [`Direction`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    In,
+    ToTopics,
+    ToUpstream,
+}
+
+impl From<Direction<'_>> for Way {
+    fn from(direction: Direction<'_>) -> Self {
+        match direction {
+            Direction::In => Self::In,
+            Direction::ToTopics => Self::ToTopics,
+            Direction::ToUpstream(_) => Self::ToUpstream,
+        }
+    }
 }
 
 /// A kind of [`Origin`].
@@ -132,8 +179,15 @@ impl From<&Origin> for OriginKind {
 
 impl AppliesTo {
     /// Whether the plugin is to be asked about such an event.
-    pub fn covers(&self, kind: u16, origin: &Origin, topics: &[TopicName]) -> bool {
-        (self.origins.is_empty() || self.origins.contains(&origin.into()))
+    pub fn covers(
+        &self,
+        direction: Direction<'_>,
+        kind: u16,
+        origin: &Origin,
+        topics: &[TopicName],
+    ) -> bool {
+        self.directions.contains(&direction.into())
+            && (self.origins.is_empty() || self.origins.contains(&origin.into()))
             && (self.kinds.is_empty() || self.kinds.contains(&kind))
             && (self.topics.is_empty() || topics.iter().any(|topic| self.topics.contains(topic)))
     }
@@ -149,11 +203,20 @@ pub struct LimitsOfCall {
     pub memory_mib: u64,
     /// The most a plugin may hand to the host in one go — its verdict, one log message — in bytes.
     pub output_bytes: u64,
+    /// What it may remember, all instances together: bytes, and keys.
+    pub kv_bytes: u64,
+    pub kv_keys: u64,
 }
 
 impl Default for LimitsOfCall {
     fn default() -> Self {
-        Self { time_ms: 50, memory_mib: 64, output_bytes: 262_144 }
+        Self {
+            time_ms: 50,
+            memory_mib: 64,
+            output_bytes: 262_144,
+            kv_bytes: 1_048_576,
+            kv_keys: 10_000,
+        }
     }
 }
 
@@ -222,11 +285,38 @@ impl Manifest {
             ("limits.time_ms", limits.time_ms, TIME_MS),
             ("limits.memory_mib", limits.memory_mib, MEMORY_MIB),
             ("limits.output_bytes", limits.output_bytes, OUTPUT_BYTES),
+            ("limits.kv_bytes", limits.kv_bytes, KV_BYTES),
+            ("limits.kv_keys", limits.kv_keys, KV_KEYS),
         ] {
             if !range.contains(&value) {
                 let (least, most) = range.into_inner();
                 return wrong(key, format!("{value} is not between {least} and {most}"));
             }
+        }
+        let directions = &self.applies_to.directions;
+        if directions.is_empty() {
+            return wrong(
+                "applies_to.directions",
+                "want at least one of \"in\", \"to-topics\", \"to-upstream\"".to_owned(),
+            );
+        }
+        if self.world != World::EventFilter && directions != &[Way::In] {
+            return wrong(
+                "applies_to.directions",
+                format!(
+                    "a plugin of the world {} judges nothing on its way out",
+                    self.world.name()
+                ),
+            );
+        }
+        let is_pure =
+            |capability: &Capability| matches!(capability, Capability::Log | Capability::Config);
+        if self.world == World::SecretRotation && !self.capabilities.iter().all(is_pure) {
+            return wrong(
+                "capabilities",
+                "a plugin of the world secret-rotation may have \"log\" and \"config\" only"
+                    .to_owned(),
+            );
         }
         if !self.config.is_empty() && !self.capabilities.contains(&Capability::Config) {
             return wrong(
@@ -304,11 +394,9 @@ file = "a.wasm"
         assert_eq!(manifest.on_failure, OnFailure::Stop);
         assert_eq!(manifest.limits, LimitsOfCall::default());
         assert!(manifest.capabilities.is_empty());
-        assert!(manifest.applies_to.covers(
-            1,
-            &Origin::Upstream { stream: "s".into(), url: "wss://example.com".into() },
-            &[]
-        ));
+        let origin = Origin::Upstream { stream: "s".into(), url: "wss://example.com".into() };
+        assert!(manifest.applies_to.covers(Direction::In, 1, &origin, &[]));
+        assert!(!manifest.applies_to.covers(Direction::ToTopics, 1, &origin, &[]));
     }
 
     #[test]
@@ -330,7 +418,8 @@ file = "a.wasm"
         );
         assert_eq!(
             with("capabilities = [\"log\", \"net\"]"),
-            "line 6: unknown variant `net`, expected one of `log`, `config`, `clock`"
+            "line 6: unknown variant `net`, expected one of `log`, `config`, `clock`, `kv`, \
+             `lookup`"
         );
         assert_eq!(
             with("on_failure = \"ignore\""),
@@ -349,7 +438,20 @@ file = "a.wasm"
         assert_eq!(with("[limits]\ntime_ms = 0"), "limits.time_ms: 0 is not between 1 and 5000");
         assert_eq!(
             with("[limits]\nfuel = 3"),
-            "line 7: unknown field `fuel`, expected one of `time_ms`, `memory_mib`, `output_bytes`"
+            "line 7: unknown field `fuel`, expected one of `time_ms`, `memory_mib`, `output_bytes`, \
+             `kv_bytes`, `kv_keys`"
+        );
+        assert_eq!(
+            with("[applies_to]\ndirections = [\"out\"]"),
+            "line 7: unknown variant `out`, expected one of `in`, `to-topics`, `to-upstream`"
+        );
+        assert_eq!(
+            with("[applies_to]\ndirections = []"),
+            "applies_to.directions: want at least one of \"in\", \"to-topics\", \"to-upstream\""
+        );
+        assert_eq!(
+            with("[limits]\nkv_bytes = 3"),
+            "limits.kv_bytes: 3 is not between 1024 and 67108864"
         );
         assert_eq!(
             with("[config]\nx = 1"),
@@ -371,7 +473,17 @@ file = "a.wasm"
         assert_eq!(replaced("1.0.0", "one"), "version: want a semantic version such as 1.0.0");
         assert_eq!(
             replaced("event-filter", "event-sink"),
-            "line 4: unknown variant `event-sink`, expected `event-filter` or `secret-rotation`"
+            "line 4: unknown variant `event-sink`, expected one of `event-filter`, `topic-policy`, \
+             `secret-rotation`"
+        );
+        let topics = "topic-policy\"\napplies_to.directions = [\"to-topics\"]\n#";
+        assert_eq!(
+            replaced("event-filter", topics),
+            "applies_to.directions: a plugin of the world topic-policy judges nothing on its way out"
+        );
+        assert_eq!(
+            replaced("event-filter", "secret-rotation\"\ncapabilities = [\"clock\"]\n#"),
+            "capabilities: a plugin of the world secret-rotation may have \"log\" and \"config\" only"
         );
     }
 

@@ -6,6 +6,7 @@
 //! failure ends one call and nothing else.
 
 mod bindings;
+mod budget;
 mod capabilities;
 pub mod chain;
 pub mod config;
@@ -14,12 +15,16 @@ mod engine;
 mod fingerprint;
 mod grants;
 mod instance;
+mod interface;
+mod kv;
 mod lower;
 pub mod manifest;
 mod plugin;
 mod printable;
 mod rotation;
+mod services;
 mod verdict;
+mod visits;
 mod worker;
 
 #[cfg(test)]
@@ -27,3 +32,5 @@ mod tests;
 
 pub use chain::{PluginChain, PluginState, PluginSummary, PluginsError};
 pub use fingerprint::fingerprint;
+pub use kv::Kv;
+pub use services::Services;

@@ -5,13 +5,20 @@ use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 use wasmtime::{Engine, component::Component};
 
 use super::{
-    bindings::{EventFilterPre, rotation::SecretRotationPre},
+    bindings::{EventFilterPre, rotation::SecretRotationPre, topics::TopicPolicyPre},
     capabilities::{Host, PluginLog},
     grants::{self, GrantError},
     instance::{Failure, Instance},
-    manifest::{self, Manifest, World},
+    interface::{self, WrongVersion},
+    kv::{Quota, Table},
+    manifest::{self, Capability, Manifest, World},
     printable::one_line,
     rotation::RotationInstance,
+    services::Services,
+};
+use crate::{
+    clock::unix_now,
+    pipeline::{Lookup, StoreError},
 };
 
 /// The largest component, in bytes. Interpreters are the largest ones: Python takes 18 MB.
@@ -33,6 +40,10 @@ pub enum PluginError {
     Compile(String),
     #[error(transparent)]
     Grant(#[from] GrantError),
+    #[error(transparent)]
+    Version(#[from] WrongVersion),
+    #[error("what it remembers cannot be read: {0}")]
+    Kv(StoreError),
     #[error("it does not fit the world {0}: {1}")]
     World(&'static str, String),
     #[error("it did not start: {0}")]
@@ -42,6 +53,7 @@ pub enum PluginError {
 /// A component that fits its world.
 pub enum Guest {
     Filter(EventFilterPre<Host>),
+    Topics(TopicPolicyPre<Host>),
     Rotation(SecretRotationPre<Host>),
 }
 
@@ -51,6 +63,8 @@ pub struct Plugin {
     pub component: Guest,
     pub log: Arc<PluginLog>,
     pub config: Arc<BTreeMap<String, String>>,
+    pub kv: Arc<Table>,
+    pub lookup: Arc<dyn Lookup>,
 }
 
 impl Plugin {
@@ -63,6 +77,7 @@ impl Plugin {
         engine: &Engine,
         folder: &Path,
         manifest: Manifest,
+        services: &Services,
     ) -> Result<Arc<Self>, PluginError> {
         let file = folder.join(&manifest.file);
         let bytes =
@@ -72,22 +87,33 @@ impl Plugin {
         }
         let component =
             Component::from_binary(engine, &bytes).map_err(|e| PluginError::Compile(brief(&e)))?;
+        interface::check(engine, &component)?;
         let linker = grants::linker(engine, &component, &manifest.capabilities)?;
         let component = linker
             .instantiate_pre(&component)
             .and_then(|component| match manifest.world {
                 World::EventFilter => EventFilterPre::new(component).map(Guest::Filter),
+                World::TopicPolicy => TopicPolicyPre::new(component).map(Guest::Topics),
                 World::SecretRotation => SecretRotationPre::new(component).map(Guest::Rotation),
             })
             .map_err(|error| PluginError::World(manifest.world.name(), brief(&error)))?;
+        let kv = if manifest.capabilities.contains(&Capability::Kv) {
+            let limits = &manifest.limits;
+            let quota = Quota { bytes: limits.kv_bytes, keys: limits.kv_keys };
+            services.kv.open(&manifest.id, quota, unix_now()).map_err(PluginError::Kv)?
+        } else {
+            Arc::new(Table::none())
+        };
         let plugin = Arc::new(Self {
+            kv,
+            lookup: Arc::clone(&services.lookup),
             log: Arc::new(PluginLog::new(manifest.id.clone())),
             config: Arc::new(manifest.config_json()),
             component,
             manifest,
         });
         match plugin.component {
-            Guest::Filter(_) => drop(Instance::new(&plugin)?),
+            Guest::Filter(_) | Guest::Topics(_) => drop(Instance::new(&plugin)?),
             Guest::Rotation(_) => drop(RotationInstance::new(&plugin)?),
         }
         Ok(plugin)

@@ -9,16 +9,18 @@ use prometheus_client::metrics::counter::Counter;
 
 use super::{
     bindings::nostr_gateway::plugin::log::Level,
+    budget::Budget,
     chain::{Entry, Loaded},
     instance::{Failure, Instance},
     lower::{self, LoweredEvent},
     manifest::OnFailure,
     plugin::Plugin,
+    services::Services,
     verdict::Verdict,
 };
 use crate::{
     metrics::{Metrics, PluginLabels},
-    pipeline::{Context, Decision, PolicyWorker},
+    pipeline::{Context, Decision, Direction, PolicyWorker, Stays},
     protocol::{Reason, TopicName, VerifiedEvent},
 };
 
@@ -30,11 +32,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Evaluates events on the thread that made it.
 pub struct ChainWorker {
     slots: Vec<Slot>,
+    /// For one event.
+    budget: Duration,
 }
 
 impl ChainWorker {
-    pub fn new(entries: &[Arc<Entry>], metrics: &Metrics) -> Self {
-        Self { slots: entries.iter().map(|entry| Slot::new(entry, metrics)).collect() }
+    pub fn new(entries: &[Arc<Entry>], services: &Services) -> Self {
+        let slot = |entry| Slot::new(entry, &services.metrics);
+        Self { slots: entries.iter().map(slot).collect(), budget: services.budget }
     }
 }
 
@@ -44,13 +49,14 @@ impl PolicyWorker for ChainWorker {
     fn evaluate(&mut self, event: &VerifiedEvent, context: &Context<'_>) -> Decision {
         let mut routed: Option<Vec<TopicName>> = None;
         let mut lowered: Option<LoweredEvent<'_>> = None;
+        let mut budget = Budget::new(self.budget);
         for slot in &mut self.slots {
             let topics = routed.as_deref().unwrap_or(context.topics);
-            if !slot.entry.applies_to.covers(event.kind, context.origin, topics) {
+            if !slot.covers(event, context, topics) {
                 continue;
             }
-            let lowered = lowered.get_or_insert_with(|| LoweredEvent::new(event));
-            match slot.ask(lowered, context, topics) {
+            let lowered = lowered.get_or_insert_with(|| LoweredEvent::new(event, context.origin));
+            match slot.ask(lowered, context, topics, &mut budget) {
                 Some(Verdict::Accept) => {}
                 Some(Verdict::Route(mut topics)) => {
                     // What a swarm brought stays in the topic it came by: whoever guards that topic
@@ -65,14 +71,60 @@ impl PolicyWorker for ChainWorker {
                 Some(Verdict::Reject(reason)) => return Decision::Reject(reason),
                 Some(Verdict::ShadowReject) => return Decision::ShadowReject,
                 None if slot.entry.on_failure == OnFailure::Pass => {}
-                None => {
-                    // The cause is the operator's business, not the sender's.
-                    let text = format!("plugin {} failed", slot.entry.id);
-                    return Decision::Reject(Reason::error(text));
-                }
+                None => return Decision::Reject(slot.failed()),
             }
         }
         routed.map_or(Decision::Accept, Decision::Route)
+    }
+
+    fn judges(&self, direction: Direction<'_>) -> bool {
+        let way = direction.into();
+        self.slots.iter().any(|slot| slot.entry.applies_to.directions.contains(&way))
+    }
+
+    /// Each plugin is asked about those of the remaining topics that are in its scope, all at once,
+    /// and takes out what it does not let go. When none is left, nobody further is asked.
+    fn may_leave(
+        &mut self,
+        event: &VerifiedEvent,
+        context: &Context<'_>,
+    ) -> Result<Vec<TopicName>, Stays> {
+        let mut lowered: Option<LoweredEvent<'_>> = None;
+        let mut budget = Budget::new(self.budget);
+        let mut left = context.topics.to_vec();
+        let to_topics = context.direction == Direction::ToTopics;
+        for slot in &mut self.slots {
+            if !slot.covers(event, context, &left) {
+                continue;
+            }
+            let scope = &slot.entry.applies_to.topics;
+            let in_scope = |topic: &&TopicName| scope.is_empty() || scope.contains(topic);
+            let asked: Vec<_> = left.iter().filter(in_scope).cloned().collect();
+            let lowered = lowered.get_or_insert_with(|| LoweredEvent::new(event, context.origin));
+            let verdict = slot.ask(lowered, context, &asked, &mut budget);
+            let stays = match verdict {
+                Some(Verdict::Accept) => continue,
+                Some(Verdict::Route(to)) if to_topics => {
+                    left.retain(|topic| !asked.contains(topic) || to.contains(topic));
+                    if !left.is_empty() {
+                        continue;
+                    }
+                    let text = format!("plugin {} sends it elsewhere", slot.entry.id);
+                    return Err(Stays::Because(Reason::restricted(text)));
+                }
+                // To another relay there are no topics to choose.
+                Some(Verdict::Route(_)) => continue,
+                Some(Verdict::Reject(reason)) => Stays::Because(reason),
+                Some(Verdict::ShadowReject) => Stays::Silently,
+                None if slot.entry.on_failure == OnFailure::Pass => continue,
+                None => Stays::Because(slot.failed()),
+            };
+            left.retain(|topic| !asked.contains(topic));
+            if left.is_empty() || !to_topics {
+                return Err(stays);
+            }
+        }
+        Ok(left)
     }
 }
 
@@ -94,12 +146,23 @@ impl Slot {
         }
     }
 
+    /// Whether the plugin is to be asked.
+    fn covers(&self, event: &VerifiedEvent, context: &Context<'_>, topics: &[TopicName]) -> bool {
+        self.entry.applies_to.covers(context.direction, event.kind, context.origin, topics)
+    }
+
+    /// What the sender hears of a failure. The cause is the operator's business.
+    fn failed(&self) -> Reason {
+        Reason::error(format!("plugin {} failed", self.entry.id))
+    }
+
     /// The plugin's verdict; nothing when it failed, or may not run at the moment.
     fn ask(
         &mut self,
         event: &LoweredEvent<'_>,
         context: &Context<'_>,
         topics: &[TopicName],
+        budget: &mut Budget,
     ) -> Option<Verdict> {
         let Loaded::Ready(plugin) = &self.entry.loaded else {
             self.calls.failed.inc();
@@ -110,15 +173,18 @@ impl Slot {
             return None;
         }
         let _span = tracing::debug_span!("plugin", name = %self.entry.id).entered();
-        match call(&mut self.instance, plugin, event, context, topics) {
+        match call(&mut self.instance, plugin, event, context, topics, budget) {
             Ok(verdict) => {
                 self.pause = Pause::default();
                 self.calls.count(&verdict);
                 Some(verdict)
             }
             Err(failure) => {
-                self.instance = None;
-                self.pause.failed(Instant::now());
+                self.instance.take_if(|instance| !instance.is_alive());
+                // For what the plugins before it took, it is not to rest.
+                if !matches!(failure, Failure::Budget(_)) {
+                    self.pause.failed(Instant::now());
+                }
                 self.calls.failed.inc();
                 self.calls.traps.inc();
                 self.entry.failures.fetch_add(1, Ordering::Relaxed);
@@ -135,13 +201,18 @@ fn call(
     event: &LoweredEvent<'_>,
     context: &Context<'_>,
     topics: &[TopicName],
+    budget: &mut Budget,
 ) -> Result<Verdict, Failure> {
+    // Not to make an instance that cannot be asked.
+    if budget.left().is_none() {
+        return Err(Failure::Budget(budget.whole_ms()));
+    }
     let instance = match instance {
         Some(living) => living,
         None => instance.insert(Instance::new(plugin)?),
     };
-    let (tags, names) = (event.tags(), lower::names(topics));
-    instance.evaluate(event.record(&tags), lower::context(context, &names))
+    let (tags, names, keys) = (event.tags(), lower::names(topics), event.keys());
+    instance.evaluate(event.record(&tags), lower::context(context, &names, &keys), budget)
 }
 
 /// How long a failing plugin rests, so that it does not eat the thread's time.

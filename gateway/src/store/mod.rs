@@ -9,6 +9,8 @@ pub mod config;
 mod gone;
 mod joined;
 mod known;
+mod kv;
+mod lookup;
 mod memory;
 mod moderation;
 mod names;

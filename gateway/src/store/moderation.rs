@@ -33,12 +33,17 @@ impl ModerationTable {
 
     async fn write(&self, change: Change) -> Result<(), StoreError> {
         let is_again = !brings_back(&change).is_empty();
-        let written = self.tables.change(|c| Box::pin(write(c, change)));
-        written.await?;
-        if is_again {
-            self.memory.versions.raise_all();
-        }
-        Ok(())
+        let _raised = is_again.then(|| RaisesAll(&self.memory));
+        self.tables.change(|c| Box::pin(write(c, change))).await
+    }
+}
+
+/// Raises the version of every topic at the end, also when nobody waits for the change any more.
+struct RaisesAll<'m>(&'m Memory);
+
+impl Drop for RaisesAll<'_> {
+    fn drop(&mut self) {
+        self.0.versions.raise_all();
     }
 }
 

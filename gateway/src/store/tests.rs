@@ -1,6 +1,7 @@
 //! The store through its own interface, on real files.
 
 mod gone;
+mod plugins;
 
 use std::sync::{Arc, atomic::AtomicU64};
 

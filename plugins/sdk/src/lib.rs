@@ -28,9 +28,13 @@
 pub mod config;
 #[macro_use]
 mod export;
+pub mod kv;
 pub mod log;
+pub mod lookup;
 #[macro_use]
 pub mod rotation;
+#[macro_use]
+pub mod topics;
 
 #[doc(hidden)]
 pub mod bindings {
@@ -47,7 +51,9 @@ pub mod bindings {
 pub use export::__private;
 
 #[doc(inline)]
-pub use bindings::nostr_gateway::plugin::types::{Context, Event, Origin, OriginKind, Verdict};
+pub use bindings::nostr_gateway::plugin::types::{
+    Context, Direction, Event, Origin, OriginKind, Verdict,
+};
 
 /// An event filter: one instance of it lives in each worker thread of the gateway.
 pub trait EventFilter: Sized + 'static {

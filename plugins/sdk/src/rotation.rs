@@ -12,7 +12,6 @@ pub mod bindings {
         with: {
             "nostr-gateway:plugin/log@0.1.0": crate::bindings::nostr_gateway::plugin::log,
             "nostr-gateway:plugin/config@0.1.0": crate::bindings::nostr_gateway::plugin::config,
-            "nostr-gateway:plugin/clock@0.1.0": crate::bindings::nostr_gateway::plugin::clock,
         },
     });
 }

@@ -27,6 +27,7 @@ mod members;
 mod namespaces;
 mod nat;
 mod negentropy;
+mod plugin_host;
 mod private;
 mod rates;
 mod relay;

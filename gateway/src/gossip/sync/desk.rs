@@ -151,7 +151,7 @@ impl<'a> Gained<'a> {
     }
 
     /// The comparison ended well, and its end tells what it brought.
-    pub fn is_told(mut self) {
+    pub fn settled(mut self) {
         *self.events.get_mut() = 0;
     }
 }
@@ -377,14 +377,14 @@ mod tests {
         drop(Gained::new(&desk, peer));
         let well = Gained::new(&desk, peer);
         well.add(1);
-        well.is_told();
+        well.settled();
         assert!(called.try_recv().is_err());
         let gained = Gained::new(&desk, peer);
         let following = async {
             gained.add(2);
             gained.add(3);
             std::future::pending::<()>().await;
-            gained.is_told();
+            gained.settled();
         };
         assert!(futures_util::FutureExt::now_or_never(following).is_none());
         assert!(matches!(called.try_recv(), Ok(Call::Gained(from, 5)) if from == peer));

@@ -77,7 +77,7 @@ impl Library {
             () = desk.closed.cancelled() => Err(Failure::Broken("the topic was left".to_owned())),
         };
         if followed.is_ok() {
-            gained.is_told();
+            gained.settled();
         }
         self.ended(match &followed {
             Ok(_) => "followed",

@@ -59,7 +59,7 @@ impl Library {
         let led = timeout(SESSION, self.session(desk, peer, deep, &gained)).await;
         let led = led.unwrap_or(Err(Failure::Slow));
         if led.is_ok() {
-            gained.is_told();
+            gained.settled();
         }
         if let Err(Failure::Lie(_)) = led {
             self.start.trust.lied(peer, "comparison");

@@ -22,3 +22,5 @@ pub use desk::SyncProgress;
 #[cfg(test)]
 pub use library::Failure;
 pub use library::{CannotSync, Library, StartLibrary};
+#[cfg(test)]
+pub use pull::Pulled;

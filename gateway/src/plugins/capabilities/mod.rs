@@ -2,15 +2,18 @@
 
 mod clock;
 mod config;
+mod kv;
 mod log;
+mod lookup;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use wasmtime::StoreLimits;
 
 pub use log::PluginLog;
+pub use lookup::{Allowance, Lookups};
 
-use super::deadline::Deadline;
+use super::{deadline::Deadline, kv::Table};
 
 /// What belongs to one instance on the host's side.
 pub struct Host {
@@ -21,4 +24,7 @@ pub struct Host {
     pub log: Arc<PluginLog>,
     /// `[config]` as JSON texts.
     pub config: Arc<BTreeMap<String, String>>,
+    /// Shared by all instances too.
+    pub kv: Arc<Table>,
+    pub lookups: Lookups,
 }

@@ -1,7 +1,5 @@
 //! Hostile guests.
 
-use std::time::{Duration, Instant};
-
 use super::*;
 
 /// Where time is not what is tested: the machine that runs the tests may be busy.
@@ -81,6 +79,66 @@ fn a_flood_of_log_lines_is_cut() {
     // 20 a second, and the call may see several seconds begin.
     assert!((1..=80).contains(&lines), "{lines} lines");
     assert!(log.contains("plugin=\"loud\""), "{log}");
+}
+
+#[test]
+fn a_flood_of_what_is_remembered_stays_within_its_quota_and_time() {
+    let more = "limits.time_ms = 200\nlimits.kv_bytes = 20000\n";
+    let services = services();
+    let mut plugins = Plugins::new().store_fixture("bad", more).load_with(services.clone());
+    let began = Instant::now();
+    let log = logged(|| assert_eq!(plugins.answer("flood"), "error: plugin bad failed"));
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(log.contains("it ran longer than 200 ms"), "{log}");
+    services.kv.stop();
+    let text = services.metrics.render();
+    let bytes = text.lines().find_map(|line| {
+        line.strip_prefix("nostr_gateway_plugin_kv_bytes{plugin=\"bad\"} ")?.parse::<u64>().ok()
+    });
+    assert!(bytes.is_some_and(|bytes| (10_000..=20_000).contains(&bytes)), "{text}");
+    // The next call finds a plugin that works.
+    assert!(plugins.answer("get 0").starts_with("blocked: "));
+}
+
+#[test]
+fn endless_questions_end() {
+    let more = "limits.time_ms = 50\n";
+    let mut plugins = Plugins::new().store_fixture("bad", more).load();
+    let began = Instant::now();
+    let log = logged(|| {
+        assert_eq!(plugins.answer(&format!("asks {AUTHOR}")), "error: plugin bad failed");
+    });
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(log.contains("it ran longer than 50 ms"), "{log}");
+    assert_eq!(plugins.answer("get 0"), "blocked: None");
+}
+
+#[test]
+fn a_giant_value_is_not_copied() {
+    let mut plugins = Plugins::new().store_fixture("bad", SLOW).load();
+    let log = logged(|| assert_eq!(plugins.answer("long 300000"), "error: plugin bad failed"));
+    assert!(log.contains("it handed over more than 262144 bytes"), "{log}");
+}
+
+#[test]
+fn all_plugins_together_have_one_budget() {
+    let passes = "order = 1\non_failure = \"pass\"\nlimits.time_ms = 5000\n";
+    let plugins = Plugins::new()
+        .fixture("a", passes)
+        .fixture("b", passes)
+        .fixture("c", "order = 2\nlimits.time_ms = 5000\n");
+    let budget = Duration::from_millis(60);
+    let mut plugins = plugins.load_with(Services { budget, ..services() });
+    assert_eq!(plugins.ask("hello"), Decision::Accept);
+    let began = Instant::now();
+    let log = logged(|| assert_eq!(plugins.answer("loop"), "error: plugin c failed"));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    // The first had all the time that it may take, the last hardly any; the one between, half of it.
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("the plugin failed: ")).collect();
+    let spent = "the plugins together took longer than 60 ms";
+    assert!(lines.len() == 3 && lines[0].contains("it ran longer than"), "{log}");
+    assert!(lines[2].contains(spent) && lines[2].contains("plugin=\"c\""), "{log}");
+    assert_eq!(plugins.ask("hello"), Decision::Accept);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! From a directory to a chain.
 
+use std::path::Path;
+
 use super::*;
 use crate::protocol::Reason;
 
@@ -12,9 +14,8 @@ fn failed(id: &str) -> Decision {
 fn no_directory_is_no_plugins_unless_it_was_asked_for() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("absent");
-    let metrics = Arc::new(Metrics::default());
-    assert!(PluginChain::load(&path, false, Arc::clone(&metrics)).unwrap().is_empty());
-    let error = PluginChain::load(&path, true, metrics).err().unwrap().to_string();
+    assert!(PluginChain::load(&path, false, services()).unwrap().is_empty());
+    let error = PluginChain::load(&path, true, services()).err().unwrap().to_string();
     assert!(
         error.starts_with(&format!("the plugins folder {} cannot be read: ", path.display())),
         "{error}"
@@ -173,6 +174,90 @@ fn an_init_that_fails_hangs_or_panics_breaks_only_its_plugin() {
         assert!(plugins.cause("a").starts_with(cause), "{}", plugins.cause("a"));
         assert_eq!(plugins.ask("hello"), failed("a"));
     }
+}
+
+/// Whoever built a plugin for a released version need not build it again. The bytes are those of the
+/// day of the release, whatever the fixtures become.
+#[test]
+fn components_of_every_interface_so_far_load() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/fixtures/interfaces");
+    let mut versions = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let version = entry.unwrap().path();
+        let component = |name: &str| fs::read(version.join(name)).unwrap();
+        let manifest = |id: &str, world: &str, capabilities: &str| {
+            format!(
+                "id = \"{id}\"\nversion = \"1.0.0\"\nworld = \"{world}\"\n\
+                 file = \"plugin.wasm\"\ncapabilities = [{capabilities}]\n"
+            )
+        };
+        let (filter, out) = (
+            manifest("a", "event-filter", "\"log\", \"config\", \"clock\""),
+            "[applies_to]\ndirections = [\"in\", \"to-topics\"]\n",
+        );
+        let mut plugins =
+            Plugins::new().folder("a", &(filter + out), &component("fixtures.wasm")).load();
+        assert_eq!(plugins.ask("hello"), Decision::Accept, "{}", version.display());
+        assert_eq!(plugins.answer("reject:no"), "blocked: no");
+        assert_eq!(plugins.ask("shadow"), Decision::ShadowReject);
+        assert_eq!(plugins.ask("route:x"), Decision::Route(vec![topic("x")]));
+        assert!(plugins.answer("echo").contains(AUTHOR));
+        assert_eq!(plugins.answer("keys"), "blocked: []");
+        assert!(plugins.answer("now").starts_with("blocked: 1"));
+        assert!(plugins.leave("out:reject:no", Direction::ToTopics, &["x"]).is_err());
+
+        let store = manifest("a", "event-filter", "\"log\", \"kv\", \"lookup\"");
+        let mut plugins =
+            Plugins::new().folder("a", &store, &component("fixtures-store.wasm")).load();
+        for (asked, answer) in [
+            ("set x 1", "Ok(())"),
+            ("increment x 1 60", "Ok(2)"),
+            ("get x", "Some(\"2\")"),
+            ("delete x", "true"),
+            (
+                &format!("author {AUTHOR}"),
+                "Ok(Author { events: 0, has-profile: false, has-follows: false })",
+            ),
+            (&format!("count {AUTHOR} 1 0 9"), "Ok(0)"),
+            (&format!("follows {AUTHOR} {AUTHOR}"), "Ok(false)"),
+            (&format!("list {AUTHOR} 9"), "Ok([])"),
+        ] {
+            assert_eq!(plugins.answer(asked), format!("blocked: {answer}"), "{asked}");
+        }
+
+        let topics = manifest("a", "topic-policy", "\"log\"");
+        let mut plugins =
+            Plugins::new().folder("a", &topics, &component("fixtures-topics.wasm")).load();
+        assert_eq!(plugins.ask("to:x"), Decision::Route(vec![topic("x")]));
+        assert!(plugins.chain.may_visit(&topic("open")) && !plugins.chain.may_visit(&topic("no")));
+
+        let rotation = manifest("a", "secret-rotation", "\"log\", \"config\"");
+        let plugins =
+            Plugins::new().folder("a", &rotation, &component("rotate-by-age.wasm")).load();
+        assert!(matches!(plugins.chain.summary()[0].state, PluginState::Ready { .. }));
+        versions.push(version.file_name().unwrap().to_str().unwrap().to_owned());
+    }
+    assert!(versions.contains(&"0.1.0".to_owned()), "{versions:?}");
+}
+
+#[test]
+fn another_version_of_the_interface_is_named() {
+    let manifest = "id = \"a\"\nversion = \"1.0.0\"\nworld = \"event-filter\"\n\
+                    file = \"plugin.wasm\"\ncapabilities = [\"log\", \"config\", \"clock\"]";
+    // The version stands in the names of imports and exports alone, always in five letters.
+    let mut component = FIXTURES.to_vec();
+    let (from, to) = (b"@0.1.0", b"@0.7.3");
+    let places: Vec<_> =
+        (0..component.len() - from.len()).filter(|&n| component[n..].starts_with(from)).collect();
+    assert!(places.len() > 3);
+    for place in places {
+        component[place..place + to.len()].copy_from_slice(to);
+    }
+    let cause = Plugins::new().folder("a", manifest, &component).load().cause("a");
+    assert_eq!(
+        cause,
+        "plugin.wasm: it was built for version 0.7.3 of the plugin interface; this gateway has 0.1.0"
+    );
 }
 
 #[test]

@@ -1,28 +1,41 @@
 //! The chain with real components: each misbehaviour stays within its limit, and the next event is
 //! judged as if nothing had happened.
 
+mod directions;
 mod limits;
 mod loading;
+mod remembering;
 mod rotation;
+mod topics;
 mod verdicts;
 
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
 
-use super::{PluginChain, PluginState};
+use super::{Kv, PluginChain, PluginState, Services};
 use crate::{
     metrics::Metrics,
-    pipeline::{Context, Decision, Origin, PeerId, Policy, PolicyWorker},
-    protocol::{TopicName, VerifiedEvent},
+    pipeline::{
+        AuthorHeld, Context, Cost, Decision, Direction, KvChange, KvPair, KvStore, Lookup,
+        LookupError, Origin, PeerId, Policy, PolicyWorker, Stays, StoreError, Viewer, VisitPolicy,
+    },
+    protocol::{PublicKey, TopicName, VerifiedEvent},
 };
 
 const FIXTURES: &[u8] = include_bytes!("../../../../plugins/fixtures/fixtures.wasm");
 const BLOCKLIST: &[u8] = include_bytes!("../../../../plugins/blocklist/blocklist.wasm");
+
+const STORE_FIXTURE: &[u8] =
+    include_bytes!("../../../../plugins/fixtures-store/fixtures-store.wasm");
+const TOPICS_FIXTURE: &[u8] =
+    include_bytes!("../../../../plugins/fixtures-topics/fixtures-topics.wasm");
 
 const AUTHOR: &str = "3bf0c63fcb93463407af97a5e5ee64fa883d107ef9e558472c4eb9aaaefa459d";
 
@@ -43,6 +56,24 @@ impl Plugins {
         self.folder(id, &manifest, FIXTURES)
     }
 
+    /// Adds the fixture that uses `kv` and `lookup`.
+    fn store_fixture(self, id: &str, more: &str) -> Self {
+        let manifest = format!(
+            "id = \"{id}\"\nversion = \"1.0.0\"\nworld = \"event-filter\"\n\
+             file = \"plugin.wasm\"\ncapabilities = [\"log\", \"kv\", \"lookup\"]\n{more}"
+        );
+        self.folder(id, &manifest, STORE_FIXTURE)
+    }
+
+    /// Adds the topic policy of the fixtures.
+    fn topics_fixture(self, id: &str, more: &str) -> Self {
+        let manifest = format!(
+            "id = \"{id}\"\nversion = \"1.0.0\"\nworld = \"topic-policy\"\n\
+             file = \"plugin.wasm\"\ncapabilities = [\"log\"]\n{more}"
+        );
+        self.folder(id, &manifest, TOPICS_FIXTURE)
+    }
+
     fn folder(self, name: &str, manifest: &str, component: &[u8]) -> Self {
         let folder = self.0.path().join(name);
         fs::create_dir(&folder).unwrap();
@@ -52,11 +83,84 @@ impl Plugins {
     }
 
     fn load(&self) -> Loaded {
-        let metrics = Arc::new(Metrics::default());
-        let chain = PluginChain::load(self.0.path(), true, Arc::clone(&metrics)).unwrap();
+        self.load_with(services())
+    }
+
+    fn load_with(&self, services: Services) -> Loaded {
+        let metrics = Arc::clone(&services.metrics);
+        let chain = PluginChain::load(self.0.path(), true, services).unwrap();
         Loaded { worker: chain.worker(), chain, metrics }
     }
 }
+
+/// An empty store, and time enough on a busy machine.
+fn services() -> Services {
+    let metrics = Arc::new(Metrics::default());
+    Services {
+        kv: Kv::start(Arc::new(Forgetful), Arc::clone(&metrics)).unwrap(),
+        metrics,
+        lookup: Arc::new(Empty),
+        budget: Duration::from_secs(60),
+    }
+}
+
+/// Remembers nothing.
+struct Forgetful;
+
+impl KvStore for Forgetful {
+    fn load(&self, _plugin: &str) -> Result<Vec<KvPair>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn save(&self, _changes: Vec<KvChange>) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// Knows nobody.
+struct Empty;
+
+impl Lookup for Empty {
+    fn author(&self, _: &PublicKey, _: u32, cost: &mut Cost) -> Result<AuthorHeld, LookupError> {
+        cost.pay(1)?;
+        Ok(AuthorHeld::default())
+    }
+
+    fn how_many(
+        &self,
+        _: &[PublicKey],
+        _: &[u16],
+        _: u64,
+        _: u32,
+        cost: &mut Cost,
+    ) -> Result<u32, LookupError> {
+        cost.pay(1)?;
+        Ok(0)
+    }
+
+    fn follows(
+        &self,
+        _: &PublicKey,
+        _: usize,
+        cost: &mut Cost,
+    ) -> Result<Vec<PublicKey>, LookupError> {
+        cost.pay(1)?;
+        Ok(Vec::new())
+    }
+
+    fn is_followed(
+        &self,
+        _: &PublicKey,
+        _: &PublicKey,
+        cost: &mut Cost,
+    ) -> Result<bool, LookupError> {
+        cost.pay(1)?;
+        Ok(false)
+    }
+}
+
+/// The names of the topics that an event may go out to.
+type Left = Result<Vec<String>, Stays>;
 
 /// A chain with one worker, and its figures.
 struct Loaded {
@@ -81,8 +185,18 @@ impl Loaded {
 
     fn ask_with(&mut self, event: &VerifiedEvent, origin: &Origin, topics: &[&str]) -> Decision {
         let topics: Vec<TopicName> = topics.iter().map(|name| topic(name)).collect();
-        let context = Context { origin, topics: &topics, received_at: 1_700_000_001 };
+        let (direction, received_at) = (Direction::In, 1_700_000_001);
+        let context = Context { direction, origin, topics: &topics, received_at };
         self.worker.evaluate(event, &context)
+    }
+
+    /// Which of these topics an event of a client with this content may go out to.
+    fn leave(&mut self, content: &str, direction: Direction<'_>, topics: &[&str]) -> Left {
+        let topics: Vec<TopicName> = topics.iter().map(|name| topic(name)).collect();
+        let (origin, received_at) = (client(), 1_700_000_001);
+        let context = Context { direction, origin: &origin, topics: &topics, received_at };
+        let left = self.worker.may_leave(&event(1, content), &context)?;
+        Ok(left.iter().map(ToString::to_string).collect())
     }
 
     /// Why the plugin with this id does not run.

@@ -54,6 +54,21 @@ fn a_plugin_sees_the_rest_and_where_it_came_from() {
 }
 
 #[test]
+fn a_plugin_sees_the_keys_that_the_client_has_proved() {
+    let mut plugins = Plugins::new().fixture("a", "").load();
+    assert_eq!(plugins.answer("keys"), "blocked: []");
+    let keys = [PublicKey([0xab; 32]), PublicKey([1; 32])].into();
+    let viewer = Arc::new(Viewer::new(keys, false, &Default::default()));
+    let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let origin = Origin::Client { connection: 1, address, viewer };
+    let expected = format!("[\"{}\", \"{}\"]", "01".repeat(32), "ab".repeat(32));
+    assert_eq!(
+        plugins.ask_with(&event(1, "keys"), &origin, &[]),
+        Decision::Reject(Reason::blocked(expected))
+    );
+}
+
+#[test]
 fn the_clock_is_ours() {
     let mut plugins = Plugins::new().fixture("a", "").load();
     let before = crate::clock::unix_now();

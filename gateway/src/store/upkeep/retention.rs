@@ -14,6 +14,8 @@ use crate::{
     store::{
         config::{EXEMPT, RetentionConfig},
         gone,
+        versions::Changed,
+        writes::Order,
     },
 };
 
@@ -219,6 +221,12 @@ impl Upkeep {
             if rule.entry.removed_before.swap(0, Ordering::AcqRel) > 0 {
                 let topic = Some(&*rule.config.topic).filter(|topic| !topic.is_empty());
                 let events = gone::forget_evicted(&self.database, &self.writes, topic)?;
+                // What is asked for reaches further back from here on, in topics without such events too.
+                let widened = Box::new(|_: &Connection, changed: &Changed| {
+                    changed.all();
+                    Ok(0)
+                });
+                self.writes.ask(|answer| Order::Run(widened, answer))?;
                 tracing::info!(
                     events,
                     cause = rule.cause,

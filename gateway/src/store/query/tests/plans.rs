@@ -9,7 +9,7 @@ use crate::{
     pipeline::PrivateTopics,
     protocol::{Filter, VerifiedEvent, hex},
     store::{
-        Store, open,
+        Store, kv, lookup as asked, open,
         query::{
             check,
             conditions::Conditions,
@@ -41,6 +41,12 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("log: events", log::FIRSTS),
     ("log: later topics", log::JOINS),
     ("log: topics before", log::JOINED_BEFORE),
+    ("plugins: events of an author", asked::OF_AUTHOR),
+    ("plugins: events of an author and kind", asked::OF_AUTHOR_AND_KIND),
+    ("plugins: events of a kind", asked::OF_KIND),
+    ("plugins: events since", asked::SINCE),
+    ("plugins: newest of an author and kind", asked::NEWEST),
+    ("plugins: what one remembers", kv::LOAD),
     ("comparison: most of a topic", part::REST),
     ("comparison: a small part of a topic", part::SMALL),
     ("comparison: what is gone from a topic", part::GONE),
@@ -60,6 +66,8 @@ const SOURCES: &[&str] = &[
     include_str!("../scan.rs"),
     include_str!("../topic.rs"),
     include_str!("../walk.rs"),
+    include_str!("../../kv.rs"),
+    include_str!("../../lookup.rs"),
 ];
 
 fn id(n: u64) -> String {

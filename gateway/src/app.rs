@@ -23,7 +23,7 @@ use crate::{
         EventReader, EventWriter, Ingest, JoinedTopics, Moderation, Policy, PrivateTopics,
         RotationPolicy, Routing, StartIngest, TopicDoor,
     },
-    plugins::{self, Kv, PluginChain, Services},
+    plugins::{self, Kv, PluginChain, Services, Setup},
     protocol::limits::Limits,
     relay::{self, Access, Connections, Listener, Management, Rates, Relay},
     secrets,
@@ -84,7 +84,10 @@ impl App {
             budget: Duration::from_millis(config.plugins.budget_ms),
         };
         let plugins = Arc::new(load_plugins(&config, &data_dir, services).await?);
-        tell_rules(&config, &data_dir, store.clone()).await?;
+        let rules = Rules::new(&config, &data_dir, store.clone());
+        let told = rules.clone();
+        let told = tasks::blocking(move || told.tell()).await;
+        told.context("cannot tell the database the rules")??;
         let joined = JoinedTopics::new(config.topics.join.iter().cloned());
         let private = PrivateTopics::new(
             config.private_topic.iter().map(|topic| (topic.name.clone(), topic.readers.clone())),
@@ -108,6 +111,14 @@ impl App {
             metrics: metrics.clone(),
         })
         .context("cannot start the pipeline")?;
+        let watching = plugins.watch(move || {
+            if let Err(error) = rules.tell() {
+                tracing::error!("{error:#}");
+            }
+        });
+        if let Err(error) = watching {
+            tracing::error!("no thread to watch plugins: {error}; changes count after a restart");
+        }
 
         let (clients, upstreams, background) = (Tasks::new(), Tasks::new(), Tasks::new());
         let subscriptions = Subscriptions::new(reader.clone());
@@ -135,7 +146,10 @@ impl App {
             ingest: ingest.clone(),
             reader: reader.clone(),
             writer: writer.clone(),
-            rotation: rotation_policy(&config, &plugins),
+            rotation: Some((
+                plugins.clone() as Arc<dyn RotationPolicy>,
+                Duration::from_secs(config.plugins.rotation_check_s),
+            )),
             metrics: metrics.clone(),
             tasks: &background,
         })
@@ -183,7 +197,7 @@ impl App {
             store: store.clone(),
             gossip: gossip.clone(),
             streams,
-            plugins,
+            plugins: plugins.clone(),
             trouble: Box::new(trouble.clone()),
             secrets: resting_place,
             counted: Default::default(),
@@ -192,7 +206,10 @@ impl App {
             metrics: metrics.clone(),
             measure: Box::new({
                 let gossip = gossip.clone();
-                move || gossip.measure()
+                move || {
+                    gossip.measure();
+                    plugins.measure();
+                }
             }),
             control: Arc::new(commands),
             trouble: Box::new(trouble.clone()),
@@ -286,35 +303,35 @@ impl App {
 }
 
 /// What other gateways sent and these rules refused is remembered, as long as they are the same.
-async fn tell_rules(config: &Config, data_dir: &DataDir, store: Arc<Store>) -> anyhow::Result<()> {
-    let mut hash = DefaultHasher::new();
-    // Another version may judge differently.
-    let version = env!("CARGO_PKG_VERSION");
-    let settings = (version, &config.limits, &config.retention, config.storage.max_bytes);
-    format!("{settings:?}").hash(&mut hash);
-    let (dir, _) = plugins_dir(config, data_dir);
-    let told = tasks::blocking(move || {
-        plugins::fingerprint(&dir).hash(&mut hash);
-        store.rules_are(hash.finish().cast_signed())
-    });
-    told.await?.context("cannot tell the database the rules")
+#[derive(Clone)]
+struct Rules {
+    settings: u64,
+    plugins: PathBuf,
+    grants: PathBuf,
+    store: Arc<Store>,
 }
 
-/// The directory with the plugins, and whether the configuration names it.
-fn plugins_dir(config: &Config, data_dir: &DataDir) -> (PathBuf, bool) {
-    let named = !config.plugins.dir.as_os_str().is_empty();
-    let dir = if named { config.plugins.dir.clone() } else { data_dir.path().join("plugins") };
-    (dir, named)
-}
+impl Rules {
+    fn new(config: &Config, data_dir: &DataDir, store: Arc<Store>) -> Self {
+        let mut hash = DefaultHasher::new();
+        // Another version may judge differently.
+        let version = env!("CARGO_PKG_VERSION");
+        let settings = (version, &config.limits, &config.retention, config.storage.max_bytes);
+        format!("{settings:?}").hash(&mut hash);
+        let (plugins, _) = plugins::dir(&config.plugins, data_dir.path());
+        let grants = data_dir.path().join(plugins::granted::FILE_NAME);
+        Self { settings: hash.finish(), plugins, grants, store }
+    }
 
-/// The plugins that rotate secrets, if there are any, and how often they are asked.
-fn rotation_policy(
-    config: &Config,
-    plugins: &Arc<PluginChain>,
-) -> Option<(Arc<dyn RotationPolicy>, Duration)> {
-    let policy: Arc<dyn RotationPolicy> = plugins.clone();
-    let pause = Duration::from_secs(config.plugins.rotation_check_s);
-    (!policy.is_empty()).then_some((policy, pause))
+    /// Reads what belongs to the plugins and tells the database. Blocks.
+    fn tell(&self) -> anyhow::Result<()> {
+        let mut hash = DefaultHasher::new();
+        self.settings.hash(&mut hash);
+        plugins::fingerprint(&self.plugins).hash(&mut hash);
+        std::fs::read(&self.grants).unwrap_or_default().hash(&mut hash);
+        let told = self.store.rules_are(hash.finish().cast_signed());
+        told.context("cannot tell the database the rules")
+    }
 }
 
 async fn load_plugins(
@@ -322,9 +339,14 @@ async fn load_plugins(
     data_dir: &DataDir,
     services: Services,
 ) -> anyhow::Result<PluginChain> {
-    // A directory that is named must exist; the default one is only looked for.
-    let (dir, named) = plugins_dir(config, data_dir);
-    let loaded = tasks::blocking(move || PluginChain::load(&dir, named, services)).await;
+    let (dir, must_exist) = plugins::dir(&config.plugins, data_dir.path());
+    let setup = Setup {
+        dir,
+        must_exist,
+        data_dir: Some(data_dir.path().to_owned()),
+        quarantine_after: config.plugins.quarantine_after,
+    };
+    let loaded = tasks::blocking(move || PluginChain::open(setup, services)).await;
     Ok(loaded.context("cannot load the plugins")??)
 }
 

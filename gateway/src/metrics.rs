@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
     registry::{Registry, Unit},
 };
 
@@ -56,17 +61,37 @@ pub struct CauseLabels {
     pub cause: &'static str,
 }
 
-/// Labels of figures that exist once per plugin.
+/// Labels of [`Metrics::plugin_calls`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PluginLabels {
     pub plugin: String,
     pub verdict: &'static str,
 }
 
-/// Labels of figures that a plugin has once.
+/// Labels of figures that exist once per plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PluginIdLabels {
     pub plugin: String,
+}
+
+/// Labels of [`Metrics::plugin_state`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginStateLabels {
+    pub plugin: String,
+    pub state: &'static str,
+}
+
+/// Labels of [`Metrics::plugin_swaps`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SwapLabels {
+    pub plugin: String,
+    /// `"taken"`, or `"refused"` when the earlier version goes on.
+    pub result: &'static str,
+}
+
+/// The time of a call, from 1 µs to 4 s. A function, so that the family's type can be named.
+fn call_times() -> Histogram {
+    Histogram::new(exponential_buckets(1e-6, 4.0, 12))
 }
 
 /// Every figure of the gateway. Fields are public: the part that knows a number counts it.
@@ -111,7 +136,11 @@ pub struct Metrics {
     pub upstream_events: Counter,
     pub upstream_connects: Counter,
     pub plugin_calls: Family<PluginLabels, Counter>,
-    pub plugin_traps: Counter,
+    pub plugin_traps: Family<PluginIdLabels, Counter>,
+    pub plugin_seconds: Family<PluginIdLabels, Histogram, fn() -> Histogram>,
+    pub plugin_memory: Family<PluginIdLabels, Gauge>,
+    pub plugin_state: Family<PluginStateLabels, Gauge>,
+    pub plugin_swaps: Family<SwapLabels, Counter>,
     pub plugin_kv_bytes: Family<PluginIdLabels, Gauge>,
 }
 
@@ -125,6 +154,14 @@ impl Default for Metrics {
             "When this process started, since the Unix epoch",
             Unit::Seconds,
             started,
+        );
+        let plugin_seconds: Family<_, _, fn() -> Histogram> =
+            Family::new_with_constructor(call_times);
+        registry.register_with_unit(
+            "plugin_call",
+            "How long calls of plugins took",
+            Unit::Seconds,
+            plugin_seconds.clone(),
         );
         Self {
             events: register(
@@ -275,6 +312,22 @@ impl Default for Metrics {
                 "plugin_traps",
                 "Calls of plugins that trapped or broke a limit",
             ),
+            plugin_seconds,
+            plugin_memory: register(
+                &mut registry,
+                "plugin_memory_bytes",
+                "Memory that all instances of a plugin hold",
+            ),
+            plugin_state: register(
+                &mut registry,
+                "plugin_state",
+                "1 for the state that a plugin is in, 0 for the others",
+            ),
+            plugin_swaps: register(
+                &mut registry,
+                "plugin_swaps",
+                "Changes in a plugin's folder that were taken or refused",
+            ),
             plugin_kv_bytes: register(
                 &mut registry,
                 "plugin_kv_bytes",
@@ -303,6 +356,14 @@ impl Metrics {
         self.frames_received.remove(&labels);
         for state in states {
             self.topic_state.remove(&PhaseLabels { topic: topic.to_owned(), state });
+        }
+    }
+
+    /// Takes a plugin that is gone out of the figures that tell how one is doing.
+    pub fn forget_plugin(&self, plugin: &str, states: &[&'static str]) {
+        self.plugin_memory.remove(&PluginIdLabels { plugin: plugin.to_owned() });
+        for state in states {
+            self.plugin_state.remove(&PluginStateLabels { plugin: plugin.to_owned(), state });
         }
     }
 

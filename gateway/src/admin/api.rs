@@ -69,6 +69,20 @@ pub enum Command {
     TopicSync {
         name: TopicName,
     },
+    PluginList,
+    PluginShow {
+        id: String,
+    },
+    /// Looks for changes of plugins and grants now, and tells what came of it.
+    PluginLook {
+        /// What lies in the folder with this name is complete.
+        #[serde(default)]
+        folder: Option<String>,
+    },
+    /// Ends a quarantine.
+    PluginLift {
+        id: String,
+    },
 }
 
 /// A topic's name, or an invite, which nobody else is to see.
@@ -151,6 +165,7 @@ pub fn readable(path: &str) -> Option<Command> {
         "/status" => Some(Command::Status),
         "/peers" => Some(Command::Peers),
         "/topics" => Some(Command::TopicList),
+        "/plugins" => Some(Command::PluginList),
         _ => None,
     }
 }

@@ -90,7 +90,10 @@ impl Admin {
                 None => http::text(StatusCode::OK, "ok\n"),
                 Some(why) => http::text(StatusCode::SERVICE_UNAVAILABLE, why),
             },
-            "/" => http::text(StatusCode::OK, "/metrics\n/status\n/topics\n/peers\n/health\n"),
+            "/" => http::text(
+                StatusCode::OK,
+                "/metrics\n/status\n/topics\n/peers\n/plugins\n/health\n",
+            ),
             _ => http::text(StatusCode::NOT_FOUND, "not found\n"),
         }
     }

@@ -24,6 +24,7 @@ use crate::{
         private::{admin_key::AdminKey, invite::Joinable},
     },
     store::Store,
+    tasks,
     upstream::Stream,
 };
 
@@ -129,6 +130,21 @@ impl Commands {
                 json!({ "name": name, "already": already == Joining::Already })
             }
             Command::TopicSync { name } => return self.sync(&name),
+            Command::PluginList => self.plugins(),
+            Command::PluginShow { id } => self.plugin(id).await?,
+            Command::PluginLook { folder } => {
+                let plugins = self.plugins.clone();
+                let looked = tasks::blocking(move || plugins.look(folder)).await;
+                if !looked.unwrap_or_default() {
+                    let why = "the gateway does not watch its plugins; restart it";
+                    return Err(Refusal::new(Cause::Failed, why));
+                }
+                self.plugins()
+            }
+            Command::PluginLift { id } => match self.plugins.lift(&id) {
+                Some(lifted) => json!({ "id": id, "lifted": lifted }),
+                None => return Err(self.no_plugin(&id)),
+            },
         };
         Ok(Reply::Done(done))
     }
@@ -179,6 +195,23 @@ impl Commands {
         let events = events.map_err(|error| Refusal::new(Cause::Failed, error))?;
         *last = Some(Counted { events, at: Instant::now(), took: began.elapsed() });
         Ok(events)
+    }
+
+    fn plugins(&self) -> Value {
+        json!({ "dir": self.plugins.dir(), "plugins": self.plugins.summary() })
+    }
+
+    /// All that is known of one plugin.
+    async fn plugin(&self, id: String) -> Result<Value, Refusal> {
+        let (plugins, data_dir) = (self.plugins.clone(), self.data_dir.clone());
+        let described = tasks::blocking(move || plugins.describe(&id, &data_dir).ok_or(id)).await;
+        let described = described.map_err(|error| Refusal::new(Cause::Failed, error))?;
+        described.map_err(|id| self.no_plugin(&id))
+    }
+
+    fn no_plugin(&self, id: &str) -> Refusal {
+        let dir = self.plugins.dir().display();
+        Refusal::new(Cause::Unknown, format!("there is no plugin {id} in {dir}"))
     }
 
     fn peers(&self) -> Value {

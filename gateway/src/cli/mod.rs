@@ -7,6 +7,7 @@ mod control;
 mod doctor;
 mod logging;
 mod peers;
+pub mod plugin;
 pub mod run;
 mod status;
 mod table;
@@ -66,6 +67,11 @@ pub enum Command {
     Peers(Output),
     /// Join, leave and look at topics while the gateway runs
     Topic(topic::TopicArgs),
+    /// Install plugins, and look after them
+    ///
+    /// Asks the gateway that runs in the data directory, if there is one; what it does in the plugins
+    /// folder counts at once then.
+    Plugin(plugin::PluginArgs),
     /// Check what the gateway needs: network, clock, ports, disk
     ///
     /// Takes the same flags as run. Asks the running gateway, if there is one in the data directory.
@@ -176,6 +182,7 @@ pub fn main() -> ExitCode {
         Command::Status(output) => status::run(output, places),
         Command::Peers(output) => peers::run(output, places),
         Command::Topic(args) => topic::run(args, places),
+        Command::Plugin(args) => plugin::run(args, places),
         Command::Doctor(args) => match read(places, args.overrides) {
             Ok(loaded) => doctor::run(&loaded, args.output),
             Err(code) => code,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use super::{
-    Output, Places, control, print,
+    Output, Places, control, plugin, print,
     table::{duration, size, table},
     text::{joined, list, number, text},
     topic,
@@ -77,20 +77,8 @@ fn upstreams(streams: &[Value]) -> String {
 }
 
 fn plugins(plugins: &[Value]) -> String {
-    let row = |plugin: &Value| {
-        let state = &plugin["state"];
-        let state = match (state["broken"]["cause"].as_str(), number(&state["ready"]["failures"])) {
-            (Some(cause), _) => format!("broken: {cause}"),
-            (None, 0) => "ready".to_owned(),
-            (None, failures) => format!("ready, {failures} calls failed"),
-        };
-        vec![text(&plugin["id"]), text(&plugin["version"]), state]
-    };
     match plugins {
         [] => String::new(),
-        plugins => {
-            let rows: Vec<_> = plugins.iter().map(row).collect();
-            format!("\n{}", table(&["PLUGIN", "VERSION", "STATE"], &rows))
-        }
+        plugins => format!("\n{}", plugin::table_of(plugins)),
     }
 }

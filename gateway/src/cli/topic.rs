@@ -264,7 +264,7 @@ fn said(command: &Command, answer: &Value) -> String {
             _ => format!("this gateway is an admin of {name} now\n"),
         },
         Command::TopicSync { .. } => reconciled(&name, &answer["result"]),
-        Command::Status | Command::Peers | Command::Doctor => format!("{answer}\n"),
+        _ => format!("{answer}\n"),
     }
 }
 

@@ -165,6 +165,7 @@ pub(super) const SECTIONS: &[Section] = &[
         list: false,
         keys: &[
             key("dir", Form::Text(values::any)),
+            key("quarantine_after", Form::Number(0, 1_000_000)),
             key("rotation_check_s", Form::Number(1, 86_400)),
             key("budget_ms", Form::Number(1, 60_000)),
         ],

@@ -26,7 +26,7 @@ const CHANGES: usize = 8;
 const BEHIND: Duration = Duration::from_millis(100);
 
 /// Without neighbors for this long a topic is alone. For a moment it is so whenever gossip is replaced.
-const ALONE: Duration = Duration::from_secs(30);
+const ALONE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 
 /// Follows the log for all topics. One topic that is stuck does not hold up the others: it is left
 /// behind, and catches up from the log later.

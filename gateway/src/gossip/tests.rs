@@ -622,6 +622,18 @@ async fn a_stuck_topic_holds_up_nobody_and_loses_nothing() {
     }
     assert!(slow_end.try_recv().is_err() && fast_end.try_recv().is_err(), "each went once");
 
+    // For a moment there is nobody whenever gossip is replaced.
+    neighbors.send_replace(0);
+    let between: Vec<_> = (0..200).map(|n| event(1, &format!("between {n}"))).collect();
+    between.iter().for_each(|event| commit(event, client()));
+    for event in &between {
+        assert_eq!(next(&mut fast_end).await, event.id);
+    }
+    neighbors.send_replace(1);
+    for event in &between {
+        assert_eq!(next(&mut slow_end).await, event.id);
+    }
+
     // With nobody there, what has no room is left to the comparison with whoever comes.
     neighbors.send_replace(0);
     let unheard: Vec<_> = (0..600).map(|n| event(1, &format!("unheard {n}"))).collect();
@@ -629,6 +641,7 @@ async fn a_stuck_topic_holds_up_nobody_and_loses_nothing() {
     for event in &unheard {
         assert_eq!(next(&mut fast_end).await, event.id, "here there was room");
     }
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
     neighbors.send_replace(1);
     for event in &unheard[..64] {
         assert_eq!(next(&mut slow_end).await, event.id);

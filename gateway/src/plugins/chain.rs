@@ -1,29 +1,35 @@
 //! The plugins of a directory, in their order: the pipeline's policy.
 
 use std::{
-    ffi::OsString,
-    fmt, fs, io,
+    io, mem,
     path::{Path, PathBuf},
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
-use serde::Serialize;
-use wasmtime::Engine;
+use arc_swap::ArcSwap;
+use serde_json::{Map, Value, json};
 
 use super::{
-    engine::{self, EngineError},
-    manifest::{self, AppliesTo, Manifest, OnFailure, World},
-    plugin::Plugin,
-    printable::one_line,
+    compiled::Cache,
+    engine::EngineError,
+    entry::{self, Entry, Loaded, PluginState, PluginSummary},
+    folders::{Stamp, folders, warn_of_misplaced},
+    granted::{self, Granted},
+    instance::Instance,
+    loader::{self, Found, Loader},
+    manifest::{self, Manifest, World},
+    quarantine::Rest,
     services::Services,
+    watch::{Look, Watcher},
     worker::ChainWorker,
 };
 use crate::{
-    metrics::Metrics,
+    metrics::{Metrics, PluginIdLabels, PluginLabels, PluginStateLabels},
     pipeline::{Policy, PolicyWorker},
+    tasks,
 };
 
 /// Why there is no chain at all. A plugin that does not run is no such reason.
@@ -35,258 +41,344 @@ pub enum PluginsError {
     Engine(#[from] EngineError),
 }
 
+/// Where plugins are, and what holds for all of them.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The directory with one folder per plugin.
+    pub dir: PathBuf,
+    /// Whether it is an error that there is no such directory.
+    pub must_exist: bool,
+    /// Where grants are, and compiled components may be kept.
+    pub data_dir: Option<PathBuf>,
+    /// Failures in a row that lead into quarantine; 0 for never.
+    pub quarantine_after: u32,
+}
+
 /// The chain of plugins. Cheap to clone; clones are the same chain.
 #[derive(Clone)]
 pub struct PluginChain {
-    entries: Arc<[Arc<Entry>]>,
-    services: Services,
+    shared: Arc<Shared>,
+    /// Asks the watcher to look now. Not among what the workers share: when the last chain is dropped,
+    /// the watcher ends.
+    looks: Arc<OnceLock<crossbeam_channel::Sender<Look>>>,
 }
 
-/// One plugin's place in the chain.
-pub(super) struct Entry {
-    pub id: String,
-    pub version: String,
-    /// One with an unreadable manifest counts as an event filter.
-    pub world: World,
-    pub applies_to: AppliesTo,
-    pub on_failure: OnFailure,
-    pub loaded: Loaded,
-    /// Since the start, in all threads.
-    pub failures: AtomicU64,
+/// What the chain, its workers and the watcher share.
+pub(super) struct Shared {
+    pub setup: Setup,
+    pub loader: Loader,
+    pub services: Services,
+    current: ArcSwap<Generation>,
+    /// How many workers there are.
+    workers: AtomicUsize,
+    /// Instances that are no longer asked. The watcher drops them: unmapping memory takes time that
+    /// the workers have for events.
+    retired: Mutex<Vec<Instance>>,
+    /// What was seen before it was read, for the watcher to go on from.
+    pub seen: Mutex<Seen>,
 }
 
-pub(super) enum Loaded {
-    Ready(Arc<Plugin>),
-    /// Why it does not run. It keeps its place: what it was to judge must not pass unjudged.
-    Broken(String),
+/// What the chain was made from.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub folders: Vec<(PathBuf, Stamp)>,
+    pub grants: Stamp,
+    pub granted: Granted,
 }
 
-/// What people want to know about a plugin.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct PluginSummary {
-    /// The manifest's id, or the folder's name when the manifest is unreadable.
-    pub id: String,
-    /// Empty when the manifest is unreadable.
-    pub version: String,
-    pub state: PluginState,
+/// The plugins at one time, in the order in which they are asked. Never changed: another one takes
+/// its place as a whole.
+#[derive(Default)]
+pub(super) struct Generation {
+    pub entries: Vec<Arc<Entry>>,
 }
 
-impl fmt::Display for PluginSummary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.state {
-            PluginState::Ready { .. } => write!(f, "{} {}", self.id, self.version),
-            PluginState::Broken { .. } => write!(f, "{} (broken)", self.id),
+impl Generation {
+    /// Those of one world that the operator has not switched off.
+    pub fn of(&self, world: World) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries.iter().filter(move |entry| entry.world == world && entry.is_on())
+    }
+
+    /// Those that are asked about events.
+    pub fn judges(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries.iter().filter(|entry| entry.world.judges_events() && entry.is_on())
+    }
+
+    /// Brings plugins into their order. Of those with the same id the first one counts.
+    pub fn new(mut entries: Vec<Arc<Entry>>) -> Self {
+        // Unreadable ones come first: they refuse everything anyway.
+        fn place(entry: &Entry) -> (Option<i32>, &str, &Path) {
+            (entry.order, &entry.id, &entry.folder)
         }
+        entries.sort_by(|a, b| place(a).cmp(&place(b)));
+        let mut ordered: Vec<Arc<Entry>> = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let taken = ordered.iter().any(|other| other.id == entry.id);
+            ordered.push(if taken && !entry.is_twin() { entry.twin() } else { entry });
+        }
+        Self { entries: ordered }
     }
 }
 
-/// Whether a plugin runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PluginState {
-    /// It runs; `failures` calls have failed since the start.
-    Ready { failures: u64 },
-    /// It does not run, for this cause. Events in its scope are refused, or passed if its manifest
-    /// says so.
-    Broken { cause: String },
+impl Entry {
+    /// The same plugin, which does not run because another has its id.
+    fn twin(&self) -> Arc<Self> {
+        let cause = format!("another plugin has the id \"{}\" already", self.id);
+        let twin = Self {
+            id: self.id.clone(),
+            version: self.version.clone(),
+            folder: self.folder.clone(),
+            order: self.order,
+            world: self.world,
+            applies_to: self.applies_to.clone(),
+            on_failure: self.on_failure,
+            loaded: Loaded::Broken(cause),
+            digest: [0; 32],
+            failures: 0.into(),
+            rest: Rest::new(0),
+            times: 0.into(),
+            busy_ns: 0.into(),
+            update: Mutex::default(),
+            spares: Mutex::default(),
+        };
+        loader::tell_broken(&twin, &self.folder.join(manifest::FILE_NAME));
+        Arc::new(twin)
+    }
+
+    /// Whether it does not run for no other reason than its id.
+    pub(super) fn is_twin(&self) -> bool {
+        self.digest == [0; 32] && matches!(self.loaded, Loaded::Broken(_))
+    }
 }
 
 impl PluginChain {
-    /// Reads, compiles and tries the plugins in `dir`: each folder in it, or symbolic link to one,
-    /// that holds a `plugin.toml`; names that begin with a dot are ignored. Blocks for as long as
-    /// compiling takes and runs guest code: never call it on an async worker.
+    /// [`Self::open`] with everything granted that manifests list, and nothing kept.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load(dir: &Path, must_exist: bool, services: Services) -> Result<Self, PluginsError> {
+        let dir = dir.to_owned();
+        Self::open(Setup { dir, must_exist, data_dir: None, quarantine_after: 0 }, services)
+    }
+
+    /// Reads, compiles and tries the plugins in a directory: each folder in it, or symbolic link to
+    /// one, that holds a `plugin.toml`; names that begin with a dot are ignored. Blocks for as long
+    /// as compiling takes and runs guest code: never call it on an async worker.
     ///
     /// A plugin that does not run is logged once, keeps its place and refuses the events in its
     /// scope, or passes them if its manifest says so. One with an unreadable manifest refuses every
     /// event.
     ///
     /// # Errors
-    /// When `dir` is unreadable, or `must_exist` and absent; when WebAssembly does not run here.
-    pub fn load(dir: &Path, must_exist: bool, services: Services) -> Result<Self, PluginsError> {
-        let folders = match folders(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => Vec::new(),
+    /// When the directory is unreadable, or must exist and does not; when WebAssembly does not run
+    /// here.
+    pub fn open(setup: Setup, services: Services) -> Result<Self, PluginsError> {
+        let dir = &setup.dir;
+        let folders = match folders(dir, warn_of_misplaced) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !setup.must_exist => {
+                Vec::new()
+            }
             result => {
-                result.map_err(|source| PluginsError::Directory { dir: dir.to_owned(), source })?
+                result.map_err(|source| PluginsError::Directory { dir: dir.clone(), source })?
             }
         };
-        if folders.is_empty() {
-            // No engine either: its ticker would wake the machine for nothing.
-            return Ok(Self { entries: Arc::new([]), services });
+        let cache = setup.data_dir.as_deref().map(Cache::open).transpose();
+        let cache = cache.unwrap_or_else(|error| {
+            tracing::warn!("compiled plugins cannot be kept: {error}; every start compiles them");
+            None
+        });
+        let file = setup.data_dir.as_ref().map(|data_dir| data_dir.join(granted::FILE_NAME));
+        let grants = file.as_deref().map(Stamp::of_file).unwrap_or_default();
+        let granted = match setup.data_dir.as_deref().map(Granted::read) {
+            Some(Ok(granted)) => granted,
+            Some(Err(error)) => {
+                tracing::error!("{error}; nothing counts as granted to any plugin");
+                Granted::default()
+            }
+            None => Granted::everything(),
+        };
+        let loader = Loader::new(cache, setup.quarantine_after, services.clone());
+        if !folders.is_empty() {
+            loader.start_engine()?;
         }
-        let engine = engine::start()?;
-        let mut found: Vec<Found> = folders.into_iter().map(Found::read).collect();
-        found.sort_by(|a, b| a.place().cmp(&b.place()));
+        let folders: Vec<_> =
+            folders.into_iter().map(|path| (path.clone(), Stamp::of_folder(&path))).collect();
+        let load = |(folder, _): &(PathBuf, _)| loader.load(Found::read(folder), &granted, None, 1);
+        let generation = Generation::new(folders.iter().map(load).collect());
+        let seen = Seen { folders, grants, granted };
+        let shared = Shared {
+            setup,
+            loader,
+            services,
+            current: ArcSwap::from_pointee(generation),
+            workers: AtomicUsize::new(0),
+            retired: Mutex::default(),
+            seen: Mutex::new(seen),
+        };
+        Ok(Self { shared: Arc::new(shared), looks: Arc::default() })
+    }
 
-        let mut entries: Vec<Arc<Entry>> = Vec::with_capacity(found.len());
-        for plugin in found {
-            let id = plugin.id();
-            let taken = entries.iter().any(|entry| entry.id == id);
-            entries.push(Arc::new(plugin.load(&engine, id, taken, &services)));
+    /// Watches the directory from now on, on a thread of its own that ends with the chain. What
+    /// changes there is loaded and swapped in between two events. `changed` is called on that thread
+    /// after each swap.
+    ///
+    /// # Errors
+    /// When the operating system has no thread left.
+    pub fn watch(&self, changed: impl Fn() + Send + 'static) -> io::Result<()> {
+        let (sender, receiver) = crossbeam_channel::bounded(16);
+        if self.looks.set(sender).is_ok() {
+            let mut watcher = Watcher::new(Arc::clone(&self.shared), Box::new(changed));
+            self.shared.loader.goes_live();
+            tasks::thread("plugin-watch", move || watcher.run(&receiver))?;
         }
-        Ok(Self { entries: entries.into(), services })
+        Ok(())
+    }
+
+    /// Looks for changes now; what lies in the folder with this name is complete. Returns when
+    /// they have been taken, or could not be; false when nobody watches. Blocks.
+    pub fn look(&self, folder: Option<String>) -> bool {
+        let Some(looks) = self.looks.get() else { return false };
+        let (done, wait) = crossbeam_channel::bounded(1);
+        looks.send(Look { folder, done }).is_ok() && wait.recv().is_ok()
+    }
+
+    /// The directory that the plugins are in.
+    pub fn dir(&self) -> &Path {
+        &self.shared.setup.dir
     }
 
     /// The plugins in the order in which they are asked.
     pub fn summary(&self) -> Vec<PluginSummary> {
-        self.entries.iter().map(|entry| entry.summary()).collect()
+        self.shared.current.load().entries.iter().map(|entry| entry.summary()).collect()
     }
 
-    pub(super) fn entries(&self) -> &[Arc<Entry>] {
-        &self.entries
+    /// All that is known of one plugin; nothing when there is none with this id. Reads files.
+    pub fn describe(&self, id: &str, data_dir: &Path) -> Option<Value> {
+        let generation = self.shared.current.load();
+        let entry = generation.entries.iter().find(|entry| entry.id == id)?;
+        let granted = Granted::read(data_dir).unwrap_or_default();
+        let mut told = json!(entry.summary());
+        // What runs, which may not be what lies there by now.
+        let read = || Manifest::read(&entry.folder.join(manifest::FILE_NAME)).ok();
+        let manifest = entry.plugin().map(|plugin| plugin.manifest.clone()).or_else(read);
+        let described = manifest.map(|manifest| entry::described(&manifest, &granted));
+        if let (Some(all), Some(Value::Object(more))) = (told.as_object_mut(), described) {
+            all.extend(more);
+        }
+        told["folder"] = json!(entry.folder);
+        told["memory_bytes"] = json!(self.shared.memory(id));
+        let metrics = self.metrics();
+        let calls = |verdict| {
+            let labels = PluginLabels { plugin: id.to_owned(), verdict };
+            metrics.plugin_calls.get(&labels).map_or(0, |calls| calls.get())
+        };
+        let verdicts = match entry.world {
+            World::SecretRotation => ["keep", "rotate", "failed"].as_slice(),
+            _ => &["accept", "reject", "shadow-reject", "route", "failed"],
+        };
+        let calls: Map<_, _> =
+            verdicts.iter().map(|verdict| ((*verdict).to_owned(), calls(verdict).into())).collect();
+        told["calls"] = Value::Object(calls);
+        let (times, busy_ns) = entry.busy();
+        if times > 0 {
+            told["mean_call_us"] = json!(busy_ns as f64 / 1e3 / times as f64);
+        }
+        Some(told)
+    }
+
+    /// Ends the quarantine of a plugin. Returns whether it was in one; nothing when there is no such
+    /// plugin.
+    pub fn lift(&self, id: &str) -> Option<bool> {
+        let generation = self.shared.current.load();
+        let entry = generation.entries.iter().find(|entry| entry.id == id)?;
+        let was = entry.rest.lift();
+        if was {
+            tracing::info!(plugin = %id, "the operator ended the plugin's quarantine");
+        }
+        Some(was)
+    }
+
+    /// Brings the figures up to date that nobody counts as they change.
+    pub fn measure(&self) {
+        for entry in &self.shared.current.load().entries {
+            let now = entry.summary().state.name();
+            for state in PluginState::NAMES {
+                let labels = PluginStateLabels { plugin: entry.id.clone(), state };
+                self.metrics().plugin_state.get_or_create(&labels).set((state == now).into());
+            }
+        }
+    }
+
+    pub(super) fn generation(&self) -> Arc<Generation> {
+        self.shared.current.load_full()
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
-        &self.services.metrics
+        &self.shared.services.metrics
     }
 
     /// Whether there is no plugin.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.shared.current.load().entries.is_empty()
+    }
+}
+
+impl Shared {
+    /// The plugins of now.
+    pub fn generation(&self) -> Arc<Generation> {
+        self.current.load_full()
+    }
+
+    /// Whether these are no longer the plugins of now. Costs next to nothing.
+    pub fn has_changed(&self, since: &Arc<Generation>) -> bool {
+        !Arc::ptr_eq(&self.current.load(), since)
+    }
+
+    /// Puts another generation in place of the one of now. Each worker goes on with it between two
+    /// events.
+    pub fn swap(&self, next: Generation) {
+        let before = self.current.swap(Arc::new(next));
+        let after = self.current.load();
+        for entry in &before.entries {
+            if !after.entries.iter().any(|other| other.id == entry.id) {
+                self.services.metrics.forget_plugin(&entry.id, &PluginState::NAMES);
+                tracing::info!(plugin = %entry.id, "the plugin is gone; nobody asks it any more");
+            }
+        }
+    }
+
+    /// How many workers are to be served.
+    pub fn workers(&self) -> usize {
+        self.workers.load(Ordering::Relaxed)
+    }
+
+    pub fn worker_came(&self) {
+        self.workers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn worker_left(&self) {
+        self.workers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Takes instances that are no longer asked.
+    pub fn retire(&self, instances: impl Iterator<Item = Instance>) {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner).extend(instances);
+    }
+
+    /// Drops them.
+    pub fn drop_retired(&self) {
+        drop(mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner)));
+    }
+
+    /// The memory that all instances of a plugin have taken, in bytes.
+    pub fn memory(&self, id: &str) -> i64 {
+        let labels = PluginIdLabels { plugin: id.to_owned() };
+        self.services.metrics.plugin_memory.get(&labels).map_or(0, |bytes| bytes.get())
     }
 }
 
 impl Policy for PluginChain {
     fn worker(&self) -> Box<dyn PolicyWorker> {
-        let filters: Vec<_> =
-            self.entries.iter().filter(|entry| entry.world.judges_events()).cloned().collect();
-        Box::new(ChainWorker::new(&filters, &self.services))
+        Box::new(ChainWorker::new(Arc::clone(&self.shared)))
     }
-}
-
-impl Entry {
-    fn summary(&self) -> PluginSummary {
-        let state = match &self.loaded {
-            Loaded::Ready(_) => {
-                PluginState::Ready { failures: self.failures.load(Ordering::Relaxed) }
-            }
-            Loaded::Broken(cause) => PluginState::Broken { cause: cause.clone() },
-        };
-        PluginSummary { id: self.id.clone(), version: self.version.clone(), state }
-    }
-}
-
-/// A plugin's folder, with what its manifest says.
-struct Found {
-    folder: PathBuf,
-    manifest: Result<Manifest, manifest::ManifestError>,
-}
-
-impl Found {
-    fn read(folder: PathBuf) -> Self {
-        let manifest = Manifest::read(&folder.join(manifest::FILE_NAME));
-        Self { folder, manifest }
-    }
-
-    /// Unreadable ones come first: they refuse everything anyway.
-    fn place(&self) -> (Option<i32>, Option<&str>, &Path) {
-        let manifest = self.manifest.as_ref().ok();
-        (manifest.map(|m| m.order), manifest.map(|m| m.id.as_str()), &self.folder)
-    }
-
-    fn id(&self) -> String {
-        match &self.manifest {
-            Ok(manifest) => manifest.id.clone(),
-            Err(_) => {
-                let name = self.folder.file_name().unwrap_or_default().to_string_lossy();
-                one_line(&name, 64)
-            }
-        }
-    }
-
-    fn load(self, engine: &Engine, id: String, taken: bool, services: &Services) -> Entry {
-        let manifest_file = self.folder.join(manifest::FILE_NAME);
-        let world = self.manifest.as_ref().map_or(World::EventFilter, |manifest| manifest.world);
-        let broken = |version, applies_to, on_failure, file: &Path, cause: String| {
-            let consequence = match (world, on_failure) {
-                (World::SecretRotation, _) => "it rotates no secrets",
-                (_, OnFailure::Stop) => "events in its scope are refused",
-                (_, OnFailure::Pass) => "events in its scope pass unseen",
-            };
-            tracing::error!(
-                plugin = %id, file = %file.display(),
-                "the plugin does not run, {consequence}: {cause}"
-            );
-            let loaded = Loaded::Broken(cause);
-            let id = id.clone();
-            Entry { id, version, world, applies_to, on_failure, loaded, failures: 0.into() }
-        };
-        let manifest = match self.manifest {
-            Ok(manifest) => manifest,
-            Err(error) => {
-                let cause = format!("{}: {error}", manifest::FILE_NAME);
-                let all = AppliesTo::default();
-                return broken(String::new(), all, OnFailure::Stop, &manifest_file, cause);
-            }
-        };
-        let version = manifest.version.clone();
-        let (applies_to, on_failure) = (manifest.applies_to.clone(), manifest.on_failure);
-        if taken {
-            let cause = format!("another plugin has the id \"{id}\" already");
-            return broken(version, applies_to, on_failure, &manifest_file, cause);
-        }
-        let file = manifest.file.clone();
-        match Plugin::load(engine, &self.folder, manifest, services) {
-            Ok(plugin) => {
-                let loaded = Loaded::Ready(plugin);
-                Entry { id, version, world, applies_to, on_failure, loaded, failures: 0.into() }
-            }
-            Err(error) => {
-                let cause = format!("{file}: {error}");
-                broken(version, applies_to, on_failure, &self.folder.join(file), cause)
-            }
-        }
-    }
-}
-
-/// The folders that hold a plugin. One that cannot be looked into counts as one, so that its plugin
-/// is not skipped silently.
-fn folders(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut folders = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if is_hidden(&entry.file_name()) {
-            continue;
-        }
-        let path = entry.path();
-        // Follows a symbolic link; one that leads nowhere was meant for a plugin.
-        let is_folder = fs::metadata(&path).map_or(true, |metadata| metadata.is_dir());
-        let has_manifest = || match fs::symlink_metadata(path.join(manifest::FILE_NAME)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => !path.exists(),
-            _ => true,
-        };
-        if is_folder && has_manifest() {
-            folders.push(path);
-        } else {
-            warn_of_misplaced(&path, is_folder);
-        }
-    }
-    Ok(folders)
-}
-
-/// Says that something looks like a plugin and is none: a guard that does not run is worse than one
-/// that refuses too much.
-fn warn_of_misplaced(path: &Path, is_folder: bool) {
-    let is_component = |path: &Path| path.extension().is_some_and(|extension| extension == "wasm");
-    if !is_folder {
-        if is_component(path) || path.file_name().is_some_and(|name| name == manifest::FILE_NAME) {
-            tracing::warn!(
-                file = %path.display(),
-                "not part of a plugin: each needs a folder of its own with {} in it",
-                manifest::FILE_NAME
-            );
-        }
-        return;
-    }
-    let Ok(entries) = fs::read_dir(path) else { return };
-    if entries.flatten().any(|entry| is_component(&entry.path())) {
-        tracing::warn!(
-            folder = %path.display(),
-            "not a plugin: there is a component in the folder, but no {}",
-            manifest::FILE_NAME
-        );
-    }
-}
-
-fn is_hidden(name: &OsString) -> bool {
-    name.as_encoded_bytes().starts_with(b".")
 }

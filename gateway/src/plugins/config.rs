@@ -1,4 +1,4 @@
-//! `[plugins]`: where plugins are.
+//! `[plugins]`: where plugins are, and how much failing is too much.
 
 use std::path::PathBuf;
 
@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct PluginsConfig {
     /// The directory with one folder per plugin; empty for `plugins` in the data directory.
     pub dir: PathBuf,
+    /// Failures in a row after which a plugin is in quarantine; 0 for never.
+    pub quarantine_after: u32,
     /// Seconds between two questions to rotation policies.
     pub rotation_check_s: u64,
     /// How long all plugins together may take for one event, in milliseconds.
@@ -18,6 +20,6 @@ pub struct PluginsConfig {
 
 impl Default for PluginsConfig {
     fn default() -> Self {
-        Self { dir: PathBuf::new(), rotation_check_s: 60, budget_ms: 100 }
+        Self { dir: PathBuf::new(), quarantine_after: 10, rotation_check_s: 60, budget_ms: 100 }
     }
 }

@@ -27,13 +27,7 @@ pub enum EngineError {
 /// # Errors
 /// When the machine cannot run the compiled code or has no thread left.
 pub fn start() -> Result<Engine, EngineError> {
-    let mut config = Config::new();
-    config.wasm_component_model(true);
-    // Time, not instructions: fuel costs as much and bounds no wall time.
-    config.epoch_interruption(true);
-    config.max_wasm_stack(STACK_BYTES);
-    let engine = Engine::new(&config).map_err(EngineError::Config)?;
-
+    let engine = Engine::new(&config()).map_err(EngineError::Config)?;
     let ticked = engine.weak();
     tasks::thread("plugin-epochs", move || {
         while let Some(engine) = ticked.upgrade() {
@@ -44,6 +38,24 @@ pub fn start() -> Result<Engine, EngineError> {
         }
     })?;
     Ok(engine)
+}
+
+/// An engine that only compiles, for the other one, and on the caller's thread alone: while events
+/// are judged, the machine is theirs.
+///
+/// # Errors
+/// When the machine cannot run the compiled code.
+pub fn quiet_compiler() -> Result<Engine, EngineError> {
+    Engine::new(config().parallel_compilation(false)).map_err(EngineError::Config)
+}
+
+fn config() -> Config {
+    let mut config = Config::new();
+    config.wasm_component_model(true);
+    // Time, not instructions: fuel costs as much and bounds no wall time.
+    config.epoch_interruption(true);
+    config.max_wasm_stack(STACK_BYTES);
+    config
 }
 
 /// The number of epochs after which a limit of `time_ms` milliseconds has passed for certain.

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use wasmtime::{Engine, Store, StoreLimitsBuilder, Trap};
+use wasmtime::{Engine, Store, StoreLimits, StoreLimitsBuilder, Trap};
 
 use super::{
     bindings::{EventFilter, nostr_gateway::plugin::types, topics::TopicPolicy},
     budget::Budget,
     capabilities::{Allowance, Host, Lookups},
     deadline::Deadline,
+    manifest::LimitsOfCall,
+    memory::Memory,
     plugin::{Guest, Plugin},
     printable::one_line,
     verdict::Verdict,
@@ -159,17 +161,8 @@ impl Instance {
 /// too, so the time of `init` runs from here on.
 pub fn store(plugin: &Plugin, engine: &Engine) -> Store<Host> {
     let limits = &plugin.manifest.limits;
-    let bytes = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
     let host = Host {
-        limits: StoreLimitsBuilder::new()
-            .memory_size(bytes(limits.memory_mib.saturating_mul(1024 * 1024)))
-            // The size is a bound for each memory.
-            .memories(1)
-            .instances(MAX_CORE_INSTANCES)
-            .tables(MAX_TABLES)
-            .table_elements(MAX_TABLE_ELEMENTS)
-            .trap_on_grow_failure(true)
-            .build(),
+        limits: Memory::new(limits_of(limits), plugin.memory.clone()),
         deadline: Deadline::new(INIT_MS),
         log: Arc::clone(&plugin.log),
         config: Arc::clone(&plugin.config),
@@ -182,6 +175,22 @@ pub fn store(plugin: &Plugin, engine: &Engine) -> Store<Host> {
     store.epoch_deadline_callback(Deadline::reached);
     store.set_epoch_deadline(store.data().deadline.first_epochs());
     store
+}
+
+fn limits_of(limits: &LimitsOfCall) -> StoreLimits {
+    StoreLimitsBuilder::new()
+        .memory_size(bytes(limits.memory_mib.saturating_mul(1024 * 1024)))
+        // The size is a bound for each memory.
+        .memories(1)
+        .instances(MAX_CORE_INSTANCES)
+        .tables(MAX_TABLES)
+        .table_elements(MAX_TABLE_ELEMENTS)
+        .trap_on_grow_failure(true)
+        .build()
+}
+
+fn bytes(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
 }
 
 /// Begins the time of a call.

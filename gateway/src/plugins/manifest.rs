@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs::File, io::Read, ops::RangeInclusive, path::Path};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     pipeline::{Direction, Origin},
@@ -44,6 +44,9 @@ pub struct Manifest {
     pub limits: LimitsOfCall,
     #[serde(default)]
     pub on_failure: OnFailure,
+    /// The JSON schema of `config`, beside the manifest.
+    #[serde(default)]
+    pub config_schema: Option<String>,
     /// Handed to the plugin as it is, key by key.
     #[serde(default)]
     pub config: BTreeMap<String, serde_json::Value>,
@@ -77,7 +80,7 @@ impl World {
 }
 
 /// An interface of the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Capability {
     Log,
@@ -88,7 +91,8 @@ pub enum Capability {
 }
 
 impl Capability {
-    const ALL: [Self; 5] = [Self::Log, Self::Config, Self::Clock, Self::Kv, Self::Lookup];
+    /// Every one, in the order in which they are told.
+    pub const ALL: &[Self] = &[Self::Log, Self::Config, Self::Clock, Self::Kv, Self::Lookup];
 
     /// The name, in manifests and of the interface in `wit/`.
     pub const fn name(self) -> &'static str {
@@ -103,12 +107,12 @@ impl Capability {
 
     /// The capability with this name.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|known| known.name() == name)
+        Self::ALL.iter().copied().find(|known| known.name() == name)
     }
 }
 
 /// What happens to an event on which the plugin failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnFailure {
     /// It is refused.
@@ -119,7 +123,7 @@ pub enum OnFailure {
 }
 
 /// `[applies_to]`: the events the plugin is asked about. An empty list is no restriction.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AppliesTo {
     /// Never empty.
@@ -138,7 +142,7 @@ impl Default for AppliesTo {
 }
 
 /// A kind of [`Direction`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Way {
     In,
@@ -157,7 +161,7 @@ impl From<Direction<'_>> for Way {
 }
 
 /// A kind of [`Origin`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OriginKind {
     Client,
@@ -194,7 +198,7 @@ impl AppliesTo {
 }
 
 /// `[limits]`: what one instance may take. There is one instance per worker thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsOfCall {
     /// The longest call, in milliseconds that its thread runs.
@@ -243,8 +247,16 @@ impl Manifest {
     /// # Errors
     /// When the file is unreadable, larger than [`MAX_BYTES`] or says something that is not allowed.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
+        Self::parse(&Self::read_text(path)?)
+    }
+
+    /// Reads a manifest's text.
+    ///
+    /// # Errors
+    /// When the file is unreadable, larger than [`MAX_BYTES`] or not text.
+    pub fn read_text(path: &Path) -> Result<String, ManifestError> {
         let bytes = read_bounded(path, MAX_BYTES)?.ok_or(ManifestError::TooLarge)?;
-        Self::parse(std::str::from_utf8(&bytes).map_err(|_| ManifestError::Encoding)?)
+        String::from_utf8(bytes).map_err(|_| ManifestError::Encoding)
     }
 
     /// Reads a manifest from its text.
@@ -266,6 +278,12 @@ impl Manifest {
         self.config.iter().map(json).collect()
     }
 
+    /// `[config]` as one JSON object.
+    pub fn config_values(&self) -> serde_json::Value {
+        let values = self.config.iter();
+        values.map(|(key, value)| (key.clone(), plain_dates(value.clone()))).collect()
+    }
+
     fn check(&self) -> Result<(), ManifestError> {
         let wrong = |key, message| Err(ManifestError::Value { key, message });
         if !is_id(&self.id) {
@@ -277,8 +295,11 @@ impl Manifest {
         if semver::Version::parse(&self.version).is_err() {
             return wrong("version", "want a semantic version such as 1.0.0".to_owned());
         }
-        if self.file.is_empty() || self.file.contains(['/', '\\', '\0']) || self.file == ".." {
-            return wrong("file", "want the name of a file in the plugin's own folder".to_owned());
+        let schema = self.config_schema.as_deref().map(|name| ("config_schema", name));
+        for (key, name) in [("file", self.file.as_str())].into_iter().chain(schema) {
+            if name.is_empty() || name.contains(['/', '\\', '\0']) || name == ".." {
+                return wrong(key, "want the name of a file in the plugin's own folder".to_owned());
+            }
         }
         let limits = &self.limits;
         for (key, value, range) in [
@@ -346,7 +367,7 @@ fn is_id(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
-fn described(error: &toml_edit::de::Error, text: &str) -> ManifestError {
+pub fn described(error: &toml_edit::de::Error, text: &str) -> ManifestError {
     let message = error.message().replace('\n', ", ");
     // A missing key has no line.
     if message.starts_with("missing field") {
@@ -414,7 +435,7 @@ file = "a.wasm"
         assert_eq!(
             with("colour = 1"),
             "line 6: unknown field `colour`, expected one of `id`, `version`, `world`, `file`, \
-             `order`, `applies_to`, `capabilities`, `limits`, `on_failure`, `config`"
+             `order`, `applies_to`, `capabilities`, `limits`, `on_failure`, `config_schema`, `config`"
         );
         assert_eq!(
             with("capabilities = [\"log\", \"net\"]"),

@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
-use wasmtime::{Engine, component::Component};
+use prometheus_client::metrics::gauge::Gauge;
+use wasmtime::component::Component;
 
 use super::{
     bindings::{EventFilterPre, rotation::SecretRotationPre, topics::TopicPolicyPre},
     capabilities::{Host, PluginLog},
+    granted::listed,
     grants::{self, GrantError},
     instance::{Failure, Instance},
     interface::{self, WrongVersion},
@@ -18,6 +20,7 @@ use super::{
 };
 use crate::{
     clock::unix_now,
+    metrics::PluginIdLabels,
     pipeline::{Lookup, StoreError},
 };
 
@@ -25,7 +28,7 @@ use crate::{
 const MAX_COMPONENT_BYTES: u64 = 64 * 1024 * 1024;
 
 /// How a core module begins, as against a component.
-const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
+pub const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
 
 /// Why a plugin does not run. Texts stand after the name of the component's file.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,30 @@ pub enum PluginError {
     World(&'static str, String),
     #[error("it did not start: {0}")]
     Start(#[from] Failure),
+    #[error(
+        "it asks for {0}, which is not granted; to allow that: nostr-gateway plugin enable {id} \
+         --grant {0}",
+        listed(missing)
+    )]
+    NotGranted { id: String, missing: Vec<Capability> },
+}
+
+impl PluginError {
+    /// The same once more, of a component that cannot be read.
+    pub fn repeated(&self) -> Self {
+        match self {
+            Self::Read(error) => Self::Read(io::Error::new(error.kind(), error.to_string())),
+            _ => Self::TooLarge,
+        }
+    }
+}
+
+/// Reads a component.
+///
+/// # Errors
+/// When it cannot be read or is larger than any component may be.
+pub fn read(file: &Path) -> Result<Vec<u8>, PluginError> {
+    manifest::read_bounded(file, MAX_COMPONENT_BYTES)?.ok_or(PluginError::TooLarge)
 }
 
 /// A component that fits its world.
@@ -65,32 +92,26 @@ pub struct Plugin {
     pub config: Arc<BTreeMap<String, String>>,
     pub kv: Arc<Table>,
     pub lookup: Arc<dyn Lookup>,
+    /// The bytes that all instances hold.
+    pub memory: Gauge,
 }
 
 impl Plugin {
-    /// Reads and compiles the component that the manifest names, and tries it: an instance is made
-    /// and its `init` called. Takes as long as the compiler needs and runs guest code.
+    /// Links a component with what its manifest lists, and tries it: an instance is made and its
+    /// `init` called. The instance comes back too, for whoever can use it. Runs guest code.
     ///
     /// # Errors
     /// When any of these steps fails.
     pub fn load(
-        engine: &Engine,
-        folder: &Path,
+        component: &Component,
         manifest: Manifest,
+        log: Arc<PluginLog>,
         services: &Services,
-    ) -> Result<Arc<Self>, PluginError> {
-        let file = folder.join(&manifest.file);
-        let bytes =
-            manifest::read_bounded(&file, MAX_COMPONENT_BYTES)?.ok_or(PluginError::TooLarge)?;
-        if bytes.starts_with(CORE_MODULE) {
-            return Err(PluginError::CoreModule);
-        }
-        let component =
-            Component::from_binary(engine, &bytes).map_err(|e| PluginError::Compile(brief(&e)))?;
-        interface::check(engine, &component)?;
-        let linker = grants::linker(engine, &component, &manifest.capabilities)?;
+    ) -> Result<(Arc<Self>, Option<Instance>), PluginError> {
+        interface::check(component.engine(), component)?;
+        let linker = grants::linker(component.engine(), component, &manifest.capabilities)?;
         let component = linker
-            .instantiate_pre(&component)
+            .instantiate_pre(component)
             .and_then(|component| match manifest.world {
                 World::EventFilter => EventFilterPre::new(component).map(Guest::Filter),
                 World::TopicPolicy => TopicPolicyPre::new(component).map(Guest::Topics),
@@ -104,22 +125,28 @@ impl Plugin {
         } else {
             Arc::new(Table::none())
         };
+        let labels = PluginIdLabels { plugin: manifest.id.clone() };
+        let memory = services.metrics.plugin_memory.get_or_create_owned(&labels);
         let plugin = Arc::new(Self {
+            log,
             kv,
             lookup: Arc::clone(&services.lookup),
-            log: Arc::new(PluginLog::new(manifest.id.clone())),
             config: Arc::new(manifest.config_json()),
             component,
             manifest,
+            memory,
         });
-        match plugin.component {
-            Guest::Filter(_) | Guest::Topics(_) => drop(Instance::new(&plugin)?),
-            Guest::Rotation(_) => drop(RotationInstance::new(&plugin)?),
-        }
-        Ok(plugin)
+        let instance = match plugin.component {
+            Guest::Filter(_) | Guest::Topics(_) => Some(Instance::new(&plugin)?),
+            Guest::Rotation(_) => {
+                RotationInstance::new(&plugin)?;
+                None
+            }
+        };
+        Ok((plugin, instance))
     }
 }
 
-fn brief(error: &wasmtime::Error) -> String {
+pub fn brief(error: &wasmtime::Error) -> String {
     one_line(&format!("{error:#}"), 400)
 }

@@ -1,25 +1,24 @@
 //! Plugins of the world `secret-rotation`: when a private topic gets a new secret.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{sync::Arc, time::Instant};
 
 use wasmtime::Store;
 
 use super::{
-    bindings::{
-        nostr_gateway::plugin::log::Level,
-        rotation::{
-            SecretRotation,
-            exports::nostr_gateway::plugin::rotation::{Decision, Member, Topic},
-        },
+    bindings::rotation::{
+        SecretRotation,
+        exports::nostr_gateway::plugin::rotation::{Decision, Member, Topic},
     },
     capabilities::Host,
-    chain::{Entry, Loaded, PluginChain},
+    chain::PluginChain,
+    entry::Entry,
     instance::{self, Failure},
     manifest::World,
     plugin::{Guest, Plugin},
+    worker,
 };
 use crate::{
-    metrics::PluginLabels,
+    metrics::{PluginIdLabels, PluginLabels},
     pipeline::{RotationAnswer, RotationPolicy, RotationQuestion},
 };
 
@@ -60,15 +59,14 @@ impl RotationInstance {
 
 impl RotationPolicy for PluginChain {
     fn is_empty(&self) -> bool {
-        !self.entries().iter().any(|entry| entry.world == World::SecretRotation)
+        self.generation().of(World::SecretRotation).next().is_none()
     }
 
     /// The first plugin that wants to rotate is followed. One that fails is passed over: what it
     /// would have decided nobody knows.
     fn decide(&self, question: &RotationQuestion) -> RotationAnswer {
         let topic = lowered(question);
-        let policies = self.entries().iter().filter(|e| e.world == World::SecretRotation);
-        for entry in policies {
+        for entry in self.generation().of(World::SecretRotation) {
             let topics = &entry.applies_to.topics;
             if !topics.is_empty() && !topics.contains(&question.name) {
                 continue;
@@ -88,7 +86,8 @@ impl PluginChain {
             let labels = PluginLabels { plugin: entry.id.clone(), verdict };
             self.metrics().plugin_calls.get_or_create(&labels).inc();
         };
-        let Loaded::Ready(plugin) = &entry.loaded else {
+        let may_run = entry.rest.may_run(Instant::now());
+        let Some(plugin) = entry.plugin().filter(|_| may_run) else {
             count("failed");
             return None;
         };
@@ -96,14 +95,15 @@ impl PluginChain {
         let decided = RotationInstance::new(plugin).and_then(|mut policy| policy.decide(topic));
         match decided {
             Ok(decision) => {
+                entry.rest.succeeded();
                 count(if matches!(decision, Decision::Keep) { "keep" } else { "rotate" });
                 Some(decision)
             }
             Err(failure) => {
                 count("failed");
-                self.metrics().plugin_traps.inc();
-                entry.failures.fetch_add(1, Ordering::Relaxed);
-                plugin.log.write(Level::Error, &format!("the plugin failed: {failure}"));
+                let labels = PluginIdLabels { plugin: entry.id.clone() };
+                self.metrics().plugin_traps.get_or_create(&labels).inc();
+                worker::failed(entry, plugin, &failure);
                 None
             }
         }

@@ -1,24 +1,30 @@
 //! Plugins of the world `topic-policy`, asked whether a topic may be joined by a visit.
 
-use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::{
-    bindings::nostr_gateway::plugin::log::Level,
-    chain::{Entry, Loaded, PluginChain},
+    chain::PluginChain,
+    entry::Entry,
     instance::Instance,
     manifest::{OnFailure, World},
+    worker,
 };
-use crate::{metrics::PluginLabels, pipeline::VisitPolicy, protocol::TopicName};
+use crate::{
+    metrics::{PluginIdLabels, PluginLabels},
+    pipeline::VisitPolicy,
+    protocol::TopicName,
+};
 
 impl VisitPolicy for PluginChain {
     /// All must agree whose scope has the topic. One that fails does not, unless its manifest lets
     /// pass what it failed on.
     fn may_visit(&self, topic: &TopicName) -> bool {
-        let policies = self.entries().iter().filter(|entry| {
+        let generation = self.generation();
+        let mut policies = generation.of(World::TopicPolicy).filter(|entry| {
             let topics = &entry.applies_to.topics;
-            entry.world == World::TopicPolicy && (topics.is_empty() || topics.contains(topic))
+            topics.is_empty() || topics.contains(topic)
         });
-        policies.into_iter().all(|entry| {
+        policies.all(|entry| {
             let agreed = self.ask_about_visit(entry, topic);
             agreed.unwrap_or(entry.on_failure == OnFailure::Pass)
         })
@@ -32,7 +38,8 @@ impl PluginChain {
             let labels = PluginLabels { plugin: entry.id.clone(), verdict };
             self.metrics().plugin_calls.get_or_create(&labels).inc();
         };
-        let Loaded::Ready(plugin) = &entry.loaded else {
+        let may_run = entry.rest.may_run(Instant::now());
+        let Some(plugin) = entry.plugin().filter(|_| may_run) else {
             count("failed");
             return None;
         };
@@ -40,14 +47,15 @@ impl PluginChain {
         let asked = Instance::new(plugin).and_then(|mut policy| policy.may_visit(topic.as_str()));
         match asked {
             Ok(may) => {
+                entry.rest.succeeded();
                 count(if may { "accept" } else { "reject" });
                 Some(may)
             }
             Err(failure) => {
                 count("failed");
-                self.metrics().plugin_traps.inc();
-                entry.failures.fetch_add(1, Ordering::Relaxed);
-                plugin.log.write(Level::Error, &format!("the plugin failed: {failure}"));
+                let labels = PluginIdLabels { plugin: entry.id.clone() };
+                self.metrics().plugin_traps.get_or_create(&labels).inc();
+                worker::failed(entry, plugin, &failure);
                 None
             }
         }

@@ -1,45 +1,69 @@
 //! The chain on one thread: an instance of each plugin, kept from call to call.
 
 use std::{
+    mem,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 
 use super::{
     bindings::nostr_gateway::plugin::log::Level,
     budget::Budget,
-    chain::{Entry, Loaded},
+    chain::{Generation, Shared},
+    entry::Entry,
     instance::{Failure, Instance},
     lower::{self, LoweredEvent},
     manifest::OnFailure,
     plugin::Plugin,
-    services::Services,
+    quarantine::Step,
     verdict::Verdict,
 };
 use crate::{
-    metrics::{Metrics, PluginLabels},
+    metrics::{Metrics, PluginIdLabels, PluginLabels},
     pipeline::{Context, Decision, Direction, PolicyWorker, Stays},
     protocol::{Reason, TopicName, VerifiedEvent},
 };
 
-/// The pause after the second failure in a row; it doubles with each further one. A single failure
-/// costs no pause: making an instance takes microseconds, and the event that broke it is gone.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
 /// Evaluates events on the thread that made it.
 pub struct ChainWorker {
+    shared: Arc<Shared>,
+    /// What `slots` was made from.
+    generation: Arc<Generation>,
     slots: Vec<Slot>,
-    /// For one event.
-    budget: Duration,
 }
 
 impl ChainWorker {
-    pub fn new(entries: &[Arc<Entry>], services: &Services) -> Self {
-        let slot = |entry| Slot::new(entry, &services.metrics);
-        Self { slots: entries.iter().map(slot).collect(), budget: services.budget }
+    pub fn new(shared: Arc<Shared>) -> Self {
+        shared.worker_came();
+        let mut worker = Self { generation: Arc::default(), slots: Vec::new(), shared };
+        worker.follow();
+        worker
+    }
+
+    /// Goes on with the plugins of now; called between two events alone, so each event is judged by
+    /// one chain from its beginning to its end. Plugins that stayed keep their instances.
+    fn follow(&mut self) {
+        if !self.shared.has_changed(&self.generation) {
+            return;
+        }
+        let mut before = mem::take(&mut self.slots);
+        self.generation = self.shared.generation();
+        let filters = self.generation.judges();
+        self.slots = filters
+            .map(|entry| match before.iter().position(|slot| Arc::ptr_eq(&slot.entry, entry)) {
+                Some(at) => before.swap_remove(at),
+                None => Slot::new(entry, &self.shared.services.metrics),
+            })
+            .collect();
+        self.shared.retire(before.into_iter().filter_map(|slot| slot.instance));
+    }
+}
+
+impl Drop for ChainWorker {
+    fn drop(&mut self) {
+        self.shared.worker_left();
     }
 }
 
@@ -47,9 +71,10 @@ impl PolicyWorker for ChainWorker {
     /// The first rejection ends the chain. A route does not: plugins further on are asked with the
     /// new topics, and the last route counts.
     fn evaluate(&mut self, event: &VerifiedEvent, context: &Context<'_>) -> Decision {
+        self.follow();
         let mut routed: Option<Vec<TopicName>> = None;
         let mut lowered: Option<LoweredEvent<'_>> = None;
-        let mut budget = Budget::new(self.budget);
+        let mut budget = Budget::new(self.shared.services.budget);
         for slot in &mut self.slots {
             let topics = routed.as_deref().unwrap_or(context.topics);
             if !slot.covers(event, context, topics) {
@@ -78,8 +103,9 @@ impl PolicyWorker for ChainWorker {
     }
 
     fn judges(&self, direction: Direction<'_>) -> bool {
+        // Those of now: whoever is not asked does not follow.
         let way = direction.into();
-        self.slots.iter().any(|slot| slot.entry.applies_to.directions.contains(&way))
+        self.shared.generation().judges().any(|entry| entry.applies_to.directions.contains(&way))
     }
 
     /// Each plugin is asked about those of the remaining topics that are in its scope, all at once,
@@ -89,8 +115,9 @@ impl PolicyWorker for ChainWorker {
         event: &VerifiedEvent,
         context: &Context<'_>,
     ) -> Result<Vec<TopicName>, Stays> {
+        self.follow();
         let mut lowered: Option<LoweredEvent<'_>> = None;
-        let mut budget = Budget::new(self.budget);
+        let mut budget = Budget::new(self.shared.services.budget);
         let mut left = context.topics.to_vec();
         let to_topics = context.direction == Direction::ToTopics;
         for slot in &mut self.slots {
@@ -132,7 +159,6 @@ impl PolicyWorker for ChainWorker {
 struct Slot {
     entry: Arc<Entry>,
     instance: Option<Instance>,
-    pause: Pause,
     calls: Calls,
 }
 
@@ -140,8 +166,7 @@ impl Slot {
     fn new(entry: &Arc<Entry>, metrics: &Metrics) -> Self {
         Self {
             entry: Arc::clone(entry),
-            instance: None,
-            pause: Pause::default(),
+            instance: entry.spare(),
             calls: Calls::new(&entry.id, metrics),
         }
     }
@@ -164,34 +189,57 @@ impl Slot {
         topics: &[TopicName],
         budget: &mut Budget,
     ) -> Option<Verdict> {
-        let Loaded::Ready(plugin) = &self.entry.loaded else {
+        let began = Instant::now();
+        let Some(plugin) = self.entry.plugin().filter(|_| self.entry.rest.may_run(began)) else {
             self.calls.failed.inc();
             return None;
         };
-        if self.pause.holds(Instant::now()) {
-            self.calls.failed.inc();
-            return None;
-        }
         let _span = tracing::debug_span!("plugin", name = %self.entry.id).entered();
-        match call(&mut self.instance, plugin, event, context, topics, budget) {
+        let called = call(&mut self.instance, plugin, event, context, topics, budget);
+        let took = began.elapsed();
+        self.entry.took(took);
+        self.calls.seconds.observe(took.as_secs_f64());
+        match called {
             Ok(verdict) => {
-                self.pause = Pause::default();
+                if self.entry.rest.succeeded() {
+                    tracing::info!(plugin = %self.entry.id, "the plugin works again");
+                }
                 self.calls.count(&verdict);
                 Some(verdict)
             }
             Err(failure) => {
                 self.instance.take_if(|instance| !instance.is_alive());
-                // For what the plugins before it took, it is not to rest.
-                if !matches!(failure, Failure::Budget(_)) {
-                    self.pause.failed(Instant::now());
-                }
                 self.calls.failed.inc();
                 self.calls.traps.inc();
-                self.entry.failures.fetch_add(1, Ordering::Relaxed);
-                plugin.log.write(Level::Error, &format!("the plugin failed: {failure}"));
+                failed(&self.entry, plugin, &failure);
                 None
             }
         }
+    }
+}
+
+/// Takes note of a call that failed.
+pub fn failed(entry: &Entry, plugin: &Plugin, failure: &Failure) {
+    entry.failures.fetch_add(1, Ordering::Relaxed);
+    let cause = failure.to_string();
+    plugin.log.write(Level::Error, &format!("the plugin failed: {cause}"));
+    // For what the plugins before it took, it is not to rest.
+    if matches!(failure, Failure::Budget(_)) {
+        return entry.rest.was_not_asked();
+    }
+    if let Step::Quarantined(pause) = entry.rest.failed(&cause, Instant::now()) {
+        let consequence = match entry.on_failure {
+            OnFailure::Stop => "refused",
+            OnFailure::Pass => "passed unseen",
+        };
+        tracing::error!(
+            plugin = %entry.id,
+            "the plugin failed too often in a row and is in quarantine: events in its scope are \
+             {consequence}. It is tried again in {} s; `nostr-gateway plugin enable {}` ends the \
+             quarantine",
+            pause.as_secs(),
+            entry.id
+        );
     }
 }
 
@@ -215,28 +263,6 @@ fn call(
     instance.evaluate(event.record(&tags), lower::context(context, &names, &keys), budget)
 }
 
-/// How long a failing plugin rests, so that it does not eat the thread's time.
-#[derive(Default)]
-struct Pause {
-    /// Without a success in between.
-    failures: u32,
-    until: Option<Instant>,
-}
-
-impl Pause {
-    fn holds(&self, now: Instant) -> bool {
-        self.until.is_some_and(|until| now < until)
-    }
-
-    fn failed(&mut self, now: Instant) {
-        self.failures = self.failures.saturating_add(1);
-        if let Some(doublings) = self.failures.checked_sub(2) {
-            let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(doublings));
-            self.until = Some(now + pause.min(LONGEST_PAUSE));
-        }
-    }
-}
-
 /// The plugin's counters, looked up once.
 struct Calls {
     accept: Counter,
@@ -245,10 +271,12 @@ struct Calls {
     route: Counter,
     failed: Counter,
     traps: Counter,
+    seconds: Histogram,
 }
 
 impl Calls {
     fn new(id: &str, metrics: &Metrics) -> Self {
+        let own = PluginIdLabels { plugin: id.to_owned() };
         let counter = |verdict| {
             let labels = PluginLabels { plugin: id.to_owned(), verdict };
             metrics.plugin_calls.get_or_create_owned(&labels)
@@ -259,7 +287,8 @@ impl Calls {
             shadow_reject: counter("shadow-reject"),
             route: counter("route"),
             failed: counter("failed"),
-            traps: metrics.plugin_traps.clone(),
+            traps: metrics.plugin_traps.get_or_create_owned(&own),
+            seconds: metrics.plugin_seconds.get_or_create_owned(&own),
         }
     }
 
@@ -271,26 +300,5 @@ impl Calls {
             Verdict::Route(_) => &self.route,
         }
         .inc();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_failures_in_a_row_cost_a_pause() {
-        let now = Instant::now();
-        let mut pause = Pause::default();
-        pause.failed(now);
-        assert!(!pause.holds(now));
-        pause.failed(now);
-        assert!(pause.holds(now) && !pause.holds(now + FIRST_PAUSE));
-        pause.failed(now);
-        assert!(pause.holds(now + FIRST_PAUSE) && !pause.holds(now + 2 * FIRST_PAUSE));
-        for _ in 0..1_000 {
-            pause.failed(now);
-        }
-        assert!(!pause.holds(now + LONGEST_PAUSE));
     }
 }

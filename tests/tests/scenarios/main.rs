@@ -28,6 +28,7 @@ mod namespaces;
 mod nat;
 mod negentropy;
 mod plugin_host;
+mod plugins;
 mod private;
 mod rates;
 mod relay;

@@ -31,6 +31,9 @@ fn fixture(builder: GatewayBuilder, name: &str, world: &str, manifest: &str) -> 
          {manifest}\n[limits]\ntime_ms = 1000\n"
     );
     fs::write(folder.join("plugin.toml"), text).unwrap();
+    // What goes beyond log, config and clock is the operator's to grant.
+    let granted = format!("[{name}]\ngrant = [\"kv\", \"lookup\"]\n");
+    fs::write(builder.data_dir().join("grants.toml"), granted).unwrap();
     // The machine may be busy.
     builder.set("plugins", "budget_ms", "5000")
 }

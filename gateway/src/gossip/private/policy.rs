@@ -28,6 +28,10 @@ pub async fn ask_on_and_on(
     token: CancellationToken,
 ) {
     while token.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+        // Plugins come and go.
+        if policy.is_empty() {
+            continue;
+        }
         for swarm in swarms.all() {
             let Some(circle) = swarm.state.circle().filter(|circle| circle.is_admin()) else {
                 continue;

@@ -10,6 +10,7 @@ use super::Host;
 use crate::plugins::{
     bindings::nostr_gateway::plugin::log::{self, Level},
     printable::one_line,
+    target::Target,
 };
 
 /// How many lines one plugin may write in each [`WINDOW`], all its instances together.
@@ -21,7 +22,7 @@ const LINE_BYTES: usize = 1_024;
 
 /// Writes a plugin's lines, and the host's own about the plugin.
 pub struct PluginLog {
-    id: String,
+    target: Target,
     window: Mutex<Window>,
 }
 
@@ -32,37 +33,32 @@ struct Window {
 }
 
 impl PluginLog {
-    pub fn new(id: String) -> Self {
-        Self { id, window: Mutex::new(Window { began: Instant::now(), lines: 0, dropped: 0 }) }
+    /// Make one for each id: its target lives for ever.
+    pub fn new(id: &str) -> Self {
+        let target = Target::new(id);
+        Self { target, window: Mutex::new(Window { began: Instant::now(), lines: 0, dropped: 0 }) }
     }
 
     /// Writes one line, or drops it when the plugin has had its share. Returns whether it was
     /// written.
     pub fn write(&self, level: Level, message: &str) -> bool {
-        let enabled = match level {
-            Level::Trace => tracing::enabled!(target: "plugin", tracing::Level::TRACE),
-            Level::Debug => tracing::enabled!(target: "plugin", tracing::Level::DEBUG),
-            Level::Info => tracing::enabled!(target: "plugin", tracing::Level::INFO),
-            Level::Warn => tracing::enabled!(target: "plugin", tracing::Level::WARN),
-            Level::Error => tracing::enabled!(target: "plugin", tracing::Level::ERROR),
+        let level = match level {
+            Level::Trace => tracing::Level::TRACE,
+            Level::Debug => tracing::Level::DEBUG,
+            Level::Info => tracing::Level::INFO,
+            Level::Warn => tracing::Level::WARN,
+            Level::Error => tracing::Level::ERROR,
         };
         // What nobody reads must not use up the share of what somebody does.
-        if !enabled {
+        if !self.target.is_enabled(level) {
             return false;
         }
         let Some(dropped) = self.admit(Instant::now()) else { return false };
-        let plugin = self.id.as_str();
         if dropped > 0 {
-            tracing::warn!(target: "plugin", plugin, dropped, "the plugin wrote too many lines");
+            let text = format!("the plugin wrote too many lines; {dropped} are left out");
+            self.target.write(tracing::Level::WARN, &text);
         }
-        let message = one_line(message, LINE_BYTES);
-        match level {
-            Level::Trace => tracing::trace!(target: "plugin", plugin, "{message}"),
-            Level::Debug => tracing::debug!(target: "plugin", plugin, "{message}"),
-            Level::Info => tracing::info!(target: "plugin", plugin, "{message}"),
-            Level::Warn => tracing::warn!(target: "plugin", plugin, "{message}"),
-            Level::Error => tracing::error!(target: "plugin", plugin, "{message}"),
-        }
+        self.target.write(level, &one_line(message, LINE_BYTES));
         true
     }
 
@@ -94,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_cut_and_counted() {
-        let log = PluginLog::new("x".to_owned());
+        let log = PluginLog::new("x");
         let start = Instant::now();
         let admitted = (0..10_000).filter(|_| log.admit(start).is_some()).count();
         assert_eq!(admitted, LINES as usize);

@@ -8,16 +8,14 @@ mod lookup;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use wasmtime::StoreLimits;
-
 pub use log::PluginLog;
 pub use lookup::{Allowance, Lookups};
 
-use super::{deadline::Deadline, kv::Table};
+use super::{deadline::Deadline, kv::Table, memory::Memory};
 
 /// What belongs to one instance on the host's side.
 pub struct Host {
-    pub limits: StoreLimits,
+    pub limits: Memory,
     /// Of the call being made.
     pub deadline: Deadline,
     /// Shared by all instances of the plugin, so that they share one budget of lines.

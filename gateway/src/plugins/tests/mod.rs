@@ -2,6 +2,7 @@
 //! judged as if nothing had happened.
 
 mod directions;
+mod life;
 mod limits;
 mod loading;
 mod remembering;
@@ -21,7 +22,7 @@ use tempfile::TempDir;
 
 use super::{Kv, PluginChain, PluginState, Services};
 use crate::{
-    metrics::Metrics,
+    metrics::{Metrics, PluginIdLabels},
     pipeline::{
         AuthorHeld, Context, Cost, Decision, Direction, KvChange, KvPair, KvStore, Lookup,
         LookupError, Origin, PeerId, Policy, PolicyWorker, Stays, StoreError, Viewer, VisitPolicy,
@@ -49,11 +50,7 @@ impl Plugins {
 
     /// Adds the misbehaving fixture under this id, with more lines in its manifest.
     fn fixture(self, id: &str, more: &str) -> Self {
-        let manifest = format!(
-            "id = \"{id}\"\nversion = \"1.0.0\"\nworld = \"event-filter\"\n\
-             file = \"plugin.wasm\"\ncapabilities = [\"log\", \"config\", \"clock\"]\n{more}"
-        );
-        self.folder(id, &manifest, FIXTURES)
+        self.folder(id, &fixture_manifest(id, more), FIXTURES)
     }
 
     /// Adds the fixture that uses `kv` and `lookup`.
@@ -162,6 +159,13 @@ impl Lookup for Empty {
 /// The names of the topics that an event may go out to.
 type Left = Result<Vec<String>, Stays>;
 
+fn fixture_manifest(id: &str, more: &str) -> String {
+    format!(
+        "id = \"{id}\"\nversion = \"1.0.0\"\nworld = \"event-filter\"\n\
+         file = \"plugin.wasm\"\ncapabilities = [\"log\", \"config\", \"clock\"]\n{more}"
+    )
+}
+
 /// A chain with one worker, and its figures.
 struct Loaded {
     chain: PluginChain,
@@ -199,13 +203,20 @@ impl Loaded {
         Ok(left.iter().map(ToString::to_string).collect())
     }
 
+    /// Failed calls of all plugins.
+    fn traps(&self) -> u64 {
+        let ids = self.chain.summary().into_iter().map(|plugin| plugin.id);
+        let labels = ids.map(|plugin| PluginIdLabels { plugin });
+        labels.filter_map(|labels| Some(self.metrics.plugin_traps.get(&labels)?.get())).sum()
+    }
+
     /// Why the plugin with this id does not run.
     fn cause(&self, id: &str) -> String {
         let summary = self.chain.summary();
         let plugin = summary.iter().find(|plugin| plugin.id == id).expect("the plugin is listed");
         match &plugin.state {
             PluginState::Broken { cause } => cause.clone(),
-            PluginState::Ready { .. } => panic!("it runs"),
+            other => panic!("not broken: {other:?}"),
         }
     }
 }

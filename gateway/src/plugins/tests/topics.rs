@@ -22,7 +22,7 @@ fn it_says_which_topics_may_be_visited() {
     assert!(!plugins.chain.may_visit(&topic("closed")));
     // One that fails does not let anybody in.
     assert!(!plugins.chain.may_visit(&topic("panic")));
-    assert_eq!(plugins.metrics.plugin_traps.get(), 1);
+    assert_eq!(plugins.traps(), 1);
     // All in whose scope the topic is have to agree.
     let listed = "[applies_to]\ntopics = [\"closed\"]";
     let plugins = Plugins::new().topics_fixture("a", listed).load();

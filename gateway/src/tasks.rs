@@ -1,9 +1,19 @@
 //! The only place that spawns. A task belongs to the [`Tasks`] that started it, has a name, hears of
-//! the shutdown through a token, and is waited for.
+//! the shutdown through a token, and is waited for. An [`Aside`] belongs to whoever holds it, and ends
+//! with it.
 
-use std::{future::Future, io, panic::AssertUnwindSafe, thread, time::Duration};
+use std::{
+    future::Future,
+    io,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    task::{self, Poll},
+    thread,
+    time::Duration,
+};
 
 use futures_util::FutureExt;
+use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
@@ -57,6 +67,41 @@ impl Tasks {
         self.token.cancel();
         self.tracker.close();
         tokio::time::timeout(deadline, self.tracker.wait()).await.is_ok()
+    }
+}
+
+/// What goes on whether or not anybody polls for its end: whoever waits for something that others
+/// wait for too must not sit on it while it is busy elsewhere. Given up when dropped.
+#[derive(Debug)]
+pub struct Aside<T>(JoinHandle<Option<T>>);
+
+/// Runs a future beside the one that holds the handle. A panic is logged, and ends it without a result.
+pub fn aside<T: Send + 'static>(
+    name: &'static str,
+    future: impl Future<Output = T> + Send + 'static,
+) -> Aside<T> {
+    let watched = AssertUnwindSafe(future).catch_unwind().map(move |ended| {
+        if ended.is_err() {
+            tracing::error!(task = name, "a task panicked; this is a defect, please report it");
+        }
+        ended.ok()
+    });
+    #[allow(clippy::disallowed_methods, reason = "the one place that spawns")]
+    Aside(tokio::spawn(watched.instrument(tracing::Span::current())))
+}
+
+impl<T> Future for Aside<T> {
+    /// `None` when it panicked, or the runtime is shutting down.
+    type Output = Option<T>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Option<T>> {
+        Pin::new(&mut self.0).poll(context).map(|ended| ended.ok().flatten())
+    }
+}
+
+impl<T> Drop for Aside<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::mpsc,
+    sync::mpsc::{self, error::TrySendError},
     time::{Instant, timeout},
 };
 
@@ -13,13 +13,16 @@ use crate::{
     protocol::{Event, frame::MAX_GOSSIP_BYTES},
 };
 
-/// Events that wait; beyond that what brings them waits.
+/// Events that wait.
 const QUEUE: usize = 64;
-/// How long it waits at most for one event.
-const WAIT: Duration = Duration::from_secs(5);
+/// How long a fetch waits at most for room for one event.
+const WAIT: Duration = Duration::from_secs(1);
 /// An event of a comparison is news if it is not older than this, in seconds: what is older is
 /// history, which gossip does not carry.
 const NEWS_S: u64 = 600;
+
+/// Why an event is not told.
+const FULL: &str = "retold, queue full";
 
 /// Tells them to the topic's sending side. Cheap to clone.
 #[derive(Clone)]
@@ -56,8 +59,52 @@ impl Retell {
     /// Tells it. Waiting here slows down what brings the events to what can be told.
     pub async fn tell(&self, event: Arc<Event>) {
         let Some(queue) = &self.queue else { return };
-        let told = Outgoing { event, is_ephemeral: false, since: Instant::now() };
         // The topic may have ended, or have nobody to tell it to any more.
-        let _ = timeout(WAIT, queue.send(told)).await;
+        if timeout(WAIT, queue.send(told(event))).await.is_err() {
+            self.state.frame_dropped(FULL);
+        }
+    }
+
+    /// Tells it if there is room: the other side of a comparison gives up whoever does not read.
+    pub fn try_tell(&self, event: Arc<Event>) {
+        let Some(queue) = &self.queue else { return };
+        if let Err(TrySendError::Full(_)) = queue.try_send(told(event)) {
+            self.state.frame_dropped(FULL);
+        }
+    }
+}
+
+fn told(event: Arc<Event>) -> Outgoing {
+    Outgoing { event, is_ephemeral: false, since: Instant::now() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        metrics::{CauseLabels, Metrics},
+        protocol::{TopicName, signing::Author},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_told_holds_nobody_up_for_long_and_is_counted() {
+        let metrics = Arc::new(Metrics::default());
+        let state = Arc::new(TopicState::new(TopicName::new("x").unwrap(), metrics.clone()));
+        let (retell, mut retold) = Retell::new(state);
+        let event = Arc::new(Author::new(1).sign(1, 1, &[], ""));
+        let dropped = || metrics.frames_dropped.get_or_create(&CauseLabels { cause: FULL }).get();
+        (0..QUEUE).for_each(|_| retell.try_tell(event.clone()));
+        assert_eq!(dropped(), 0);
+        retell.try_tell(event.clone());
+        assert_eq!(dropped(), 1);
+        let begin = Instant::now();
+        retell.tell(event.clone()).await;
+        assert_eq!((dropped(), begin.elapsed().as_millis() / 100), (2, 10));
+        retold.recv().await.unwrap();
+        retell.tell(event.clone()).await;
+        drop(retold);
+        retell.try_tell(event.clone());
+        retell.tell(event).await;
+        assert_eq!(dropped(), 2, "a topic that ended tells nobody");
     }
 }

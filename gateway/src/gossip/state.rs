@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use super::private::{self, Circle};
 use crate::{
     clock::unix_now,
-    metrics::{Metrics, TopicLabels, WayLabels},
+    metrics::{CauseLabels, Metrics, TopicLabels, WayLabels},
     pipeline::HowJoined,
     protocol::TopicName,
 };
@@ -263,6 +263,11 @@ impl TopicState {
             stirred: Notify::new(),
             metrics,
         }
+    }
+
+    /// Counts a frame that is not sent.
+    pub fn frame_dropped(&self, cause: &'static str) {
+        self.metrics.frames_dropped.get_or_create(&CauseLabels { cause }).inc();
     }
 
     pub fn private(circle: Arc<Circle>, metrics: Arc<Metrics>) -> Self {

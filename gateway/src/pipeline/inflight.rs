@@ -1,7 +1,7 @@
 //! Events on their way: a second copy of one waits for the first to end.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -27,6 +27,16 @@ pub struct Turn {
 }
 
 impl Inflight {
+    /// The turn, if no other copy of this event is being processed.
+    pub fn try_enter(&self, event: &Event) -> Option<Turn> {
+        let key = (event.id, event.sig);
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Entry::Vacant(free) = waiting.entry(key) else { return None };
+        free.insert(VecDeque::new());
+        drop(waiting);
+        Some(self.turn(key))
+    }
+
     /// Waits until no other copy of this event is being processed.
     pub async fn enter(&self, event: &Event) -> Turn {
         let key = (event.id, event.sig);
@@ -91,7 +101,8 @@ mod tests {
         let event = Author::new(1).sign(1, 1, &[], "");
         let mut forged = event.clone();
         forged.sig = [1; 64];
-        let first = inflight.enter(&event).await;
+        let first = inflight.try_enter(&event).unwrap();
+        assert!(inflight.try_enter(&event).is_none());
         assert!(inflight.enter(&forged).now_or_never().is_some());
         let mut second = Box::pin(inflight.enter(&event));
         let mut gone = Box::pin(inflight.enter(&event));

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot};
 
 use super::{
     EventWriter, Moderation, Outcome, Passing, Policy, Routing,
-    inflight::Inflight,
+    inflight::{Inflight, Turn},
     origin::Origin,
     worker::{self, Recent, Shared},
 };
@@ -91,8 +91,15 @@ pub(super) struct Evaluation {
     pub vanish: bool,
     pub received_at: u64,
     pub reply: oneshot::Sender<Outcome>,
-    /// Held until the outcome is known.
-    pub _permits: [OwnedSemaphorePermit; 2],
+    pub _held: Held,
+}
+
+/// What an event has while it is under way. Held until its outcome is known, by whoever finds that out,
+/// not by the submitter: that one may be busy with a client that does not read.
+pub(super) struct Held {
+    _permits: [OwnedSemaphorePermit; 2],
+    // Last: the next copy finds its room free.
+    _turn: Turn,
 }
 
 impl Ingest {
@@ -195,24 +202,51 @@ impl Ingest {
                 topics
             }
         };
-        let _turn = self.inflight.enter(&event).await;
-        let kib = u32::try_from(event.json().len() / 1_024 + 1).unwrap_or(u32::MAX);
-        let memory = self.memory.clone().acquire_many_owned(kib.min(MAX_KIB_UNDER_WAY)).await;
-        let permit = self.permits.clone().acquire_owned().await;
-        let (Ok(memory), Ok(permit)) = (memory, permit) else {
-            return Outcome::Refused(stopping());
-        };
         let (reply, outcome) = oneshot::channel();
-        let _permits = [memory, permit];
-        let received_at = now;
-        let job =
-            Evaluation { event, origin, topics, for_topics, vanish, received_at, reply, _permits };
-        if self.queue.send(Job::Evaluate(Box::new(job))).is_err() {
-            return Outcome::Refused(stopping());
-        }
+        let evaluation = move |event, reply, _held| {
+            let received_at = now;
+            let job =
+                Evaluation { event, origin, topics, for_topics, vanish, received_at, reply, _held };
+            Job::Evaluate(Box::new(job))
+        };
+        let _waiting = match self.try_hold(&event) {
+            Some(held) => {
+                if self.queue.send(evaluation(event, reply, held)).is_err() {
+                    return Outcome::Refused(stopping());
+                }
+                None
+            }
+            None => {
+                let ingest = self.clone();
+                Some(tasks::aside("submission", async move {
+                    match ingest.hold(&event).await {
+                        // A pipeline that has ended drops the reply.
+                        Some(held) => drop(ingest.queue.send(evaluation(event, reply, held))),
+                        None => drop(reply.send(Outcome::Refused(stopping()))),
+                    }
+                }))
+            }
+        };
         outcome
             .await
             .unwrap_or_else(|_| Outcome::Refused(Reason::error("the event could not be processed")))
+    }
+
+    /// All that an event needs to get under way, if it is there at once.
+    fn try_hold(&self, event: &Event) -> Option<Held> {
+        let turn = self.inflight.try_enter(event)?;
+        let memory = self.memory.clone().try_acquire_many_owned(kib(event)).ok()?;
+        let permit = self.permits.clone().try_acquire_owned().ok()?;
+        Some(Held { _permits: [memory, permit], _turn: turn })
+    }
+
+    /// Waits for it; `None` when the pipeline ends. To be polled without a pause: a permit that is
+    /// given to who does not take it is nobody's.
+    async fn hold(&self, event: &Event) -> Option<Held> {
+        let turn = self.inflight.enter(event).await;
+        let memory = self.memory.clone().acquire_many_owned(kib(event)).await.ok()?;
+        let permit = self.permits.clone().acquire_owned().await.ok()?;
+        Some(Held { _permits: [memory, permit], _turn: turn })
     }
 
     /// Why a request to vanish does not count here (NIP-62). One that names this relay counts only
@@ -256,6 +290,12 @@ impl Ingest {
     }
 }
 
+/// What an event takes of the memory under way, in KiB.
+fn kib(event: &Event) -> u32 {
+    let kib = u32::try_from(event.json().len() / 1_024 + 1).unwrap_or(u32::MAX);
+    kib.min(MAX_KIB_UNDER_WAY)
+}
+
 /// NIP-70: a protected event is published by its authenticated author alone, and nobody reposts it.
 fn protection(event: &Event, origin: &Origin) -> Option<Reason> {
     if event.embeds_protected() {
@@ -278,4 +318,179 @@ fn protection(event: &Event, origin: &Origin) -> Option<Reason> {
 
 fn stopping() -> Reason {
     Reason::error("the gateway is shutting down")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::{
+        pipeline::{
+            Affected, Committed, Context, Decision, Direction, Gone, PolicyWorker, Presence,
+            Removal, Stays, StoreError, Write, config::LimitsConfig,
+        },
+        protocol::{VerifiedEvent, signing::Author},
+    };
+
+    /// Commits when it is told to.
+    #[derive(Default)]
+    struct Slow {
+        writes: Mutex<Vec<Write>>,
+        known: Mutex<Vec<crate::protocol::EventId>>,
+    }
+
+    impl Slow {
+        async fn commit(&self) {
+            let write = loop {
+                if let Some(write) = self.writes.lock().unwrap().pop() {
+                    break write;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            };
+            self.known.lock().unwrap().push(write.event.id);
+            (write.done)(Ok(Committed::New(1)));
+        }
+    }
+
+    impl EventWriter for Slow {
+        fn presence(&self, event: &Event, _topics: &[TopicName]) -> Result<Presence, StoreError> {
+            let is_known = self.known.lock().unwrap().contains(&event.id);
+            Ok(if is_known { Presence::Known } else { Presence::Unknown })
+        }
+
+        fn affected(&self, _event: &Event) -> Result<Affected, StoreError> {
+            Ok(Affected::default())
+        }
+
+        fn write(&self, write: Write) -> Result<(), StoreError> {
+            self.writes.lock().unwrap().push(write);
+            Ok(())
+        }
+
+        fn remove(&self, _removal: Removal) -> Result<u64, StoreError> {
+            unreachable!("nothing is removed")
+        }
+
+        fn refused(&self, _event: &VerifiedEvent, _topics: &[TopicName], _why: Gone) {}
+    }
+
+    struct Open;
+
+    impl Policy for Open {
+        fn worker(&self) -> Box<dyn PolicyWorker> {
+            Box::new(Self)
+        }
+    }
+
+    impl PolicyWorker for Open {
+        fn evaluate(&mut self, _event: &VerifiedEvent, _context: &Context<'_>) -> Decision {
+            Decision::Accept
+        }
+
+        fn judges(&self, _direction: Direction<'_>) -> bool {
+            false
+        }
+
+        fn may_leave(
+            &mut self,
+            _event: &VerifiedEvent,
+            context: &Context<'_>,
+        ) -> Result<Vec<TopicName>, Stays> {
+            Ok(context.topics.to_vec())
+        }
+    }
+
+    fn pipeline() -> (Ingest, Arc<Slow>) {
+        let writer = Arc::<Slow>::default();
+        let topic = TopicName::new("test").unwrap();
+        let routing = Routing {
+            rules: Vec::new(),
+            default: vec![topic.clone()],
+            joined: crate::pipeline::JoinedTopics::new([topic]),
+            private: Default::default(),
+        };
+        let ingest = Ingest::start(StartIngest {
+            limits: Limits::from(&LimitsConfig::default()),
+            moderation: Default::default(),
+            routing: Arc::new(routing),
+            own_urls: Default::default(),
+            writer: writer.clone(),
+            policy: Arc::new(Open),
+            metrics: Arc::default(),
+        });
+        (ingest.unwrap(), writer)
+    }
+
+    fn candidate(content: &str) -> Candidate {
+        let event = Author::new(1).sign(unix_now(), 1, &[], content);
+        let origin = Origin::Client {
+            connection: 1,
+            address: [127, 0, 0, 1].into(),
+            viewer: Arc::default(),
+        };
+        Candidate { event, origin, target: Target::Routed }
+    }
+
+    fn again(candidate: &Candidate) -> Candidate {
+        let Candidate { event, origin, target } = candidate;
+        Candidate { event: event.clone(), origin: origin.clone(), target: target.clone() }
+    }
+
+    async fn soon<T>(future: impl Future<Output = T>) -> T {
+        timeout(Duration::from_secs(10), future).await.expect("nobody stands in the way")
+    }
+
+    /// A session does not poll its submissions while its client does not read.
+    #[tokio::test]
+    async fn a_copy_does_not_wait_for_a_submitter_that_froze() {
+        let (ingest, writer) = pipeline();
+        let first = candidate("once");
+        let mut second = Box::pin(ingest.submit(again(&first)));
+        let mut frozen = Box::pin(ingest.submit(first));
+        assert!((&mut frozen).now_or_never().is_none());
+        assert!((&mut second).now_or_never().is_none());
+        soon(writer.commit()).await;
+        assert_eq!(soon(second).await, Outcome::Duplicate);
+        assert_eq!(frozen.now_or_never(), Some(Outcome::Stored(1)));
+    }
+
+    #[tokio::test]
+    async fn room_that_a_frozen_submitter_waited_for_is_used() {
+        let (ingest, writer) = pipeline();
+        ingest.permits.forget_permits(MAX_UNDER_WAY - 1);
+        let all = ingest.permits.clone().acquire_owned().await.unwrap();
+        let mut frozen = Box::pin(ingest.submit(candidate("waits")));
+        assert!((&mut frozen).now_or_never().is_none());
+        // It comes to wait in its own task.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut other = Box::pin(ingest.submit(candidate("waits too")));
+        assert!((&mut other).now_or_never().is_none());
+        drop(all);
+        soon(writer.commit()).await;
+        soon(writer.commit()).await;
+        assert_eq!(soon(other).await, Outcome::Stored(1));
+        assert_eq!(frozen.now_or_never(), Some(Outcome::Stored(1)));
+    }
+
+    #[tokio::test]
+    async fn a_submission_that_is_given_up_while_it_waits_leaves_nothing() {
+        let (ingest, writer) = pipeline();
+        let all = ingest.permits.clone().acquire_many_owned(MAX_UNDER_WAY as u32).await.unwrap();
+        let given_up = candidate("given up");
+        let copy = again(&given_up);
+        let mut waiting = Box::pin(ingest.submit(given_up));
+        assert!((&mut waiting).now_or_never().is_none());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(waiting);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(all);
+        assert_eq!(ingest.memory.available_permits(), MAX_KIB_UNDER_WAY as usize);
+        let (outcome, ()) =
+            soon(async { tokio::join!(ingest.submit(copy), writer.commit()) }).await;
+        assert_eq!(outcome, Outcome::Stored(1));
+    }
 }

@@ -43,7 +43,7 @@ pub(super) fn run(jobs: &crossbeam_channel::Receiver<Job>, shared: &Shared, poli
 }
 
 fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
-    let Evaluation { event, origin, mut topics, for_topics, vanish, received_at, reply, _permits } =
+    let Evaluation { event, origin, mut topics, for_topics, vanish, received_at, reply, _held } =
         job;
     let is_ephemeral = event.class() == kinds::Class::Ephemeral;
 
@@ -164,7 +164,8 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
             Err(error) => store_failure(&error),
         };
         answer(reply, outcome);
-        drop(_permits);
+        // A frozen submitter is not to keep other copies waiting: not its end, ours counts.
+        drop(_held);
     });
     let under_way = MAX_UNDER_WAY - shared.permits.available_permits();
     let write = Write { event, topics, private, vanish, under_way, origin, done };

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -127,6 +130,38 @@ impl Drop for Claim {
         self.ids.iter().for_each(|id| {
             claims.remove(id);
         });
+    }
+}
+
+/// Counts what a comparison brings. That is news to others whatever came after it: unless its end tells
+/// of it, the desk hears of it when this is dropped.
+pub struct Gained<'a> {
+    desk: &'a Desk,
+    peer: EndpointId,
+    events: AtomicUsize,
+}
+
+impl<'a> Gained<'a> {
+    pub fn new(desk: &'a Desk, peer: EndpointId) -> Self {
+        Self { desk, peer, events: AtomicUsize::new(0) }
+    }
+
+    pub fn add(&self, events: usize) {
+        self.events.fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// The comparison ended well, and its end tells what it brought.
+    pub fn settled(mut self) {
+        *self.events.get_mut() = 0;
+    }
+}
+
+impl Drop for Gained<'_> {
+    fn drop(&mut self) {
+        let gained = *self.events.get_mut();
+        if gained > 0 {
+            let _ = self.desk.calls.try_send(Call::Gained(self.peer, gained));
+        }
     }
 }
 
@@ -330,6 +365,29 @@ mod tests {
         assert!(desk.lead(peer).is_none());
         drop(following);
         assert!(desk.lead(peer).is_some());
+    }
+
+    #[test]
+    fn what_came_is_told_however_a_comparison_is_given_up() {
+        let (_, [_, peer]) = desk();
+        let state =
+            Arc::new(TopicState::new(TopicName::new("x").unwrap(), Arc::new(Metrics::default())));
+        let (calls, mut called) = mpsc::channel(4);
+        let desk = Desk::new(state.clone(), Retell::off(state), calls);
+        drop(Gained::new(&desk, peer));
+        let well = Gained::new(&desk, peer);
+        well.add(1);
+        well.settled();
+        assert!(called.try_recv().is_err());
+        let gained = Gained::new(&desk, peer);
+        let following = async {
+            gained.add(2);
+            gained.add(3);
+            std::future::pending::<()>().await;
+            gained.settled();
+        };
+        assert!(futures_util::FutureExt::now_or_never(following).is_none());
+        assert!(matches!(called.try_recv(), Ok(Call::Gained(from, 5)) if from == peer));
     }
 
     #[test]

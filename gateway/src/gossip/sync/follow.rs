@@ -1,25 +1,20 @@
 //! The side that answers.
 
-use std::{
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use iroh::{
     EndpointId,
     endpoint::{RecvStream, SendStream},
 };
 use tokio::{
-    sync::TryAcquireError::NoPermits,
-    time::{sleep, timeout},
+    sync::{OwnedSemaphorePermit, SemaphorePermit},
+    time::timeout,
 };
 
 use super::{
-    desk::{Call, Desk},
+    desk::{Call, Desk, Gained, Turn},
+    keep_alive::while_saying,
     library::{Failure, Library, MOST_DIFFERENT},
     pull::Pulled,
     sets::{self, Set},
@@ -33,8 +28,6 @@ use crate::{
 
 /// How long the leading side may take for its next frame.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often we say that we are still fetching.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How long all may take.
 const SESSION: Duration = Duration::from_secs(900);
 /// A peer may lead again after this time.
@@ -73,28 +66,18 @@ impl Library {
         let Frame::Hello { spans, .. } = talk.read().await? else {
             return Err(WireError::Malformed("no greeting"));
         };
-        // Those whom we know come before those whom anybody can make up.
-        let is_neighbor = desk.as_ref().is_some_and(|desk| desk.state.neighbors().contains(&peer));
-        let stranger = (!is_neighbor).then(|| self.strangers.try_acquire()).transpose();
-        let place = self.followed_by.try_place(peer);
-        let permit = self.following.try_acquire();
-        let permit = stranger.and_then(|stranger| Ok((stranger, place.ok_or(NoPermits)?, permit?)));
-        let turn = desk.as_ref().and_then(|desk| desk.follow(self.start.me, peer, PAUSE));
-        let (Some(desk), Some(_turn), Ok(_permit)) = (&desk, &turn, &permit) else {
-            let _ = talk.write(&Frame::NotNow).await;
-            return Ok(());
-        };
+        let Some(desk) = desk else { return talk.not_now().await };
+        let Some(_place) = self.place(&desk, peer) else { return talk.not_now().await };
         desk.state.speaks(peer, true);
-        let gained = AtomicUsize::new(0);
+        let gained = Gained::new(&desk, peer);
         let followed = tokio::select! {
-            followed = timeout(SESSION, talk.session(desk, peer, spans, &gained)) => {
+            followed = timeout(SESSION, talk.session(&desk, peer, spans, &gained)) => {
                 followed.unwrap_or(Err(Failure::Slow))
             }
             () = desk.closed.cancelled() => Err(Failure::Broken("the topic was left".to_owned())),
         };
-        let gained = gained.into_inner();
-        if followed.is_err() && gained > 0 {
-            let _ = desk.calls.try_send(Call::Gained(peer, gained));
+        if followed.is_ok() {
+            gained.settled();
         }
         self.ended(match &followed {
             Ok(_) => "followed",
@@ -124,6 +107,30 @@ impl Library {
     }
 }
 
+/// The right to lead a comparison here, for a peer. Given back when dropped.
+pub struct Place<'a> {
+    _stranger: Option<SemaphorePermit<'a>>,
+    _of_peer: OwnedSemaphorePermit,
+    _following: SemaphorePermit<'a>,
+    _turn: Turn<'a>,
+}
+
+impl Library {
+    /// A place for a comparison that a peer leads. Where there is none nothing is held, and nothing
+    /// changes: neither our own comparison with it, nor when it may ask again.
+    pub fn place<'a>(&'a self, desk: &'a Desk, peer: EndpointId) -> Option<Place<'a>> {
+        // Those whom we know come before those whom anybody can make up.
+        let is_neighbor = desk.state.neighbors().contains(&peer);
+        Some(Place {
+            _stranger: (!is_neighbor).then(|| self.strangers.try_acquire()).transpose().ok()?,
+            _of_peer: self.followed_by.try_place(peer)?,
+            _following: self.following.try_acquire().ok()?,
+            // Last: it takes the place of a comparison that we lead.
+            _turn: desk.follow(self.start.me, peer, PAUSE)?,
+        })
+    }
+}
+
 struct Talk<'a> {
     library: &'a Library,
     send: &'a mut SendStream,
@@ -136,7 +143,7 @@ impl Talk<'_> {
         desk: &Desk,
         peer: EndpointId,
         theirs: [Span; 3],
-        gained: &AtomicUsize,
+        gained: &Gained<'_>,
     ) -> Result<Pulled, Failure> {
         let spans = self.library.spans(desk.topic());
         let state = self.library.state(desk.topic());
@@ -216,21 +223,14 @@ impl Talk<'_> {
         peer: EndpointId,
         part: Part,
         mut offered: Vec<EventId>,
-        gained: &AtomicUsize,
+        gained: &Gained<'_>,
     ) -> Result<Pulled, Failure> {
         offered.sort_unstable();
         offered.dedup();
         let library = self.library;
-        let told = |pulled: &Pulled| {
-            gained.fetch_add(pulled.gained, Ordering::Relaxed);
-        };
-        let mut pull = pin!(library.pull(desk, peer, part, offered, told));
-        let pulled = loop {
-            tokio::select! {
-                pulled = &mut pull => break pulled?,
-                () = sleep(KEEP_ALIVE) => self.write(&Frame::Pulling).await?,
-            }
-        };
+        let told = |pulled: &Pulled| gained.add(pulled.gained);
+        let pull = library.pull(desk, peer, part, offered, &told);
+        let pulled = while_saying(pull, self, |talk| talk.write(&Frame::Pulling).boxed()).await?;
         library.events("fetched", pulled.fetched);
         library.events("gone there", pulled.gone);
         Ok(pulled)
@@ -250,6 +250,12 @@ impl Talk<'_> {
             self.library.bytes("ids in", wire::encode(frame).len());
         }
         Ok(frame)
+    }
+
+    /// It may take long to read that; nothing is held meanwhile.
+    async fn not_now(&mut self) -> Result<(), WireError> {
+        let _ = self.write(&Frame::NotNow).await;
+        Ok(())
     }
 
     async fn read(&mut self) -> Result<Frame, WireError> {

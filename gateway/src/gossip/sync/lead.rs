@@ -1,19 +1,17 @@
 //! The side that begins: goes through the parts of a topic, newest first, range by range.
 
-use std::{
-    pin::pin,
-    sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
-};
+use std::{pin::pin, time::Duration};
 
+use futures_util::FutureExt;
 use iroh::{
     EndpointId,
     endpoint::{RecvStream, SendStream},
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::{
-    desk::{Call, Desk},
+    desk::{Desk, Gained},
+    keep_alive::while_saying,
     library::{Failure, Library, MOST_DIFFERENT},
     pull::{MOST_LOST, Pulled},
     sets::{self, Difference},
@@ -30,8 +28,6 @@ use crate::{
 
 /// How long the other side may take for its next frame.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often we say that we are still at it.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How long all may take. What is missing then is found the next time.
 const SESSION: Duration = Duration::from_secs(900);
 /// Messages about one range.
@@ -59,13 +55,11 @@ impl Library {
         let _place = self.leading_to.place(peer).await;
         let _permit = self.leading.acquire().await;
         let _turn = desk.lead(peer).ok_or(Failure::NotNow)?;
-        let gained = AtomicUsize::new(0);
+        let gained = Gained::new(desk, peer);
         let led = timeout(SESSION, self.session(desk, peer, deep, &gained)).await;
         let led = led.unwrap_or(Err(Failure::Slow));
-        let gained = gained.into_inner();
-        if led.is_err() && gained > 0 {
-            // It is news to others whatever came after it.
-            let _ = desk.calls.try_send(Call::Gained(peer, gained));
+        if led.is_ok() {
+            gained.settled();
         }
         if let Err(Failure::Lie(_)) = led {
             self.start.trust.lied(peer, "comparison");
@@ -83,7 +77,7 @@ impl Library {
         desk: &Desk,
         peer: EndpointId,
         deep: bool,
-        gained: &AtomicUsize,
+        gained: &Gained<'_>,
     ) -> Result<Report, Failure> {
         if self.start.trust.is_banned(&peer) {
             return Err(Failure::NotNow);
@@ -137,7 +131,7 @@ impl Library {
 struct Talk<'a> {
     library: &'a Library,
     /// Counts what came.
-    gained: &'a AtomicUsize,
+    gained: &'a Gained<'a>,
     send: SendStream,
     receive: RecvStream,
 }
@@ -244,31 +238,22 @@ impl Talk<'_> {
         let library = self.library;
         let gained = self.gained;
         let told = |pulled: &Pulled| {
-            gained.fetch_add(pulled.gained, Ordering::Relaxed);
+            gained.add(pulled.gained);
             desk.tell(peer, |p| p.fetched += pulled.fetched);
         };
-        let mut pull = pin!(library.pull(desk, peer, part, found.need, told));
-        let mut pulled = None;
+        let mut pull = pin!(library.pull(desk, peer, part, found.need, &told));
         if !found.have.is_empty() {
             let mut settle = pin!(self.settle(&found.have));
-            pulled = tokio::select! {
-                settled = &mut settle => { settled?; None }
+            tokio::select! {
+                settled = &mut settle => settled?,
                 pulled = &mut pull => {
                     let pulled = pulled?;
                     settle.await?;
-                    Some(pulled)
+                    return Ok(pulled);
                 }
             };
         }
-        loop {
-            match pulled {
-                Some(pulled) => return Ok(pulled),
-                None => tokio::select! {
-                    done = &mut pull => pulled = Some(done?),
-                    () = sleep(KEEP_ALIVE) => self.write(&Frame::Pulling).await?,
-                },
-            }
-        }
+        while_saying(pull, self, |talk| talk.write(&Frame::Pulling).boxed()).await
     }
 
     /// Offers what the other side lacks and waits until it has it.

@@ -7,6 +7,7 @@
 mod actor;
 mod desk;
 mod follow;
+mod keep_alive;
 mod lead;
 mod library;
 mod per_peer;
@@ -21,3 +22,5 @@ pub use desk::SyncProgress;
 #[cfg(test)]
 pub use library::Failure;
 pub use library::{CannotSync, Library, StartLibrary};
+#[cfg(test)]
+pub use pull::Pulled;

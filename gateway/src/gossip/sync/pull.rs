@@ -4,7 +4,8 @@ use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use iroh::EndpointId;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     desk::{Claim, Desk},
@@ -36,6 +37,9 @@ const REFUSED: usize = 64;
 pub const MOST_LOST: usize = 256;
 /// How long one request may take.
 const TAKE: Duration = Duration::from_secs(120);
+/// How long a request that is given up may take for what it brought: that is stored in any case, and
+/// counts.
+const LEAVE: Duration = Duration::from_secs(5);
 /// Before a look at whether others brought what they fetch, and after an answer without anything.
 const PAUSE: Duration = Duration::from_millis(300);
 /// So many answers without anything, one after the other, and we give up.
@@ -86,6 +90,31 @@ struct Taken {
     broken: Option<Failure>,
 }
 
+/// Hears what came of a request.
+type Told<'a> = &'a (dyn Fn(&Pulled) + Sync);
+
+/// What came of one request so far. It is told when this is dropped, however the request ended.
+struct Tally<'a> {
+    pulled: Pulled,
+    told: Told<'a>,
+}
+
+impl Drop for Tally<'_> {
+    fn drop(&mut self) {
+        (self.told)(&self.pulled);
+    }
+}
+
+/// What all requests of one pull have in common.
+struct Pull<'a> {
+    desk: &'a Desk,
+    peer: EndpointId,
+    part: Part,
+    told: Told<'a>,
+    /// One of them failed: the others are to end.
+    stop: CancellationToken,
+}
+
 impl Library {
     /// Fetches these events of a topic from a peer that said it has them. `told` hears what came of each
     /// request, of one that was broken off too.
@@ -95,18 +124,19 @@ impl Library {
         peer: EndpointId,
         part: Part,
         ids: Vec<EventId>,
-        told: impl Fn(&Pulled),
+        told: Told<'_>,
     ) -> Result<Pulled, Failure> {
+        let pull = Pull { desk, peer, part, told, stop: CancellationToken::new() };
         let mut sum = Pulled::default();
         let mut queue = ids.into_iter();
         let mut busy = Vec::new();
         let mut running = FuturesUnordered::new();
         let mut empty = 0;
-        loop {
+        let failure = loop {
             while running.len() < AT_ONCE && queue.len() > 0 {
                 let claim = desk.claim(&mut queue, &mut busy, MAX_TAKEN);
                 if !claim.ids.is_empty() {
-                    running.push(self.take(desk, peer, part, claim));
+                    running.push(self.take(&pull, claim));
                 }
             }
             let Some(taken) = running.next().await else {
@@ -118,23 +148,25 @@ impl Library {
                 queue = std::mem::take(&mut busy).into_iter();
                 continue;
             };
-            let Taken { pulled, again, broken } = taken?;
-            told(&pulled);
+            let Taken { pulled, again, broken } = match taken {
+                Ok(taken) => taken,
+                Err(failure) => break failure,
+            };
             if let Some(failure) = broken {
-                return Err(failure);
+                break failure;
             }
             sum.fetched += pulled.fetched;
             sum.gained += pulled.gained;
             sum.gone += pulled.gone;
             sum.lost += pulled.lost;
             if sum.gained == 0 && sum.lost > MOST_LOST {
-                return Err(Failure::NotTaken);
+                break Failure::NotTaken;
             }
             if !again.is_empty() {
                 if pulled.fetched == 0 {
                     empty += 1;
                     if empty > EMPTY_ANSWERS {
-                        return Err(Failure::Slow);
+                        break Failure::Slow;
                     }
                     sleep(PAUSE).await;
                 } else {
@@ -142,48 +174,52 @@ impl Library {
                 }
                 queue = queue.chain(again).collect::<Vec<_>>().into_iter();
             }
-        }
+        };
+        pull.stop.cancel();
+        let _ = timeout(LEAVE, async { while running.next().await.is_some() {} }).await;
+        Err(failure)
     }
 
-    async fn take(
-        &self,
-        desk: &Desk,
-        peer: EndpointId,
-        part: Part,
-        claim: Claim,
-    ) -> Result<Taken, Failure> {
+    async fn take(&self, pull: &Pull<'_>, claim: Claim) -> Result<Taken, Failure> {
         let reader = &self.start.reader;
         // Gossip or another neighbor may have brought them meanwhile.
-        let missing = reader.missing(desk.topic().clone(), claim.ids.clone()).await?;
+        let missing = reader.missing(pull.desk.topic().clone(), claim.ids.clone()).await?;
         if missing.is_empty() {
             return Ok(Taken::default());
         }
-        let _place = self.takes.place(peer).await;
-        sleep(self.start.trust.pause(peer, Way::In)).await;
-        timeout(TAKE, self.request(desk, peer, part, missing)).await.map_err(|_| Failure::Slow)?
+        let turn = async {
+            let place = self.takes.place(pull.peer).await;
+            sleep(self.start.trust.pause(pull.peer, Way::In)).await;
+            place
+        };
+        let Some(_place) = pull.stop.run_until_cancelled(turn).await else {
+            return Ok(Taken::default());
+        };
+        self.request(pull, missing).await
     }
 
-    async fn request(
-        &self,
-        desk: &Desk,
-        peer: EndpointId,
-        part: Part,
-        ids: Vec<EventId>,
-    ) -> Result<Taken, Failure> {
+    async fn request(&self, pull: &Pull<'_>, ids: Vec<EventId>) -> Result<Taken, Failure> {
+        let Pull { desk, peer, part, told, ref stop } = *pull;
         let start = &self.start;
+        let until = Instant::now() + TAKE;
         let connection = start.connections.to(peer).await.map_err(Failure::Broken)?;
         let request = Request { topic: desk.topic().clone(), ids };
         let bytes = wire::encode_request(&request, Some(start.max_event_bytes));
-        let answer =
-            answers::ask(&desk.state, &connection, &bytes).await.map_err(Failure::Broken)?;
+        let asking = timeout_at(until, answers::ask(&desk.state, &connection, &bytes)).await;
+        let answer = asking.map_err(|_| Failure::Slow)?.map_err(Failure::Broken)?;
         let mut missing: HashSet<_> = request.ids.iter().copied().collect();
         let mut pieces = pin!(answers::pieces(answer, missing.clone(), start.max_event_bytes));
         let mut submissions = FuturesUnordered::new();
         let (mut taken, mut refused, mut bytes) = (Taken::default(), Vec::new(), 0);
-        let ended = loop {
+        let mut tally = Tally { pulled: Pulled::default(), told };
+        // Not the whole request within a time: what is under way counts, however it ends.
+        let (mut late, mut stopped) = (pin!(sleep_until(until)), pin!(stop.cancelled()));
+        let mut ended = loop {
             tokio::select! {
+                () = &mut late => break Err(slow()),
+                () = &mut stopped => break Err(std::io::Error::from(std::io::ErrorKind::Interrupted).into()),
                 Some(done) = submissions.next(), if !submissions.is_empty() => {
-                    refused.extend(note(done, &mut taken.pulled));
+                    refused.extend(note(done, &mut tally.pulled));
                     if refused.len() >= REFUSED {
                         self.remember(desk, peer, std::mem::take(&mut refused)).await;
                     }
@@ -191,7 +227,7 @@ impl Library {
                 piece = pieces.next(), if submissions.len() < SUBMISSIONS => match piece {
                     Some(Ok(Piece::Event(event))) => {
                         missing.remove(&event.id);
-                        taken.pulled.fetched += 1;
+                        tally.pulled.fetched += 1;
                         bytes += event.json().len();
                         if bytes > ANSWER_BYTES + start.max_event_bytes {
                             break Err(WireError::TooMany);
@@ -205,8 +241,13 @@ impl Library {
                 },
             }
         };
-        while let Some(done) = submissions.next().await {
-            refused.extend(note(done, &mut taken.pulled));
+        let leaving = async {
+            while let Some(done) = submissions.next().await {
+                refused.extend(note(done, &mut tally.pulled));
+            }
+        };
+        if timeout_at(until.max(Instant::now() + LEAVE), leaving).await.is_err() {
+            ended = Err(slow());
         }
         self.bytes("events in", bytes);
         self.remember(desk, peer, refused).await;
@@ -214,6 +255,7 @@ impl Library {
             Ok(rest) => rest,
             // What came before counts.
             Err(error) => {
+                taken.pulled = tally.pulled;
                 taken.broken = Some(error.into());
                 return Ok(taken);
             }
@@ -222,17 +264,18 @@ impl Library {
             missing.remove(id);
         }
         desk.gone_there(peer, part, &rest.gone);
-        taken.pulled.gone = rest.gone.len();
+        tally.pulled.gone = rest.gone.len();
         if rest.cut {
             taken.again = missing.into_iter().collect();
         } else if !missing.is_empty() {
-            taken.pulled.lost += missing.len();
+            tally.pulled.lost += missing.len();
             if missing.len() >= FEW && missing.len() * 2 > request.ids.len() {
                 start.trust.lied(peer, "promise");
                 let failure = "what it said it has does not come".to_owned();
                 taken.broken = Some(Failure::Broken(failure));
             }
         }
+        taken.pulled = tally.pulled;
         Ok(taken)
     }
 
@@ -247,7 +290,7 @@ impl Library {
         if let Some(event) = told
             && matches!(outcome, Outcome::Stored(_) | Outcome::Joined(_))
         {
-            desk.retell.tell(event.into()).await;
+            desk.retell.try_tell(event.into());
         }
         (json, outcome)
     }
@@ -286,4 +329,8 @@ impl Library {
             self.start.trust.lied(peer, "forged");
         }
     }
+}
+
+fn slow() -> WireError {
+    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
 }

@@ -6,6 +6,7 @@ use iroh::endpoint::{Connection, RecvStream, SendStream};
 use super::{
     fetch::wire::{
         RECONCILE, Rest, TAKE, encode_opening, read_ids, read_topic, read_type, write_end,
+        write_event,
     },
     sync::{
         Failure,
@@ -235,6 +236,30 @@ async fn strangers_leave_room_for_neighbors() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_finds_no_place_to_lead_takes_nothing() {
+    let topic = name("test");
+    let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
+    let library = &a.gossip.membership.shared.library;
+    let desk = library.desk(&topic).unwrap();
+    let peer = iroh::SecretKey::generate().public();
+    let free = library.following.available_permits();
+    let all = library.following.acquire_many(free as u32).await.unwrap();
+    let ours = desk.lead(peer).unwrap();
+    assert!(library.place(&desk, peer).is_none());
+    assert!(desk.lead(peer).is_none(), "ours is under way yet");
+    drop((all, ours));
+    let strangers = library.strangers.available_permits();
+    // Not a moment later: it was not its turn.
+    let place = library.place(&desk, peer).unwrap();
+    assert_eq!(library.strangers.available_permits(), strangers - 1);
+    assert!(library.place(&desk, peer).is_none(), "there is one with each at a time");
+    assert_eq!(library.strangers.available_permits(), strangers - 1);
+    drop(place);
+    assert_eq!(library.following.available_permits(), free);
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_leads_badly_gets_nothing_and_is_shut_out() {
     let topic = name("test");
     let a = Gateway::start(alone(), std::slice::from_ref(&topic)).await;
@@ -439,6 +464,51 @@ async fn a_peer_that_follows_badly_costs_little() {
         a.stop().await;
         bad.close().await;
     }
+}
+
+/// Its connection may be lost, or the time of the comparison be over, while an answer still comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_of_a_request_that_is_given_up_counts() {
+    let topic = name("test");
+    let slow = stranger().await;
+    let peers = vec![address_of(&slow)];
+    let a = Gateway::start(DiscoveryConfig { peers, ..alone() }, &[name("other")]).await;
+    a.joined.insert(topic.clone());
+    let state = Arc::new(TopicState::new(topic.clone(), a.metrics.clone()));
+    let library = &a.gossip.membership.shared.library;
+    let (desk, _calls) = library.open(state.clone(), Retell::off(state));
+    let events: Vec<_> = (0..3).map(|n| event(1, &format!("{n}"))).collect();
+    let ids: Vec<_> = events.iter().map(|event| event.id).collect();
+    let serving = async {
+        let connection = loop {
+            // Gossip tries it too, and finds no gossip there.
+            let Ok(connection) = slow.accept().await.unwrap().await else { continue };
+            break connection;
+        };
+        let (mut send, _receive) = connection.accept_bi().await.unwrap();
+        for event in &events {
+            write_event(&mut send, event.json()).await.unwrap();
+        }
+        std::future::pending::<()>().await;
+    };
+    let gained = std::sync::atomic::AtomicUsize::new(0);
+    let told = |pulled: &super::sync::Pulled| {
+        gained.fetch_add(pulled.gained, std::sync::atomic::Ordering::Relaxed);
+    };
+    let given_up = async {
+        a.log.waits_for(&ids, &topic).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    tokio::select! {
+        pulled = library.pull(&desk, slow.id(), Part::Rest, ids.clone(), &told) => {
+            panic!("it has not ended: {pulled:?}")
+        }
+        () = serving => {}
+        () = given_up => {}
+    }
+    assert_eq!(gained.into_inner(), 3);
+    a.stop().await;
+    slow.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

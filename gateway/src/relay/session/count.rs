@@ -2,20 +2,20 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use futures_util::{FutureExt, future::BoxFuture};
-
 use super::{End, MAX_FILTER_VALUES, Session};
 use crate::{
     pipeline::{Count, StoreError},
     protocol::{Filter, Prefix, Reason, message},
     relay::rates::LongQuery,
+    tasks::{self, Aside},
 };
 
 /// The COUNTs of a connection that are not answered yet.
 #[derive(Default)]
 pub(super) struct Counting {
     waiting: VecDeque<Waiting>,
-    running: Option<(Arc<str>, BoxFuture<'static, Answer>)>,
+    /// On its own: while its client does not read, it must not keep the turn of its address.
+    running: Option<(Arc<str>, Aside<Answer>)>,
 }
 
 /// One that was asked.
@@ -31,7 +31,8 @@ type Answer = Result<Count, StoreError>;
 /// The answer to one.
 pub(super) struct Counted {
     id: Arc<str>,
-    result: Answer,
+    /// `None` when it panicked.
+    result: Option<Answer>,
 }
 
 impl Counting {
@@ -102,26 +103,30 @@ impl Session {
         };
         let (reader, scope) = (self.relay.reader.clone(), self.scope.clone());
         let viewer = self.viewer.load_full();
-        let running = async move {
+        let running = tasks::aside("count", async move {
             let _turn = match &query {
                 Some(query) => query.turn().await,
                 None => None,
             };
             reader.count(filters, scope, viewer).await
-        }
-        .boxed();
+        });
         counting.running = Some((id, running));
     }
 
     pub(super) async fn counted(&mut self, counted: Counted) -> Result<(), End> {
         let Counted { id, result } = counted;
         let answer = match result {
-            Ok(Count { count, approximate }) => message::count(&id, count, approximate),
-            Err(error) => {
+            Some(Ok(Count { count, approximate })) => message::count(&id, count, approximate),
+            Some(Err(error)) => {
                 tracing::error!(%error, "a count failed");
-                message::closed(&id, &Reason::error("the query could not be answered"))
+                message::closed(&id, &failed())
             }
+            None => message::closed(&id, &failed()),
         };
         self.send(answer).await
     }
+}
+
+fn failed() -> Reason {
+    Reason::error("the query could not be answered")
 }

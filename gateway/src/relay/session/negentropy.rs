@@ -12,7 +12,6 @@ use std::{
 };
 
 use ::negentropy::{Id, Negentropy, NegentropyStorageVector};
-use futures_util::{FutureExt, future::BoxFuture};
 use tokio::{
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep_until, timeout},
@@ -23,7 +22,7 @@ use crate::{
     pipeline::IdSet,
     protocol::{EventId, Filter, Prefix, Reason, message},
     relay::rates::{ClientRates, LongQuery},
-    tasks,
+    tasks::{self, Aside},
 };
 
 /// Reconciliations of one connection at once.
@@ -127,7 +126,8 @@ pub(super) struct Negentropies {
     open: HashMap<Arc<str>, State>,
     /// Those that wait for their turn.
     waiting: VecDeque<Arc<str>>,
-    running: Option<(Arc<str>, BoxFuture<'static, Answer>)>,
+    /// On its own: while its client does not read, it must not keep the room or the turn of others.
+    running: Option<(Arc<str>, Aside<Answer>)>,
 }
 
 enum State {
@@ -186,7 +186,7 @@ impl Negentropies {
         };
         let answered = async {
             match &mut self.running {
-                Some((id, running)) => (id.clone(), running.await),
+                Some((id, running)) => (id.clone(), running.await.unwrap_or_else(|| Err(failed()))),
                 None => std::future::pending().await,
             }
         };
@@ -298,7 +298,7 @@ impl Session {
                 let viewer = self.viewer.load_full();
                 let rooms = self.relay.syncs.rooms(self.rates.as_deref());
                 let max = self.relay.syncs.max;
-                async move {
+                tasks::aside("reconciliation", async move {
                     let most = |filter: &Filter| {
                         filter.limit.map_or(max, |limit| usize::try_from(limit).unwrap_or(max))
                     };
@@ -324,10 +324,11 @@ impl Session {
                     }
                     drop((turn, query));
                     answer_first(turns, room, ids, message).await
-                }
-                .boxed()
+                })
             }
-            State::Told { set, message } => answer(turns, set, message).boxed(),
+            State::Told { set, message } => {
+                tasks::aside("reconciliation", answer(turns, set, message))
+            }
             State::Running | State::Answered { .. } => return,
         };
         negentropies.running = Some((id, running));
@@ -367,7 +368,7 @@ async fn union(mut ids: Ids, mut more: Ids) -> Result<Ids, Reason> {
         ids.dedup();
         ids
     });
-    both.await.map_err(|_| Reason::error("the reconciliation failed"))
+    both.await.map_err(|_| failed())
 }
 
 /// Sorts the ids, gives back the room that they do not need, and answers the first message.
@@ -396,7 +397,7 @@ async fn in_turn(turns: Arc<Semaphore>, work: impl FnOnce() -> Answer + Send + '
         let _turn = turn;
         work()
     });
-    worked.await.unwrap_or_else(|_| Err(Reason::error("the reconciliation failed")))
+    worked.await.unwrap_or_else(|_| Err(failed()))
 }
 
 fn reconcile(set: Arc<Set>, message: &[u8]) -> Answer {
@@ -415,12 +416,18 @@ fn too_many(max: usize) -> Reason {
     Reason::blocked(format!("this query is too big: more than {max} events"))
 }
 
+fn failed() -> Reason {
+    Reason::error("the reconciliation failed")
+}
+
 fn no_room() -> Reason {
     Reason::new(Prefix::RateLimited, "too many reconciliations at the moment; try again later")
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::relay::{Rates, RatesConfig};
 
@@ -486,5 +493,27 @@ mod tests {
         negentropies.forget(&id);
         assert_eq!(syncs.room.available_permits(), all - taken);
         assert!(negentropies.next().now_or_never().is_none());
+    }
+
+    /// A session does not poll its reconciliation while its client does not read.
+    #[tokio::test]
+    async fn a_client_that_froze_passes_its_turn_on() {
+        let turns = Arc::new(Semaphore::new(1));
+        let held = turns.clone().acquire_owned().await.unwrap();
+        let work = || Err(failed());
+        let frozen = tasks::aside("reconciliation", in_turn(turns.clone(), work));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(held);
+        let other = timeout(Duration::from_secs(10), in_turn(turns.clone(), work)).await;
+        assert!(other.expect("it is its turn").is_err());
+        assert!(frozen.await.unwrap().is_err());
+        // Nor does one that left stand in the line.
+        let held = turns.clone().acquire_owned().await.unwrap();
+        let left = tasks::aside("reconciliation", in_turn(turns.clone(), work));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(left);
+        drop(held);
+        let other = timeout(Duration::from_secs(10), in_turn(turns, work)).await;
+        assert!(other.is_ok());
     }
 }

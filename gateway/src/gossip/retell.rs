@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Events that wait.
-const QUEUE: usize = 64;
+const QUEUE: usize = 2_048;
 /// How long a fetch waits at most for room for one event.
 const WAIT: Duration = Duration::from_secs(1);
 /// An event of a comparison is news if it is not older than this, in seconds: what is older is

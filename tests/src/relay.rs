@@ -8,12 +8,19 @@ use nostr_relay_builder::{
     prelude::{MemoryDatabase, MemoryDatabaseOptions, NostrDatabase},
 };
 use nostr_sdk::Event;
+use tokio::runtime::{self, Runtime};
 
 /// A relay in this process, on loopback.
 pub struct IndependentRelay {
     database: MemoryDatabase,
-    relay: LocalRelay,
+    running: Option<Running>,
     port: u16,
+}
+
+struct Running {
+    /// Of its own: when it ends, so do all connections. A shutdown alone misses those that are at work.
+    runtime: Runtime,
+    _relay: LocalRelay,
 }
 
 impl IndependentRelay {
@@ -25,8 +32,8 @@ impl IndependentRelay {
             database.save_event(event).await.unwrap();
         }
         let port = free_port();
-        let relay = run(database.clone(), port).await;
-        Self { database, relay, port }
+        let running = Some(run(database.clone(), port).await);
+        Self { database, running, port }
     }
 
     pub fn url(&self) -> String {
@@ -39,34 +46,44 @@ impl IndependentRelay {
     }
 
     /// Ends it and all its connections. The events stay.
-    pub fn stop(&self) {
-        self.relay.shutdown();
+    pub fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.runtime.shutdown_background();
+        }
     }
 
     /// Starts it again on the same port, with the same events.
     pub async fn restart(&mut self) {
-        // Whoever connected while it was ending is still there.
-        self.relay.shutdown();
-        self.relay = run(self.database.clone(), self.port).await;
+        self.stop();
+        self.running = Some(run(self.database.clone(), self.port).await);
     }
 }
 
-async fn run(database: MemoryDatabase, port: u16) -> LocalRelay {
+impl Drop for IndependentRelay {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+async fn run(database: MemoryDatabase, port: u16) -> Running {
     let builder = RelayBuilder::default()
         .addr(IpAddr::V4(Ipv4Addr::LOCALHOST))
         .port(port)
         .database(database)
         .rate_limit(RateLimit { max_reqs: 500, notes_per_minute: 1_000_000 });
     let relay = LocalRelay::new(builder);
-    // The old listener lets go of the port a moment after the shutdown.
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.expect("a thread");
+    // The old listener lets go of the port a moment after its end.
     for attempt in 0.. {
-        match relay.run().await {
+        let relay = relay.clone();
+        match runtime.spawn(async move { relay.run().await }).await.expect("it does not panic") {
             Ok(()) => break,
             Err(error) if attempt == 50 => panic!("the relay does not start: {error}"),
             Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
         }
     }
-    relay
+    Running { runtime, _relay: relay }
 }
 
 /// A TCP port of loopback that is free now.

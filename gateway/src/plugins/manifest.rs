@@ -40,6 +40,9 @@ pub struct Manifest {
     /// What the plugin may use. Nothing else is linked.
     #[serde(default)]
     pub capabilities: Vec<Capability>,
+    /// What it also uses if that is granted, and runs without.
+    #[serde(default)]
+    pub optional_capabilities: Vec<Capability>,
     #[serde(default)]
     pub limits: LimitsOfCall,
     #[serde(default)]
@@ -268,6 +271,11 @@ impl Manifest {
             toml_edit::de::from_str(text).map_err(|error| described(&error, text))?;
         manifest.check()?;
         Ok(manifest)
+    }
+
+    /// What its component may import.
+    pub fn linked(&self) -> Vec<Capability> {
+        [self.capabilities.as_slice(), &self.optional_capabilities].concat()
     }
 
     /// The values of `[config]` as the plugin sees them: JSON texts.

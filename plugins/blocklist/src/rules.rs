@@ -57,7 +57,7 @@ impl Rules {
         if !self.authors.is_empty() && by_author() {
             return Some("this author is on the blocklist");
         }
-        if !self.words.is_empty() && has_word(&self.words, &event.content) {
+        if !self.words.is_empty() && has_word(&self.words, &event.content.to_lowercase()) {
             return Some("a word is on the blocklist");
         }
         if !self.patterns.is_empty() {
@@ -70,9 +70,8 @@ impl Rules {
     }
 }
 
-/// Whether a text has one of these words, which are in lower case, anywhere.
+/// Whether a text has one of these words anywhere. All are in lower case.
 pub fn has_word(words: &[String], text: &str) -> bool {
-    let text = text.to_lowercase();
     words.iter().any(|word| text.contains(word))
 }
 

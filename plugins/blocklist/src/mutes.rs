@@ -93,11 +93,7 @@ impl Mutes {
     }
 
     /// Reads one list again, if one is due.
-    pub fn refresh(
-        &mut self,
-        now: u64,
-        tags_of: impl Fn(&str) -> Result<Vec<Vec<String>>, Error>,
-    ) {
+    pub fn refresh(&mut self, now: u64, tags_of: impl Fn(&str) -> Result<Vec<Vec<String>>, Error>) {
         let (refresh, lists) = (self.refresh, self.lists.iter_mut());
         let Some(list) = lists.filter(|list| list.due <= now).min_by_key(|list| list.due) else {
             return;

@@ -31,11 +31,7 @@ impl Rules {
     ///
     /// # Errors
     /// The text names the entry that is wrong.
-    pub fn new(
-        authors: &[String],
-        words: &[String],
-        patterns: &[String],
-    ) -> Result<Self, String> {
+    pub fn new(authors: &[String], words: &[String], patterns: &[String]) -> Result<Self, String> {
         let authors = keys::listed("authors", authors).collect::<Result<_, _>>()?;
         if let Some(index) = words.iter().position(|word| word.trim().is_empty()) {
             return Err(format!("config.words[{index}]: an empty word would refuse every event"));
@@ -53,7 +49,8 @@ impl Rules {
 
     /// Why an event is refused, if it is.
     pub fn refuse(&self, event: &Event) -> Option<&'static str> {
-        let by_author = || keys::parse(&event.pubkey).is_some_and(|key| self.authors.contains(&key));
+        let by_author =
+            || keys::parse(&event.pubkey).is_some_and(|key| self.authors.contains(&key));
         if !self.authors.is_empty() && by_author() {
             return Some("this author is on the blocklist");
         }
@@ -141,7 +138,8 @@ mod tests {
 
     #[test]
     fn patterns_fit_the_content() {
-        let rules = rules(&[], &[], &[r"(?i)\bfree\s+sats\b", r"https?://[a-z0-9-]+\.zip/"]).unwrap();
+        let rules =
+            rules(&[], &[], &[r"(?i)\bfree\s+sats\b", r"https?://[a-z0-9-]+\.zip/"]).unwrap();
         for content in ["Get FREE  sats now", "see http://a-b.zip/x"] {
             let refused = rules.refuse(&note(BOB, content));
             assert_eq!(refused, Some("a pattern on the blocklist fits"), "{content}");

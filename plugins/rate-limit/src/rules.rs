@@ -81,7 +81,8 @@ impl Rules {
         // Nothing is charged for what another limit refuses.
         for (limit, of) in limits {
             let Some((limit, key)) = limit else { continue };
-            let full_at = held(&key).and_then(|value| Some(u64::from_be_bytes(value.try_into().ok()?)));
+            let full_at =
+                held(&key).and_then(|value| Some(u64::from_be_bytes(value.try_into().ok()?)));
             let filling = limit.take(full_at, context.received_at).map_err(|wait| {
                 format!("rate-limited: too many events of {of}; try again in {wait} s")
             })?;

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use nostr_gateway_plugin::{Event, log, lookup::Error};
+use nostr_gateway_plugin::{Event, lookup::Error};
 
 use crate::{
     key::{self, Key},
@@ -55,6 +55,8 @@ pub struct Web {
     /// When the roots' lists are read again, and the one that is next.
     roots_due: u64,
     next_root: usize,
+    /// What the operator may want to know.
+    news: Option<String>,
 }
 
 /// A web half read.
@@ -72,7 +74,18 @@ struct Pause;
 
 impl Web {
     pub fn new(reach: Reach) -> Self {
-        Self { reach, members: None, build: None, due: 0, roots_due: 0, next_root: 0 }
+        let (members, build, news) = (None, None, None);
+        Self { reach, members, build, due: 0, roots_due: 0, next_root: 0, news }
+    }
+
+    /// What the operator may want to know, once.
+    pub fn news(&mut self) -> Option<String> {
+        self.news.take()
+    }
+
+    /// Whether there is anybody to begin with.
+    pub fn is_configured(&self) -> bool {
+        !self.reach.roots.is_empty()
     }
 
     /// Whether an author is in it; `None` while that is not known.
@@ -126,19 +139,20 @@ impl Web {
         let is_cut = draft.is_cut;
         let members = draft.finish(self.reach.min_followers);
         if self.members.is_none() {
-            log::info(&format!(
-                "{} authors are in the web, by {lists} lists of follows; {too_long} are too long",
-                members.len()
-            ));
+            let mut news = format!("{} authors are in the web, by {lists} lists", members.len());
+            if too_long > 0 {
+                news.push_str(&format!("; {too_long} lists are too long"));
+            }
             if is_cut {
-                log::warn("there are more authors than config.max_authors: some do not count");
+                news.push_str("; there are more than config.max_authors");
             }
             if lists == 0 {
-                log::warn("of no root a list of follows is held: the roots alone are known");
+                news.push_str("; no list of follows of a root is held");
             }
+            self.news = Some(news);
         }
         self.members = Some(members);
-        self.roots_due = now + ROOTS_S;
+        (self.next_root, self.roots_due) = (0, now + ROOTS_S);
         self.due = now + if lists == 0 { ROOTS_S } else { self.reach.refresh };
     }
 
@@ -287,7 +301,10 @@ mod tests {
         assert_eq!(known(&built(reach(2, 2), &lists)), [1, 2, 10, 11, 21]);
         assert_eq!(known(&built(reach(2, 3), &lists)), [1, 2, 10, 11]);
         let few = Reach { most: 5, ..reach(2, 1) };
-        assert_eq!(known(&built(few, &lists)), [1, 2, 10, 11, 20]);
+        let mut web = built(few, &lists);
+        assert_eq!(known(&web), [1, 2, 10, 11, 20]);
+        let news = "5 authors are in the web, by 4 lists; there are more than config.max_authors";
+        assert_eq!((web.news().as_deref(), web.news()), (Some(news), None));
     }
 
     #[test]
@@ -298,12 +315,10 @@ mod tests {
         let mut web = built(reach(2, 1), &lists);
         assert_eq!(web.has(&name(1)), None);
         for _ in 0..3 {
+            assert_eq!(web.has(&name(1)), None);
             lists.left.set(1);
             web.go_on(1_001, ask);
         }
-        // All were asked for, but nobody said that there are no more.
-        assert_eq!(web.has(&name(1)), None);
-        web.go_on(1_001, ask);
         assert_eq!(known(&web), [1, 2, 10, 11, 20, 21, 22]);
     }
 

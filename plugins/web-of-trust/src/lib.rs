@@ -8,7 +8,7 @@ mod rules;
 mod work;
 
 use nostr_gateway_plugin::{
-    Context, Event, EventFilter, Verdict, config, export_event_filter, lookup, now,
+    Context, Event, EventFilter, Verdict, config, export_event_filter, log, lookup, now,
 };
 
 use build::Web;
@@ -22,7 +22,7 @@ struct WebOfTrust {
 impl EventFilter for WebOfTrust {
     fn init() -> Result<Self, String> {
         let (rules, reach) = Settings {
-            roots: config::required("roots")?,
+            roots: config::optional("roots")?.unwrap_or_default(),
             hops: config::optional("hops")?,
             min_followers: config::optional("min_followers")?,
             max_authors: config::optional("max_authors")?,
@@ -34,16 +34,32 @@ impl EventFilter for WebOfTrust {
             reason: config::optional("reason")?,
         }
         .check()?;
-        let mut web = Web::new(reach);
-        web.begin(now(), lookup::list_follows);
-        Ok(Self { rules, web })
+        let mut plugin = Self { rules, web: Web::new(reach) };
+        match plugin.web.is_configured() {
+            true => plugin.web.begin(now(), lookup::list_follows),
+            false => log::warn("config.roots names nobody: every event passes"),
+        }
+        plugin.tell();
+        Ok(plugin)
     }
 
     fn evaluate(&mut self, event: Event, context: Context) -> Verdict {
+        if !self.web.is_configured() {
+            return Verdict::Accept;
+        }
         self.web.go_on(context.received_at, lookup::list_follows);
+        self.tell();
         let verdict = self.rules.judge(&event, self.web.has(&event.pubkey));
         self.web.heard(&event, context.received_at);
         verdict
+    }
+}
+
+impl WebOfTrust {
+    fn tell(&mut self) {
+        if let Some(news) = self.web.news() {
+            log::info(&news);
+        }
     }
 }
 

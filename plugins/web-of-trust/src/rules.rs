@@ -65,8 +65,8 @@ impl Settings {
     /// The text names the setting that is wrong.
     pub fn check(self) -> Result<(Rules, Reach), String> {
         let wrong = |setting: &str, want: &str| Err(format!("config.{setting}: want {want}"));
-        if self.roots.is_empty() || self.roots.len() > MOST_ROOTS {
-            return wrong("roots", "1 to 16 public keys: the roots of the web");
+        if self.roots.len() > MOST_ROOTS {
+            return wrong("roots", "at most 16 public keys");
         }
         let key = |(index, text): (usize, &String)| {
             key::parse(text).ok_or_else(|| {
@@ -168,7 +168,9 @@ pub mod tests {
         };
         let (rules, _) = strict.check().unwrap();
         assert_eq!(rules.judge(&note(), Some(false)), Verdict::ShadowReject);
-        assert!(matches!(rules.judge(&note(), None), Verdict::Reject(text) if text.contains("again")));
+        assert!(
+            matches!(rules.judge(&note(), None), Verdict::Reject(text) if text.contains("again"))
+        );
         assert_eq!(rules.judge(&event("", 0, &[]), Some(false)), Verdict::ShadowReject);
         assert_eq!(rules.judge(&event("", 7, &[]), None), Verdict::Accept);
     }
@@ -194,7 +196,8 @@ pub mod tests {
     #[test]
     fn a_wrong_setting_is_named() {
         let error = |settings: Settings| settings.check().unwrap_err();
-        assert!(error(Settings::default()).starts_with("config.roots: want"));
+        let roots = vec!["aa".repeat(32); 17];
+        assert!(error(Settings { roots, ..Settings::default() }).starts_with("config.roots: want"));
         let roots = vec!["aa".repeat(32), "x".to_owned()];
         assert!(error(Settings { roots, ..Settings::default() }).starts_with("config.roots[1]: "));
         assert_eq!(error(Settings { hops: Some(3), ..settings() }), "config.hops: want 1 or 2");

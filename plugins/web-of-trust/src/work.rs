@@ -33,7 +33,8 @@ mod tests {
     fn work_is_what_was_committed_to_and_done() {
         // The example of NIP-13 has 36 bits.
         let id = "000000000e9d97a1ab09fc381030b346cdd7a142ad57e6df0b46dc9bef6c7e2d";
-        let with = |tags: &[&[&str]]| Event { id: id.to_owned(), ..event(&"aa".repeat(32), 1, tags) };
+        let with =
+            |tags: &[&[&str]]| Event { id: id.to_owned(), ..event(&"aa".repeat(32), 1, tags) };
         assert_eq!(shown(&with(&[&["nonce", "776797", "20"]])), 20);
         assert_eq!(shown(&with(&[&["t", "x"], &["nonce", "776797", "40"]])), 36);
         assert_eq!(shown(&with(&[&["nonce", "776797"]])), 0);

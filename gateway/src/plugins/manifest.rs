@@ -443,7 +443,8 @@ file = "a.wasm"
         assert_eq!(
             with("colour = 1"),
             "line 6: unknown field `colour`, expected one of `id`, `version`, `world`, `file`, \
-             `order`, `applies_to`, `capabilities`, `limits`, `on_failure`, `config_schema`, `config`"
+             `order`, `applies_to`, `capabilities`, `optional_capabilities`, `limits`, `on_failure`, \
+             `config_schema`, `config`"
         );
         assert_eq!(
             with("capabilities = [\"log\", \"net\"]"),

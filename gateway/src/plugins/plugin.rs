@@ -123,8 +123,7 @@ impl Plugin {
                 World::SecretRotation => SecretRotationPre::new(component).map(Guest::Rotation),
             })
             .map_err(|error| PluginError::World(manifest.world.name(), brief(&error)))?;
-        let kv = if manifest.linked().contains(&Capability::Kv)
-            && !denied.contains(&Capability::Kv)
+        let kv = if manifest.linked().contains(&Capability::Kv) && !denied.contains(&Capability::Kv)
         {
             let limits = &manifest.limits;
             let quota = Quota { bytes: limits.kv_bytes, keys: limits.kv_keys };

@@ -78,12 +78,3 @@ fn only_listed_topics_are_asked_about_and_what_is_broken_rotates_nothing() {
     assert!(RotationPolicy::is_empty(&loaded.chain));
     assert!(matches!(loaded.ask("anything"), Decision::Reject(_)));
 }
-
-#[test]
-fn the_shipped_folder_is_whole() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/rotate-by-age");
-    let text = fs::read_to_string(folder.join("plugin.toml")).unwrap();
-    let manifest = crate::plugins::manifest::Manifest::parse(&text).unwrap();
-    assert_eq!((manifest.id.as_str(), manifest.world.name()), ("rotate-by-age", "secret-rotation"));
-    assert!(folder.join(&manifest.file).is_file());
-}

@@ -133,9 +133,12 @@ impl GatewayBuilder {
         let manifest = fs::read_to_string(shipped.join("plugin.toml")).unwrap();
         let (rest, _) = manifest.split_once("\n[config]\n").expect("it has a [config]");
         fs::write(folder.join("plugin.toml"), format!("{rest}\n[config]\n{config}\n")).unwrap();
-        let mut grants = fs::OpenOptions::new();
-        let grants = grants.append(true).create(true).open(self.data_dir().join("grants.toml"));
-        writeln!(grants.unwrap(), "[{name}]\ngrant = {}", list(grant)).unwrap();
+        let file = self.data_dir().join("grants.toml");
+        let mut grants = fs::read_to_string(&file).unwrap_or_default();
+        if !grant.is_empty() && !grants.contains(&format!("[{name}]")) {
+            let _ = writeln!(grants, "[{name}]\ngrant = {}", list(grant));
+            fs::write(file, grants).unwrap();
+        }
         self
     }
 

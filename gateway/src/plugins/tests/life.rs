@@ -389,8 +389,7 @@ fn what_is_optional_and_not_granted_is_not_there() {
     let plugins = Plugins::new().folder("a", manifest, STORE_FIXTURE);
     let mut living = Living::new(plugins, 0);
     let follows = format!("follows {AUTHOR} {AUTHOR}");
-    let mut answers =
-        |living: &mut Living| ["set x 1", "get x", &follows].map(|a| living.answer(a));
+    let answers = |living: &mut Living| ["set x 1", "get x", &follows].map(|a| living.answer(a));
     let none = ["Err(\"quota\")", "None", "Err(\"unavailable\")"].map(|a| format!("blocked: {a}"));
     let both = ["Ok(())", "Some(\"1\")", "Ok(false)"].map(|a| format!("blocked: {a}"));
     assert_eq!(answers(&mut living), none);

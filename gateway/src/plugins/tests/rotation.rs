@@ -1,7 +1,5 @@
 //! The world `secret-rotation`, with the shipped component.
 
-use std::path::Path;
-
 use super::*;
 use crate::pipeline::{RotationAnswer, RotationMember, RotationPolicy, RotationQuestion};
 

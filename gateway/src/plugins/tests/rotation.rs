@@ -54,7 +54,7 @@ fn only_listed_topics_are_asked_about_and_what_is_broken_rotates_nothing() {
     let listed = "[applies_to]\ntopics = [\"listed\"]\n[config]\nmax_age = 1\n";
     let plugins = Plugins::new()
         .folder("a", &manifest("a", "secret-rotation", "[config]\nmax_age = 0"), ROTATE_BY_AGE)
-        .folder("b", &manifest("b", "secret-rotation", ""), BLOCKLIST)
+        .folder("b", &manifest("b", "secret-rotation", ""), TOPICS_FIXTURE)
         .folder("c", &manifest("c", "secret-rotation", listed), ROTATE_BY_AGE);
     let mut loaded = plugins.load();
     let summary = loaded.chain.summary();

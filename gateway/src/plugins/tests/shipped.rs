@@ -97,3 +97,57 @@ fn a_mistake_is_told_with_its_place() {
         assert!(error.contains(told), "{name}: {error}");
     }
 }
+
+/// Measures; run it with `--release` and `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_call_costs() {
+    let note =
+        "GM nostr, here is a note of the usual length, with a link to https://example.com/x \
+                and a word or two about nothing at all. "
+            .repeat(2);
+    let words: Vec<_> = (0..100).map(|n| format!("\"unwanted{n}\"")).collect();
+    let rules: Vec<_> = (0..20)
+        .map(|n| format!("{{ tags = {{ t = [\"tag{n}\"] }}, topics = [\"topic{n}\"] }}"))
+        .collect();
+    let patterns = |count: usize| {
+        let one = |n| format!("'(?i)\\bfree\\s+(sats|bitcoin){n}'");
+        (0..count).map(one).collect::<Vec<_>>().join(", ")
+    };
+    let limit = "{ per_minute = 1000000, burst = 1000000 }";
+    for (what, name, config) in [
+        (
+            "blocklist, an author and a word",
+            "blocklist",
+            format!("authors = [\"{}\"]\nwords = [\"casino\"]", "ee".repeat(32)),
+        ),
+        ("blocklist, 100 words", "blocklist", format!("words = [{}]", words.join(", "))),
+        ("blocklist, a pattern", "blocklist", format!("patterns = [{}]", patterns(1))),
+        ("blocklist, 10 patterns", "blocklist", format!("patterns = [{}]", patterns(10))),
+        ("blocklist, a mute list", "blocklist", format!("mute_lists = [\"{AUTHOR}\"]")),
+        ("rate-limit, an author", "rate-limit", format!("per_author = {limit}")),
+        ("rate-limit, both", "rate-limit", format!("per_author = {limit}\nper_address = {limit}")),
+        ("web-of-trust", "web-of-trust", format!("roots = [\"{AUTHOR}\"]")),
+        ("topic-router, 20 rules", "topic-router", format!("rules = [{}]", rules.join(", "))),
+    ] {
+        let text = fs::read_to_string(folder(name).join("plugin.toml")).unwrap();
+        let (rest, _) = text.split_once("\n[config]\n").unwrap();
+        let rest = rest.replace("config_schema = \"config.schema.json\"", "");
+        let manifest =
+            format!("{}\n[config]\n{config}", rest.replace(&format!("{name}.wasm"), "plugin.wasm"));
+        let component = fs::read(folder(name).join(format!("{name}.wasm"))).unwrap();
+        let mut plugins = Plugins::new().folder(name, &manifest, &component).load();
+        for (length, content) in [("250 bytes", note.clone()), ("8 KiB", note.repeat(33))] {
+            let (event, origin) = (event(1, &content), client());
+            let mut times: Vec<_> = (0..5_000)
+                .map(|_| {
+                    let began = Instant::now();
+                    assert_eq!(plugins.ask_with(&event, &origin, &[]), Decision::Accept);
+                    began.elapsed()
+                })
+                .collect();
+            times.sort();
+            println!("{what}, {length}: p50 {:?}, p99 {:?}", times[2_500], times[4_950]);
+        }
+    }
+}

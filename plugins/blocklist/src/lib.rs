@@ -3,6 +3,7 @@
 
 mod keys;
 mod mutes;
+mod patterns;
 mod rules;
 
 use nostr_gateway_plugin::{

@@ -15,6 +15,7 @@ use super::{
     loader::{Found, Loader, folder_name},
     manifest::{self, Manifest, ManifestError},
     plugin::{self, PluginError},
+    program::{self, Packed},
     services::Services,
 };
 
@@ -36,6 +37,8 @@ pub enum InstallError {
         path.file_stem().unwrap_or_default().to_string_lossy()
     )]
     NoManifest { path: PathBuf },
+    #[error("{}: {error}", path.display())]
+    Files { path: PathBuf, error: io::Error },
     #[error("it does not run: {0}")]
     Broken(String),
     #[error(
@@ -53,9 +56,19 @@ pub enum InstallError {
 pub struct Package {
     pub manifest: Manifest,
     text: String,
-    component: Vec<u8>,
+    content: Content,
     /// Name and text of the configuration's schema.
     schema: Option<(String, Vec<u8>)>,
+}
+
+/// What does the work.
+enum Content {
+    Component(Vec<u8>),
+    /// A program, in the folder where it lies now.
+    Program {
+        folder: PathBuf,
+        files: Vec<Packed>,
+    },
 }
 
 impl Package {
@@ -69,6 +82,13 @@ impl Package {
         if is_folder {
             let manifest_file = path.join(manifest::FILE_NAME);
             let (text, manifest) = read_manifest(&manifest_file)?;
+            if manifest.is_program() {
+                let files = program::pack(path);
+                let failed = |error| InstallError::Files { path: path.to_owned(), error };
+                let (folder, files) = (path.to_owned(), files.map_err(failed)?);
+                let content = Content::Program { folder, files };
+                return Ok(Self { manifest, text, content, schema: None });
+            }
             let component = read_component(&path.join(&manifest.file))?;
             return Self::whole(text, manifest, component, path);
         }
@@ -108,18 +128,23 @@ impl Package {
             let text = read.map_err(|error| failed(ManifestError::Read(error)))?;
             schema = Some((name.clone(), text.ok_or_else(|| failed(ManifestError::TooLarge))?));
         }
-        Ok(Self { manifest, text, component, schema })
+        Ok(Self { manifest, text, content: Content::Component(component), schema })
     }
 
     /// Compiles it and tries whether it starts, with everything that it asks for. Takes as long as the
-    /// compiler does and runs guest code.
+    /// compiler does and runs guest code; a program is started, with all that it may do.
     ///
     /// # Errors
     /// When it does not run.
     pub fn check(&self) -> Result<(), InstallError> {
         let services = Services::none().map_err(|error| InstallError::Broken(error.to_string()))?;
         let loader = Loader::new(None, 0, services);
-        let found = Found::of(&self.manifest, &self.component, self.schema.clone());
+        let found = match &self.content {
+            Content::Component(component) => {
+                Found::of(&self.manifest, component, self.schema.clone())
+            }
+            Content::Program { folder, .. } => Found::of_program(&self.manifest, folder),
+        };
         loader.check(&found, &Granted::everything()).map_err(InstallError::Broken)
     }
 
@@ -170,10 +195,20 @@ impl Package {
     fn write(&self, folder: &Path, dir: &Path) -> io::Result<()> {
         fs::create_dir(folder)?;
         let schema = self.schema.as_ref().map(|(name, text)| (name.as_str(), text.as_slice()));
-        let files = [
-            (self.manifest.file.as_str(), self.component.as_slice()),
-            (manifest::FILE_NAME, self.text.as_bytes()),
-        ];
+        let mut files = vec![(manifest::FILE_NAME, self.text.as_bytes())];
+        match &self.content {
+            Content::Component(bytes) => files.push((&self.manifest.file, bytes)),
+            Content::Program { files, .. } => {
+                for file in files {
+                    let path = file.write(folder)?;
+                    give_to_owner_of(dir, &path)?;
+                    // The folders that it lies in.
+                    for above in path.ancestors().skip(1).take_while(|above| *above != folder) {
+                        give_to_owner_of(dir, above)?;
+                    }
+                }
+            }
+        }
         for (name, bytes) in files.into_iter().chain(schema) {
             fs::write(folder.join(name), bytes)?;
             give_to_owner_of(dir, &folder.join(name))?;

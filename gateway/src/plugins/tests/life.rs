@@ -36,6 +36,7 @@ impl Living {
             must_exist: false,
             data_dir: Some(data.path().to_owned()),
             quarantine_after,
+            launcher: None,
         };
         let services = services();
         let metrics = Arc::clone(&services.metrics);

@@ -30,6 +30,7 @@ mod negentropy;
 mod plugin_host;
 mod plugins;
 mod private;
+mod programs;
 mod rates;
 mod relay;
 mod relay_http;

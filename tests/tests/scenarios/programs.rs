@@ -418,7 +418,8 @@ async fn a_program_ends_with_the_gateway() {
     let waits = note("sleep:30");
     client.send_event(&waits).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let (status, answered) = tokio::join!(gateway.interrupt(), client.ok(&waits.id.to_hex()));
+    let id = waits.id.to_hex();
+    let (status, answered) = tokio::join!(gateway.interrupt(), client.ok(&id));
     assert!(status.success());
     assert_eq!(answered, (false, "error: the gateway is shutting down".to_owned()));
     assert!(!lives(running));

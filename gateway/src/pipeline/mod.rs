@@ -18,6 +18,8 @@ pub mod remembered;
 pub mod routing;
 pub mod scan;
 pub mod secrets;
+#[cfg(test)]
+mod tests;
 pub mod viewer;
 mod worker;
 

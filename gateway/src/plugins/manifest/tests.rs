@@ -126,3 +126,51 @@ fn config_values_become_json() {
     assert_eq!(json["since"], r#""2026-01-02""#);
     assert_eq!(json["nested"], r#"{"deep":1.5}"#);
 }
+
+const PROGRAM: &str = r#"
+id = "a-1"
+version = "1.0.0"
+world = "event-filter"
+program = ["./policy.py", "--strict"]
+"#;
+
+#[test]
+fn a_program_stands_in_the_place_of_a_component() {
+    let manifest = Manifest::parse(PROGRAM).unwrap();
+    assert!(manifest.is_program());
+    assert_eq!(manifest.limits.time_ms, 10_000);
+    assert_eq!(manifest.capabilities, [Capability::Program]);
+    let with = |more: &str| Manifest::parse(&format!("{PROGRAM}{more}"));
+    assert_eq!(with("limits.time_ms = 300").unwrap().limits.time_ms, 300);
+    assert_eq!(with("limits.output_bytes = 5000").unwrap().limits.time_ms, 10_000);
+    for (more, why) in [
+        ("file = \"a.wasm\"", "program: want either this or file, a component"),
+        (
+            "config.x = 1",
+            "config: a program is not told this; give it arguments, or a file in its folder",
+        ),
+        (
+            "capabilities = [\"kv\"]",
+            "capabilities: a program has none of the sandbox's; it may do anything",
+        ),
+        (
+            "applies_to.directions = [\"in\", \"to-topics\"]",
+            "applies_to.directions: a program judges nothing on its way out",
+        ),
+        ("limits.time_ms = 10001", "limits.time_ms: 10001 is not between 1 and 10000"),
+        ("limits.memory_mib = 5", "limits: of a program only time_ms and output_bytes are bounded"),
+    ] {
+        assert_eq!(with(more).unwrap_err().to_string(), why);
+    }
+    let replaced = |from: &str, to: &str| error(&PROGRAM.replace(from, to));
+    assert_eq!(replaced("event-filter", "topic-policy"), "world: a program is an event-filter");
+    assert!(replaced("./policy.py", "").starts_with("program: want a program and its arguments"));
+    assert_eq!(
+        error(&format!("{MINIMAL}capabilities = [\"program\"]")),
+        "capabilities: \"program\" is what only a program has"
+    );
+    assert_eq!(
+        replaced("program = [\"./policy.py\", \"--strict\"]", ""),
+        "file: want the name of a file in the plugin's own folder"
+    );
+}

@@ -119,7 +119,9 @@ impl ChainWorker {
                 break Judged::Decided(decision);
             }
         };
-        self.shared.retire(gone.into_iter().filter_map(|slot| slot.instance));
+        if !gone.is_empty() {
+            self.shared.retire(gone.into_iter().filter_map(|slot| slot.instance));
+        }
         judged
     }
 }

@@ -25,10 +25,12 @@ const ALL_KIB: usize = 32 * 1024;
 /// A program that has not answered for so long is slow.
 const SLOW: Duration = Duration::from_millis(250);
 
-/// How many events of one connection, and of one topic or upstream relay, may wait for a slow program.
-/// Each of them has only so much under way at once, and is not to be full of what waits.
+/// How many events of one connection, one topic, one upstream relay may wait for a slow program. Each of
+/// them has only so much under way at once, and is not to be full of what waits. What a topic does not get
+/// in now, a later comparison brings again; from upstream it comes once.
 const OF_A_CLIENT: usize = 64;
-const OF_A_SWARM: usize = 8;
+const OF_A_TOPIC: usize = 8;
+const OF_A_STREAM: usize = 256;
 
 /// Where events come from, as far as they get in each other's way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -108,7 +110,8 @@ impl WaitingRoom {
         let most = match (self.is_slow(), &source) {
             (false, _) => usize::MAX,
             (true, Source::Connection(_)) => OF_A_CLIENT,
-            (true, _) => OF_A_SWARM,
+            (true, Source::Topic(_)) => OF_A_TOPIC,
+            (true, Source::Upstream(_)) => OF_A_STREAM,
         };
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = sources.get(&source).copied().unwrap_or(0);
@@ -178,7 +181,7 @@ mod tests {
     fn nobody_is_full_of_what_waits_for_a_slow_program() {
         let room = WaitingRoom::new(Room::for_all());
         let topic = || Source::Topic(TopicName::new("town").unwrap());
-        let fast: Vec<_> = (0..OF_A_SWARM * 2).map(|_| room.enter(topic(), 1).unwrap()).collect();
+        let fast: Vec<_> = (0..OF_A_TOPIC * 2).map(|_| room.enter(topic(), 1).unwrap()).collect();
         room.asks(true);
         std::thread::sleep(SLOW + Duration::from_millis(20));
         assert!(room.enter(topic(), 1).is_none());

@@ -355,6 +355,7 @@ fn check(path: &Path) -> Result<Said, Refused> {
     let package = Package::read(path)?;
     let described = package.described(&Granted::default());
     let came_to = if package.manifest.is_program() {
+        package.check_program()?;
         "it was not started: a program is not sandboxed; plugin add tries it"
     } else {
         package.check()?;

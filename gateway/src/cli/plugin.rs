@@ -372,10 +372,14 @@ fn asks(plugin: &Value) -> String {
     if !limits["memory_mib"].is_null() {
         limit.push_str(&format!(", {} MiB", number(&limits["memory_mib"])));
     }
+    let optional = match list(&plugin["optional_capabilities"]) {
+        [] => String::new(),
+        _ => format!("; if granted {}", joined(&plugin["optional_capabilities"])),
+    };
     let mut rows = vec![
         ("plugin", format!("{} {}", text(&plugin["id"]), text(&plugin["version"]))),
         ("world", text(&plugin["world"])),
-        ("asks for", joined(&plugin["capabilities"])),
+        ("asks for", format!("{}{optional}", joined(&plugin["capabilities"]))),
         ("applies to", scope(&plugin["applies_to"])),
         ("limits", limit),
         ("when it fails", on_failure(plugin).to_owned()),

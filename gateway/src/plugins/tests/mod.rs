@@ -9,6 +9,7 @@ mod loading;
 mod programs;
 mod remembering;
 mod rotation;
+mod shipped;
 mod topics;
 mod verdicts;
 
@@ -155,6 +156,17 @@ impl Lookup for Empty {
     ) -> Result<bool, LookupError> {
         cost.pay(1)?;
         Ok(false)
+    }
+
+    fn newest_tags(
+        &self,
+        _: &PublicKey,
+        _: u16,
+        _: usize,
+        cost: &mut Cost,
+    ) -> Result<Vec<Vec<String>>, LookupError> {
+        cost.pay(1)?;
+        Ok(Vec::new())
     }
 }
 

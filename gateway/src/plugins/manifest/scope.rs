@@ -63,6 +63,7 @@ pub enum OriginKind {
     Client,
     Gossip,
     Fetch,
+    Import,
     Upstream,
 }
 
@@ -72,6 +73,7 @@ impl From<&Origin> for OriginKind {
             Origin::Client { .. } => Self::Client,
             Origin::Gossip { .. } => Self::Gossip,
             Origin::Fetch { .. } | Origin::Sync { .. } => Self::Fetch,
+            Origin::Import => Self::Import,
             Origin::Upstream { .. } => Self::Upstream,
         }
     }

@@ -56,7 +56,7 @@ fn an_error_names_line_or_key_and_what_is_allowed() {
     assert_eq!(
         with("[applies_to]\norigins = [\"relay\"]"),
         "line 7: unknown variant `relay`, expected one of `client`, `gossip`, `fetch`, \
-             `upstream`"
+         `import`, `upstream`"
     );
     assert_eq!(
         with("[applies_to]\nkinds = [70000]"),

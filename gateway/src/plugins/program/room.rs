@@ -13,13 +13,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{pipeline::Origin, protocol::TopicName};
 
-/// How many events may wait for one program, and how many KiB their requests may have.
-pub const EVENTS: usize = 1_024;
+/// How many events may wait for one program, and how many KiB their requests may have. An import has 1,024
+/// under way.
+pub const EVENTS: usize = 1_536;
 const KIB: usize = 8 * 1024;
 
-/// The same of all programs together: half of what may be under way at all, so that programs which
-/// hang leave the other half to others.
-const ALL_EVENTS: usize = 2_048;
+/// The same of all programs together: little more than half of what may be under way at all, so that
+/// programs which hang leave the rest to others.
+const ALL_EVENTS: usize = 2_560;
 const ALL_KIB: usize = 32 * 1024;
 
 /// A program that has not answered for so long is slow.
@@ -37,6 +38,7 @@ const OF_A_STREAM: usize = 256;
 pub enum Source {
     Connection(u64),
     Topic(TopicName),
+    Import,
     Upstream(Arc<str>),
 }
 
@@ -47,6 +49,7 @@ impl From<&Origin> for Source {
             Origin::Gossip { topic, .. }
             | Origin::Fetch { topic, .. }
             | Origin::Sync { topic, .. } => Self::Topic(topic.clone()),
+            Origin::Import => Self::Import,
             Origin::Upstream { stream, .. } => Self::Upstream(stream.clone()),
         }
     }
@@ -112,6 +115,8 @@ impl WaitingRoom {
             (true, Source::Connection(_)) => OF_A_CLIENT,
             (true, Source::Topic(_)) => OF_A_TOPIC,
             (true, Source::Upstream(_)) => OF_A_STREAM,
+            // It has nobody beside it.
+            (true, Source::Import) => usize::MAX,
         };
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = sources.get(&source).copied().unwrap_or(0);

@@ -52,6 +52,7 @@ fn source(event: &Event, origin: &Origin) -> (&'static str, String, Option<Strin
         Origin::Fetch { topic, .. } | Origin::Sync { topic, .. } => {
             ("Sync", topic.to_string(), None)
         }
+        Origin::Import => ("Import", String::new(), None),
         Origin::Upstream { url, .. } => ("Stream", url.to_string(), None),
     }
 }
@@ -129,6 +130,7 @@ mod tests {
             (Origin::Gossip { topic: topic.clone(), peer }, "Stream", "town"),
             (Origin::Fetch { topic: topic.clone(), peer }, "Sync", "town"),
             (Origin::Sync { topic, peer }, "Sync", "town"),
+            (Origin::Import, "Import", ""),
             (
                 Origin::Upstream { stream: "s".into(), url: "wss://example.com".into() },
                 "Stream",

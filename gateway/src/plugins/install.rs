@@ -15,6 +15,8 @@ use super::{
     loader::{Found, Loader, folder_name},
     manifest::{self, Manifest, ManifestError},
     plugin::{self, PluginError},
+    program::{self, Launch, Packed},
+    section::section,
     services::Services,
 };
 
@@ -36,6 +38,8 @@ pub enum InstallError {
         path.file_stem().unwrap_or_default().to_string_lossy()
     )]
     NoManifest { path: PathBuf },
+    #[error("{}: {error}", path.display())]
+    Files { path: PathBuf, error: io::Error },
     #[error("it does not run: {0}")]
     Broken(String),
     #[error(
@@ -53,9 +57,19 @@ pub enum InstallError {
 pub struct Package {
     pub manifest: Manifest,
     text: String,
-    component: Vec<u8>,
+    content: Content,
     /// Name and text of the configuration's schema.
     schema: Option<(String, Vec<u8>)>,
+}
+
+/// What does the work.
+enum Content {
+    Component(Vec<u8>),
+    /// A program, in the folder where it lies now.
+    Program {
+        folder: PathBuf,
+        files: Vec<Packed>,
+    },
 }
 
 impl Package {
@@ -69,6 +83,13 @@ impl Package {
         if is_folder {
             let manifest_file = path.join(manifest::FILE_NAME);
             let (text, manifest) = read_manifest(&manifest_file)?;
+            if manifest.is_program() {
+                let files = program::pack(path);
+                let failed = |error| InstallError::Files { path: path.to_owned(), error };
+                let (folder, files) = (path.to_owned(), files.map_err(failed)?);
+                let content = Content::Program { folder, files };
+                return Ok(Self { manifest, text, content, schema: None });
+            }
             let component = read_component(&path.join(&manifest.file))?;
             return Self::whole(text, manifest, component, path);
         }
@@ -108,19 +129,34 @@ impl Package {
             let text = read.map_err(|error| failed(ManifestError::Read(error)))?;
             schema = Some((name.clone(), text.ok_or_else(|| failed(ManifestError::TooLarge))?));
         }
-        Ok(Self { manifest, text, component, schema })
+        Ok(Self { manifest, text, content: Content::Component(component), schema })
     }
 
     /// Compiles it and tries whether it starts, with everything that it asks for. Takes as long as the
-    /// compiler does and runs guest code.
+    /// compiler does and runs guest code; a program is started, with all that it may do.
     ///
     /// # Errors
     /// When it does not run.
     pub fn check(&self) -> Result<(), InstallError> {
         let services = Services::none().map_err(|error| InstallError::Broken(error.to_string()))?;
         let loader = Loader::new(None, 0, services);
-        let found = Found::of(&self.manifest, &self.component, self.schema.clone());
+        let found = match &self.content {
+            Content::Component(component) => {
+                Found::of(&self.manifest, component, self.schema.clone())
+            }
+            Content::Program { folder, .. } => Found::of_program(&self.manifest, folder),
+        };
         loader.check(&found, &Granted::everything()).map_err(InstallError::Broken)
+    }
+
+    /// Whether a program could be started, without doing so: what it does nobody can take back.
+    ///
+    /// # Errors
+    /// When it is not there or cannot be executed.
+    pub fn check_program(&self) -> Result<(), InstallError> {
+        let Content::Program { folder, .. } = &self.content else { return Ok(()) };
+        let launch = Launch::new(folder, &self.manifest.program, None);
+        launch.map(drop).map_err(InstallError::Broken)
     }
 
     /// What its manifest says.
@@ -170,10 +206,20 @@ impl Package {
     fn write(&self, folder: &Path, dir: &Path) -> io::Result<()> {
         fs::create_dir(folder)?;
         let schema = self.schema.as_ref().map(|(name, text)| (name.as_str(), text.as_slice()));
-        let files = [
-            (self.manifest.file.as_str(), self.component.as_slice()),
-            (manifest::FILE_NAME, self.text.as_bytes()),
-        ];
+        let mut files = vec![(manifest::FILE_NAME, self.text.as_bytes())];
+        match &self.content {
+            Content::Component(bytes) => files.push((&self.manifest.file, bytes)),
+            Content::Program { files, .. } => {
+                for file in files {
+                    let path = file.write(folder)?;
+                    give_to_owner_of(dir, &path)?;
+                    // The folders that it lies in.
+                    for above in path.ancestors().skip(1).take_while(|above| *above != folder) {
+                        give_to_owner_of(dir, above)?;
+                    }
+                }
+            }
+        }
         for (name, bytes) in files.into_iter().chain(schema) {
             fs::write(folder.join(name), bytes)?;
             give_to_owner_of(dir, &folder.join(name))?;
@@ -321,37 +367,6 @@ pub fn give_to_owner_of(dir: &Path, path: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 pub fn give_to_owner_of(_: &Path, _: &Path) -> io::Result<()> {
     Ok(())
-}
-
-/// A custom section of a component, outside of what is nested in it: after a head of 8 bytes each
-/// section is a number, its length (LEB128) and its content; a custom one has number 0 and begins with
-/// its name.
-fn section<'a>(component: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
-    let mut rest = component.get(8..)?;
-    while let Some((number, after)) = rest.split_first() {
-        let (length, after) = leb128(after)?;
-        let (content, after) = after.split_at_checked(length)?;
-        rest = after;
-        if *number == 0 {
-            let (length, content) = leb128(content)?;
-            let (name, content) = content.split_at_checked(length)?;
-            if name == wanted {
-                return Some(content);
-            }
-        }
-    }
-    None
-}
-
-fn leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
-    let mut value = 0_u32;
-    for (at, byte) in bytes.iter().enumerate().take(5) {
-        value |= u32::from(byte & 0x7f).checked_shl(7 * u32::try_from(at).ok()?)?;
-        if byte & 0x80 == 0 {
-            return Some((usize::try_from(value).ok()?, &bytes[at + 1..]));
-        }
-    }
-    None
 }
 
 #[cfg(test)]

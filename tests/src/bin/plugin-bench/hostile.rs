@@ -48,13 +48,7 @@ pub async fn rows(setup: &Setup) -> Vec<Row> {
 }
 
 /// Publishes notes at a steady rate, and all the time what the plugin misbehaves on.
-async fn beside(
-    gateway: &Gateway,
-    what: &str,
-    bad: Option<&str>,
-    good: &str,
-    seconds: u64,
-) -> Row {
+async fn beside(gateway: &Gateway, what: &str, bad: Option<&str>, good: &str, seconds: u64) -> Row {
     let stop = Stop::default();
     let notes = Frames::sign((seconds as f64 * NOTES) as usize, 1, None);
     let notes = tokio::spawn(load::steady(gateway.url(), notes, NOTES, true, stop));

@@ -40,6 +40,9 @@ pub struct Manifest {
     /// What the plugin may use. Nothing else is linked.
     #[serde(default)]
     pub capabilities: Vec<Capability>,
+    /// What it also uses if that is granted, and runs without.
+    #[serde(default)]
+    pub optional_capabilities: Vec<Capability>,
     #[serde(default)]
     pub limits: LimitsOfCall,
     #[serde(default)]
@@ -270,6 +273,11 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// What its component may import.
+    pub fn linked(&self) -> Vec<Capability> {
+        [self.capabilities.as_slice(), &self.optional_capabilities].concat()
+    }
+
     /// The values of `[config]` as the plugin sees them: JSON texts.
     pub fn config_json(&self) -> BTreeMap<String, String> {
         let json = |(key, value): (&String, &serde_json::Value)| {
@@ -435,7 +443,8 @@ file = "a.wasm"
         assert_eq!(
             with("colour = 1"),
             "line 6: unknown field `colour`, expected one of `id`, `version`, `world`, `file`, \
-             `order`, `applies_to`, `capabilities`, `limits`, `on_failure`, `config_schema`, `config`"
+             `order`, `applies_to`, `capabilities`, `optional_capabilities`, `limits`, `on_failure`, \
+             `config_schema`, `config`"
         );
         assert_eq!(
             with("capabilities = [\"log\", \"net\"]"),

@@ -7,6 +7,7 @@ mod limits;
 mod loading;
 mod remembering;
 mod rotation;
+mod shipped;
 mod topics;
 mod verdicts;
 

@@ -90,7 +90,8 @@ pub fn blocklist(builder: &GatewayBuilder, id: &str, authors: usize, words: usiz
     let words: Vec<_> = (0..words).map(|n| format!("\"casino number {n}\"")).collect();
     let manifest = format!(
         "id = \"{id}\"\nversion = \"1.0.0\"\nworld = \"event-filter\"\nfile = \"{component}\"\n\
-         capabilities = [\"log\", \"config\"]\n[config]\nauthors = [{}]\nwords = [{}]\n",
+         capabilities = [\"log\", \"config\"]\noptional_capabilities = [\"lookup\"]\n\
+         [config]\nauthors = [{}]\nwords = [{}]\n",
         authors.join(", "),
         words.join(", ")
     );

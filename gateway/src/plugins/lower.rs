@@ -97,6 +97,7 @@ pub fn context<'a>(
         Origin::Fetch { topic, .. } | Origin::Sync { topic, .. } => {
             (types::OriginKind::Fetch, topic.as_str())
         }
+        Origin::Import => (types::OriginKind::Import, ""),
         Origin::Upstream { stream, .. } => (types::OriginKind::Upstream, stream.as_ref()),
     };
     types::Context {

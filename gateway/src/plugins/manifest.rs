@@ -170,6 +170,7 @@ pub enum OriginKind {
     Client,
     Gossip,
     Fetch,
+    Import,
     Upstream,
 }
 
@@ -179,6 +180,7 @@ impl From<&Origin> for OriginKind {
             Origin::Client { .. } => Self::Client,
             Origin::Gossip { .. } => Self::Gossip,
             Origin::Fetch { .. } | Origin::Sync { .. } => Self::Fetch,
+            Origin::Import => Self::Import,
             Origin::Upstream { .. } => Self::Upstream,
         }
     }

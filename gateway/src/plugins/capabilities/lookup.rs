@@ -11,7 +11,10 @@ use super::Host;
 use crate::{
     pipeline::{Cost, Lookup, LookupError},
     plugins::bindings::nostr_gateway::plugin::lookup::{self, Author, Error, Query},
-    protocol::PublicKey,
+    protocol::{
+        PublicKey,
+        kinds::{Class, class},
+    },
 };
 
 /// How far the events of an author are counted.
@@ -137,6 +140,22 @@ impl lookup::Host for Host {
             let most = usize::try_from(most).unwrap_or(usize::MAX);
             let follows = store.follows(&key(&pubkey)?, most, cost)?;
             Ok(follows.iter().map(ToString::to_string).collect())
+        })
+    }
+
+    fn list_tags(
+        &mut self,
+        pubkey: String,
+        kind: u16,
+        most: u32,
+    ) -> wasmtime::Result<Result<Vec<Vec<String>>, Error>> {
+        self.look(|store, cost| {
+            // Of other kinds an author may have thousands, and some of them are for few to read.
+            if class(kind) != Class::Replaceable {
+                return Err(Error::Invalid);
+            }
+            let most = usize::try_from(most).unwrap_or(usize::MAX);
+            Ok(store.newest_tags(&key(&pubkey)?, kind, most, cost)?)
         })
     }
 }

@@ -154,6 +154,17 @@ impl Lookup for Empty {
         cost.pay(1)?;
         Ok(false)
     }
+
+    fn newest_tags(
+        &self,
+        _: &PublicKey,
+        _: u16,
+        _: usize,
+        cost: &mut Cost,
+    ) -> Result<Vec<Vec<String>>, LookupError> {
+        cost.pay(1)?;
+        Ok(Vec::new())
+    }
 }
 
 /// The names of the topics that an event may go out to.

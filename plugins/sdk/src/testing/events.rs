@@ -7,6 +7,9 @@ use serde::Deserialize;
 use super::NOW;
 use crate::{Context, Direction, Event, Origin, OriginKind};
 
+/// Where clients are unless something else is said.
+const ADDRESS: &str = "127.0.0.1";
+
 /// An event and what is known of its arrival.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
@@ -51,13 +54,14 @@ pub(super) fn context() -> Context {
         origin: Origin { kind: OriginKind::Client, detail: String::new() },
         topics: Vec::new(),
         authenticated: Vec::new(),
+        address: Some(ADDRESS.to_owned()),
         received_at: NOW,
     }
 }
 
 /// Reads a file with an event in each line, as JSON. A line can also be an object with the event under
 /// `event` and more about its arrival: `direction`, `origin`, `from` (the topic that brought it, or the
-/// name of the stream), `topics`, `authenticated`, `at`.
+/// name of the stream), `topics`, `authenticated`, `address`, `at`.
 ///
 /// # Panics
 /// When the file cannot be read or a line not understood; the text names both.
@@ -122,6 +126,7 @@ struct Arrival {
     from: String,
     topics: Vec<String>,
     authenticated: Vec<String>,
+    address: Option<String>,
     at: Option<u64>,
 }
 
@@ -142,11 +147,13 @@ impl Arrival {
         };
         let is_client = kind == OriginKind::Client;
         let detail = if is_client { String::new() } else { self.from.clone() };
+        let address = self.address.clone().or_else(|| Some(ADDRESS.to_owned()));
         Ok(Context {
             direction,
             origin: Origin { kind, detail },
             topics: self.topics.clone(),
             authenticated: self.authenticated.clone(),
+            address: address.filter(|_| is_client),
             received_at: self.at.or(self.event.created_at).unwrap_or(NOW),
         })
     }

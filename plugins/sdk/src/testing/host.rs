@@ -133,4 +133,8 @@ pub mod lookup {
     pub fn list_follows(pubkey: &str, most: u32) -> Result<Vec<String>, Error> {
         ask("lookup", |state| state.store.list_follows(pubkey, most))
     }
+
+    pub fn list_tags(pubkey: &str, kind: u16, most: u32) -> Result<Vec<Vec<String>>, Error> {
+        ask("lookup", |state| state.store.list_tags(pubkey, kind, most))
+    }
 }

@@ -72,6 +72,17 @@ impl Store {
         Ok(followed)
     }
 
+    pub fn list_tags(&self, pubkey: &str, kind: u16, most: u32) -> Result<Vec<Vec<String>>, Error> {
+        require_key(pubkey)?;
+        if !is_replaceable(kind) {
+            return Err(Error::Invalid);
+        }
+        let mut tags =
+            self.newest(pubkey, kind).map(|event| event.tags.clone()).unwrap_or_default();
+        tags.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+        Ok(tags)
+    }
+
     fn newest(&self, pubkey: &str, kind: u16) -> Option<&Event> {
         self.events.iter().find(|event| event.pubkey == pubkey && event.kind == kind)
     }

@@ -103,6 +103,8 @@ fn questions_are_answered_as_the_gateway_does() {
         assert_eq!(count(&[1], None, 3), Ok(3));
         assert_eq!(lookup::author("Me").unwrap_err(), lookup::Error::Invalid);
         assert_eq!(lookup::list_follows(&author(1), 9), Ok(Vec::new()));
+        assert_eq!(lookup::list_tags(&author(1), 1, 9), Err(lookup::Error::Invalid));
+        assert_eq!(lookup::list_tags(&author(1), 10_000, 9), Ok(Vec::new()));
     });
 }
 
@@ -143,6 +145,8 @@ fn a_manifest_gives_configuration_and_bounds() {
     let read = lines(&events);
     assert_eq!(read.iter().map(|line| line.number).collect::<Vec<_>>(), [1, 3]);
     assert_eq!(read[1].context.origin.detail, "cats");
+    assert_eq!(read[1].context.address, None);
+    assert_eq!(read[0].context.address.as_deref(), Some("127.0.0.1"));
     assert_eq!((read[1].context.received_at, read[1].event.created_at), (7, 7));
     assert_ne!(read[0].event.id, read[1].event.id);
     std::fs::write(&events, "{\"kind\": 1}\n{\"kind\": true}\n").unwrap();

@@ -16,6 +16,7 @@ use super::{
     manifest::{self, Manifest, ManifestError},
     plugin::{self, PluginError},
     services::Services,
+    trial::Trial,
 };
 
 /// The name under which a component can carry its manifest: a custom section of WebAssembly.
@@ -121,6 +122,19 @@ impl Package {
         let loader = Loader::new(None, 0, services);
         let found = Found::of(&self.manifest, &self.component, self.schema.clone());
         loader.check(&found, &Granted::everything()).map_err(InstallError::Broken)
+    }
+
+    /// The same, and it goes on running: it is to be asked about events.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn trial(&self, services: Services) -> Result<Trial, InstallError> {
+        let budget = services.budget;
+        let loader = Loader::new(None, 0, services);
+        let found = Found::of(&self.manifest, &self.component, self.schema.clone());
+        let running = loader.run(&found, &self.manifest.id, &Granted::everything());
+        let (plugin, instance) = running.map_err(InstallError::Broken)?;
+        Ok(Trial::new(loader, plugin, instance, budget))
     }
 
     /// What its manifest says.

@@ -146,7 +146,10 @@ impl Loader {
     }
 
     /// The plugin, with the instance in which it was tried.
-    fn run(
+    ///
+    /// # Errors
+    /// Why it does not run.
+    pub fn run(
         &self,
         found: &Found,
         id: &str,

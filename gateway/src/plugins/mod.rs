@@ -33,6 +33,7 @@ mod rotation;
 mod schema;
 mod services;
 mod target;
+pub mod trial;
 mod verdict;
 mod visits;
 mod watch;

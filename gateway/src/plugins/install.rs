@@ -137,6 +137,11 @@ impl Package {
         Ok(Trial::new(loader, plugin, instance, budget))
     }
 
+    /// Whether it may ask the store.
+    pub fn asks_store(&self) -> bool {
+        self.manifest.capabilities.contains(&manifest::Capability::Lookup)
+    }
+
     /// What its manifest says.
     pub fn described(&self, granted: &Granted) -> Value {
         let mut value = entry::described(&self.manifest, granted);

@@ -361,7 +361,8 @@ pub fn read_bounded(path: &Path, max: u64) -> std::io::Result<Option<Vec<u8>>> {
     Ok(fits.then_some(bytes))
 }
 
-fn is_id(text: &str) -> bool {
+/// Whether it can be a plugin's id.
+pub fn is_id(text: &str) -> bool {
     text.len() <= 64
         && text.starts_with(|first: char| first.is_ascii_lowercase())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')

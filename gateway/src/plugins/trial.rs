@@ -17,7 +17,7 @@ use super::{
     instance::{Failure, Instance},
     loader::Loader,
     lower::LoweredEvent,
-    manifest::{Capability, Manifest},
+    manifest::Manifest,
     plugin::Plugin,
     rotation::{self, RotationInstance},
     verdict::Verdict,
@@ -54,7 +54,10 @@ pub enum Told {
     ShadowReject,
     Route(Vec<TopicName>),
     Keep,
-    Rotate { grace: u32, exclude: Vec<String> },
+    Rotate {
+        grace: u32,
+        exclude: Vec<String>,
+    },
     Failed(Failure),
 }
 
@@ -110,11 +113,6 @@ impl Trial {
 
     pub fn manifest(&self) -> &Manifest {
         &self.plugin.manifest
-    }
-
-    /// Whether the plugin may ask the store.
-    pub fn uses_store(&self) -> bool {
-        self.manifest().capabilities.contains(&Capability::Lookup)
     }
 
     /// Asks. Runs guest code: never on an async worker.
@@ -194,9 +192,7 @@ impl Trial {
         let took = Some(began.elapsed());
         let told = match decided {
             Ok(Decision::Keep) => Told::Keep,
-            Ok(Decision::Rotate(plan)) => {
-                Told::Rotate { grace: plan.grace, exclude: plan.exclude }
-            }
+            Ok(Decision::Rotate(plan)) => Told::Rotate { grace: plan.grace, exclude: plan.exclude },
             Err(failure) => Told::Failed(failure),
         };
         Answer { told, took }
@@ -242,7 +238,6 @@ mod tests {
              directions = [\"in\", \"to-topics\"]",
         );
         let mut trial = trial("fixtures/fixtures.wasm", &manifest);
-        assert!(!trial.uses_store());
         let text = r#"
             {"kind":1,"content":"hello"}
             {"kind":7,"content":"reject:not asked"}
@@ -253,13 +248,16 @@ mod tests {
             {"kind":1,"content":"reject:again"}
         "#;
         let told = told(&mut trial, text);
-        assert_eq!(told[..5], [
-            "accept",
-            "not-asked",
-            "reject blocked: no no",
-            "route cats, dogs",
-            "reject blocked: stay",
-        ]);
+        assert_eq!(
+            told[..5],
+            [
+                "accept",
+                "not-asked",
+                "reject blocked: no no",
+                "route cats, dogs",
+                "reject blocked: topics [\"cats\"] stay",
+            ]
+        );
         assert_eq!(told[5..], ["failed it ran longer than 100 ms", "reject blocked: again"]);
     }
 
@@ -273,7 +271,8 @@ mod tests {
         assert_eq!(said[..4], ["route cats", "accept", "accept", "reject"]);
         assert!(said[4].starts_with("failed it trapped: "), "{said:?}");
 
-        let manifest = manifest("secret-rotation", "]\n[config]\nmax_age = 100\ndrop_unseen_after = 50");
+        let manifest =
+            manifest("secret-rotation", "]\n[config]\nmax_age = 100\ndrop_unseen_after = 50");
         let mut rotation = trial("rotate-by-age/rotate-by-age.wasm", &manifest);
         let text = "{\"topic\":\"t\",\"since\":10,\"now\":20}\n{\"topic\":\"t\",\"since\":10,\
                     \"now\":200,\"members\":[{\"id\":\"gone\",\"since\":1}]}";

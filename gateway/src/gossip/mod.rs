@@ -192,7 +192,8 @@ impl Gossip {
         let id = net.endpoint().id();
         let tasks = start.tasks.child();
         let trust = Arc::new(Trust::new(start.sync.max_bytes_per_minute, start.metrics.clone()));
-        let connections = Arc::new(Connections::new(net.clone()));
+        let (connections, opened) = Connections::new(net.clone());
+        let connections = Arc::new(connections);
         let max_event_bytes = start.limits.max_event_bytes + SLACK;
         let library = Library::new(StartLibrary {
             me: id,
@@ -218,6 +219,7 @@ impl Gossip {
         let swarms: Arc<Swarms> = Arc::default();
         let health: Arc<Health> = Arc::default();
         let metrics = start.metrics.clone();
+        tasks.spawn("connections", server.clone().listen(opened, tasks.clone()));
         let keeper =
             Keeper::new(plan, net.clone(), server, swarms.clone(), health.clone(), metrics);
         tracing::info!(%id, addresses = ?net.endpoint().bound_sockets(), "endpoint open");

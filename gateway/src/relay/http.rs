@@ -160,7 +160,9 @@ fn upgrade(
         None => tasks.token().clone(),
     };
     let address = client.address;
-    let visitor = Visitor { connection, address, here, trusted, viewer, scope, visit, rates };
+    // In a box: the session would carry the room for it all its life.
+    let visitor =
+        Box::new(Visitor { connection, address, here, trusted, viewer, scope, visit, rates });
     tasks.spawn(
         "session",
         async move {

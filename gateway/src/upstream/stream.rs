@@ -37,8 +37,10 @@ const SUBSCRIPTION: &str = "nostr-gateway";
 /// How often each relay is asked whether the subscription is still there. A relay may end it with
 /// CLOSED, after which nostr-sdk does not ask again.
 const REVIEW: Duration = Duration::from_secs(10);
-/// First pause before a new attempt; it grows with each failure, with jitter, to about ten minutes.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// First pause before a new attempt; it grows with each failure to about ten minutes. nostr-sdk adds or
+/// takes away up to three seconds, and subscribes again only if the new connection is from a later second
+/// than the subscription: a shorter pause would leave some connections without one for ever.
+const FIRST_RETRY: Duration = Duration::from_secs(5);
 
 /// A running stream. Shared between its task and whoever asks for its state.
 pub struct Stream {

@@ -91,6 +91,63 @@ async fn a_stock_node_among_five_gateways_under_load_sees_all_that_fits() {
     }
 }
 
+/// At a rate that a busy machine can take: `topic-bench sustained` publishes four times as much, for a
+/// minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn five_gateways_hold_the_same_seconds_after_a_steady_load() {
+    const EACH: usize = 1_000;
+    const PAUSE: Duration = Duration::from_millis(10);
+    let _alone = alone().await;
+    let testnet = Testnet::on_loopback(DHT_TESTNET).await;
+    let starting = ["A", "B", "C", "D", "E"]
+        .map(|name| GatewayBuilder::new(GATEWAY, name).topics(&["town"]).dht(&testnet).start());
+    let gateways = join_all(starting).await;
+    for gateway in &gateways {
+        gateway.wait_for_neighbors("town", 1, SOON).await;
+    }
+    let all: Vec<Vec<Event>> = (0..gateways.len())
+        .map(|_| {
+            let keys = Keys::generate();
+            (0..EACH).map(|n| events::note(&keys, &format!("{n} {}", "x".repeat(200)))).collect()
+        })
+        .collect();
+    let begun = Instant::now();
+    let publishing = gateways.iter().zip(&all).map(async |(gateway, events)| {
+        let mut client = RawClient::connect(&gateway.topic_url("town")).await;
+        for (n, event) in (0..).zip(events) {
+            tokio::time::sleep_until((begun + PAUSE * n).into()).await;
+            client.send_event(event).await;
+        }
+        for event in events {
+            let (accepted, message) = client.ok(&event.id.to_hex()).await;
+            assert!(accepted, "{message}");
+        }
+    });
+    join_all(publishing).await;
+    let took = begun.elapsed();
+    let rate = (EACH * gateways.len()) as f64 / took.as_secs_f64();
+    assert!(rate > 450.0, "the load was {rate:.0} a second");
+
+    let mut published: Vec<String> = all.iter().flatten().map(|event| event.id.to_hex()).collect();
+    published.sort();
+    let ended = Instant::now();
+    for gateway in &gateways {
+        let mut client = RawClient::connect(&gateway.topic_url("town")).await;
+        let left = Duration::from_secs(5).saturating_sub(ended.elapsed());
+        eventually("all stores are equal", left, async || {
+            (client.count(&[json!({})]).await == published.len() as u64).then_some(())
+        })
+        .await;
+    }
+    report(&format!("5 gateways at {rate:.0} a second: equal after {:?}", ended.elapsed()));
+    for gateway in &gateways {
+        let mut client = RawClient::connect(&gateway.topic_url("town")).await;
+        let mut held = client.stored_ids(&[json!({"limit": published.len()})]).await;
+        held.sort();
+        assert!(held == published, "another set of events of the same size");
+    }
+}
+
 /// Its floods and endless streams hold up nobody, and what it forged is nowhere.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_gateways_go_on_beside_a_hostile_neighbor() {

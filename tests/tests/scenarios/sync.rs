@@ -347,6 +347,31 @@ async fn a_cut_in_the_middle_is_gone_on_with() {
     assert!(again <= 3_500, "what had come was fetched again: {again}");
 }
 
+/// The other side still looks for it where it was, and cannot be told by a DHT.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_crashed_and_is_back_at_another_port_is_asked_for_what_it_has() {
+    let _alone = alone().await;
+    let a = builder("A", &[]).await.start().await;
+    let mut b = builder("B", &[&a]).await.start().await;
+    let keys = Keys::generate();
+    // Too long for gossip: it is fetched.
+    let large = |what: &str| events::note(&keys, &what.repeat(10_000));
+    let (before, after) = (large("before"), large("after"));
+    publish(&b, std::slice::from_ref(&before)).await;
+    becomes(&a, &[before.id.to_hex()]).await;
+    b.kill9().await;
+    let b = b.restart().await;
+    a.wait_for_neighbors("town", 1, SOON).await;
+    publish(&b, std::slice::from_ref(&after)).await;
+    let mut both = [before.id.to_hex(), after.id.to_hex()];
+    both.sort();
+    // Within the time that the old connections are believed to live, and a little.
+    eventually("it is fetched", Duration::from_secs(12), async || {
+        (held(&a).await == both).then_some(())
+    })
+    .await;
+}
+
 /// Each side writes while the other cannot be reached.
 #[tokio::test(flavor = "multi_thread")]
 async fn both_sides_of_a_partition_have_all_afterwards() {

@@ -1,4 +1,7 @@
 //! Connections for fetches, kept between them.
+//!
+//! Both sides may ask over a connection, whoever opened it: a peer that came back at another address
+//! can reach us at once, while iroh goes on looking for it at the old one.
 
 use std::{
     collections::HashMap,
@@ -6,19 +9,47 @@ use std::{
     time::Duration,
 };
 
-use iroh::{EndpointId, endpoint::Connection};
-use tokio::time::{Instant, timeout};
+use iroh::{
+    EndpointId,
+    endpoint::{Connection, WeakConnectionHandle},
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{gossip::net::Net, protocol::frame::SYNC_ALPN};
 
 /// Open connections that are kept for the next fetch.
 const KEPT: usize = 64;
+/// Peers whose connections to us are remembered before those that ended are forgotten; more are not
+/// open at once.
+const CAME: usize = 512;
+/// Connections that wait to be listened to; on others the peer is not answered.
+const OPENED: usize = 64;
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// Shared by all topics.
 pub struct Connections {
     net: Arc<Net>,
     kept: Mutex<HashMap<EndpointId, Kept>>,
+    /// The last connection that each peer opened.
+    came: Mutex<HashMap<EndpointId, WeakConnectionHandle>>,
+    opened: mpsc::Sender<Opened>,
+}
+
+/// A connection that we opened. The peer may ask over it too, until the token is cancelled.
+pub struct Opened {
+    pub connection: Connection,
+    pub over: CancellationToken,
+}
+
+/// A connection in use, and what ends our listening on it if we opened it.
+#[derive(Clone)]
+struct Held {
+    connection: Connection,
+    _over: Option<Arc<DropGuard>>,
 }
 
 /// Locked while connecting: fetches from one peer share one connection.
@@ -37,13 +68,24 @@ impl<C> Default for Dialled<C> {
 }
 
 struct Kept {
-    line: Line<Connection>,
+    line: Line<Held>,
     used: Instant,
 }
 
 impl Connections {
-    pub fn new(net: Arc<Net>) -> Self {
-        Self { net, kept: Mutex::default() }
+    /// Whoever holds the receiver listens on the connections that are opened.
+    pub fn new(net: Arc<Net>) -> (Self, mpsc::Receiver<Opened>) {
+        let (opened, queue) = mpsc::channel(OPENED);
+        (Self { net, kept: Mutex::default(), came: Mutex::default(), opened }, queue)
+    }
+
+    /// A peer opened a connection.
+    pub fn came(&self, connection: &Connection) {
+        let mut came = self.came.lock().unwrap_or_else(PoisonError::into_inner);
+        if came.len() >= CAME {
+            came.retain(|_, connection| open(connection).is_some());
+        }
+        came.insert(connection.remote_id(), connection.weak_handle());
     }
 
     /// # Errors
@@ -51,16 +93,32 @@ impl Connections {
     pub async fn to(&self, peer: EndpointId) -> Result<Connection, String> {
         let line = self.line(peer);
         let dial = async {
+            if let Some(connection) = self.of_peer(&peer) {
+                return Ok(Held { connection, _over: None });
+            }
             match timeout(CONNECT, self.net.endpoint().connect(peer, SYNC_ALPN)).await {
-                Ok(Ok(connection)) => Ok(connection),
+                Ok(Ok(connection)) => Ok(self.listen(connection)),
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err("timed out".to_owned()),
             }
         };
-        call(&line, |known| known.close_reason().is_none(), dial).await
+        let is_open = |held: &Held| held.connection.close_reason().is_none();
+        call(&line, is_open, dial).await.map(|held| held.connection)
     }
 
-    fn line(&self, peer: EndpointId) -> Line<Connection> {
+    /// An open connection that the peer made.
+    fn of_peer(&self, peer: &EndpointId) -> Option<Connection> {
+        self.came.lock().unwrap_or_else(PoisonError::into_inner).get(peer).and_then(open)
+    }
+
+    fn listen(&self, connection: Connection) -> Held {
+        let over = CancellationToken::new();
+        let opened = Opened { connection: connection.clone(), over: over.clone() };
+        let listened = self.opened.try_send(opened).is_ok();
+        Held { connection, _over: listened.then(|| Arc::new(over.drop_guard())) }
+    }
+
+    fn line(&self, peer: EndpointId) -> Line<Held> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT && !kept.contains_key(&peer) {
             // A connection closes when its last user drops it.
@@ -72,6 +130,10 @@ impl Connections {
         kept.used = used;
         kept.line.clone()
     }
+}
+
+fn open(connection: &WeakConnectionHandle) -> Option<Connection> {
+    connection.upgrade().filter(|connection| connection.close_reason().is_none())
 }
 
 /// The connection that is open, or a new one. All who wait for the same attempt share its failure: they

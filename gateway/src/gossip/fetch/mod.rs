@@ -12,5 +12,5 @@ pub mod trust;
 pub mod wire;
 
 pub use client::{Announcement, Puller};
-pub use connections::Connections;
+pub use connections::{Connections, Opened};
 pub use server::SyncServer;

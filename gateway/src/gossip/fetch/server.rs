@@ -11,11 +11,12 @@ use iroh::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
     time::{Instant, timeout, timeout_at},
 };
 
 use super::{
+    Opened,
     trust::{Trust, Way},
     wire::{self, ANSWER_BYTES, Rest, WireError},
 };
@@ -29,6 +30,7 @@ use crate::{
     metrics::{CauseLabels, Metrics},
     pipeline::{EventReader, JoinedTopics, Seq},
     protocol::{Event, EventId, TopicName, kinds},
+    tasks::Tasks,
 };
 
 const CONNECTIONS: usize = 256;
@@ -91,6 +93,12 @@ struct Turns {
     takes: Semaphore,
 }
 
+/// What went over the connection's streams so far, in frames.
+fn streamed(connection: &Connection) -> u64 {
+    let stats = connection.stats();
+    stats.frame_rx.stream + stats.frame_tx.stream
+}
+
 impl Default for Turns {
     fn default() -> Self {
         let places = || Semaphore::new(REQUESTS_PER_CONNECTION);
@@ -120,6 +128,25 @@ impl SyncServer {
     }
 }
 
+impl SyncServer {
+    /// Answers over the connections that we open ourselves, until shutdown.
+    pub async fn listen(self, mut opened: mpsc::Receiver<Opened>, tasks: Tasks) {
+        let token = tasks.token().clone();
+        while let Some(Some(Opened { connection, over })) =
+            token.run_until_cancelled(opened.recv()).await
+        {
+            let (server, token) = (self.clone(), token.clone());
+            tasks.spawn("answers", async move {
+                tokio::select! {
+                    () = token.cancelled() => {}
+                    () = over.cancelled() => {}
+                    () = server.0.serve_on(&connection) => {}
+                }
+            });
+        }
+    }
+}
+
 impl fmt::Debug for SyncServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SyncServer")
@@ -138,6 +165,7 @@ impl ProtocolHandler for SyncServer {
         };
         connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS_PER_CONNECTION as u32));
         connection.set_max_concurrent_uni_streams(VarInt::from_u32(0));
+        shared.library.start.connections.came(&connection);
         shared.serve(&connection).await;
         connection.close(DONE, b"done");
         Ok(())
@@ -145,9 +173,19 @@ impl ProtocolHandler for SyncServer {
 }
 
 impl Shared {
+    /// Until it is closed.
+    async fn serve_on(&self, connection: &Connection) {
+        while connection.close_reason().is_none() && !self.trust.is_banned(&connection.remote_id())
+        {
+            self.serve(connection).await;
+        }
+    }
+
+    /// Until nobody has used it for a while.
     async fn serve(&self, connection: &Connection) {
         let peer = connection.remote_id();
         let turns = Turns::default();
+        let mut moved = streamed(connection);
         let mut answers = FuturesUnordered::new();
         loop {
             tokio::select! {
@@ -161,8 +199,13 @@ impl Shared {
                             answers.push(self.stream(connection, &turns, send, receive));
                         }
                         Ok(Err(_)) => return,
-                        Err(_) if answers.is_empty() => return,
-                        Err(_) => {}
+                        Err(_) => {
+                            // We ask over it as well.
+                            let before = std::mem::replace(&mut moved, streamed(connection));
+                            if answers.is_empty() && moved == before {
+                                return;
+                            }
+                        }
                     }
                 }
             }

@@ -77,6 +77,7 @@ impl TopicSync {
     }
 
     async fn lead(&self, peer: EndpointId, deep: bool) -> Result<Report, Failure> {
+        tracing::debug!(peer = %peer.fmt_short(), deep, "comparing");
         let _busy = self.desk.state.busy(Work::Sync);
         self.library.lead(&self.desk, peer, deep).await
     }

@@ -67,7 +67,11 @@ impl Library {
             return Err(WireError::Malformed("no greeting"));
         };
         let Some(desk) = desk else { return talk.not_now().await };
-        let Some(_place) = self.place(&desk, peer) else { return talk.not_now().await };
+        let Some(_place) = self.place(&desk, peer) else {
+            tracing::debug!(%topic, peer = %peer.fmt_short(), "no time to compare");
+            return talk.not_now().await;
+        };
+        tracing::debug!(%topic, peer = %peer.fmt_short(), "another gateway compares with us");
         desk.state.speaks(peer, true);
         let gained = Gained::new(&desk, peer);
         let followed = tokio::select! {

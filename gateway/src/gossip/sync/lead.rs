@@ -5,7 +5,7 @@ use std::{pin::pin, time::Duration};
 use futures_util::FutureExt;
 use iroh::{
     EndpointId,
-    endpoint::{RecvStream, SendStream},
+    endpoint::{Connection, RecvStream, SendStream},
 };
 use tokio::time::timeout;
 
@@ -54,10 +54,15 @@ impl Library {
         // may begin meanwhile.
         let _place = self.leading_to.place(peer).await;
         let _permit = self.leading.acquire().await;
-        let _turn = desk.lead(peer).ok_or(Failure::NotNow)?;
         let gained = Gained::new(desk, peer);
-        let led = timeout(SESSION, self.session(desk, peer, deep, &gained)).await;
-        let led = led.unwrap_or(Err(Failure::Slow));
+        let led = async {
+            // Before the turn: a peer that cannot be reached from here may reach us.
+            let connection = self.reach(peer).await?;
+            let _turn = desk.lead(peer).ok_or(Failure::NotNow)?;
+            let session = self.session(desk, &connection, deep, &gained);
+            timeout(SESSION, session).await.unwrap_or(Err(Failure::Slow))
+        };
+        let led = led.await;
         if led.is_ok() {
             gained.settled();
         }
@@ -72,20 +77,24 @@ impl Library {
         led
     }
 
-    async fn session(
-        &self,
-        desk: &Desk,
-        peer: EndpointId,
-        deep: bool,
-        gained: &Gained<'_>,
-    ) -> Result<Report, Failure> {
+    async fn reach(&self, peer: EndpointId) -> Result<Connection, Failure> {
         if self.start.trust.is_banned(&peer) {
             return Err(Failure::NotNow);
         }
-        let connection = self.start.connections.to(peer).await.map_err(|error| {
+        self.start.connections.to(peer).await.map_err(|error| {
             if does_not_speak(&error) { Failure::DoesNotSpeak } else { Failure::Broken(error) }
-        })?;
-        let opened = answers::open(&desk.state, &connection).await;
+        })
+    }
+
+    async fn session(
+        &self,
+        desk: &Desk,
+        connection: &Connection,
+        deep: bool,
+        gained: &Gained<'_>,
+    ) -> Result<Report, Failure> {
+        let peer = connection.remote_id();
+        let opened = answers::open(&desk.state, connection).await;
         let (send, receive) = opened.map_err(Failure::Broken)?;
         let mut talk = Talk { library: self, gained, send, receive };
         let ours = self.state(desk.topic());

@@ -178,7 +178,7 @@ async fn a_liar_does_not_keep_an_event_from_us() {
         state,
         reader: a.log.clone(),
         ingest: a.ingest.clone(),
-        connections: Arc::new(Connections::new(a.gossip.net.clone())),
+        connections: Arc::new(Connections::new(a.gossip.net.clone()).0),
         trust: Arc::new(Trust::new(1 << 30, a.metrics.clone())),
         max_event_bytes: 100_000,
         metrics: a.metrics.clone(),

@@ -5,7 +5,7 @@ use futures_util::FutureExt;
 use super::{Done, End, Session};
 use crate::{
     pipeline::{Candidate, Outcome, Scope, Target},
-    protocol::{Event, EventId, TopicName, message},
+    protocol::{Event, EventId, Reason, TopicName, message},
 };
 
 /// How the way of a published event ended, and how many bytes it had.
@@ -17,13 +17,24 @@ pub(super) struct Published {
 
 impl Session {
     pub(super) async fn publish(&mut self, event: Event) -> Result<(), End> {
+        let id = event.id;
+        match self.take(event)? {
+            None => Ok(()),
+            // In a box: every connection would carry the room for it otherwise.
+            Some(reason) => {
+                let answer = message::ok(&id, false, &reason.to_string());
+                Box::pin(self.answer(Some(reason.prefix), answer)).await
+            }
+        }
+    }
+
+    /// Sends the event on its way. Returns why not, if it is refused at once.
+    fn take(&mut self, event: Event) -> Result<Option<Reason>, End> {
         if let Some(reason) = self.refusal_to_write(&event) {
-            let answer = message::ok(&event.id, false, &reason.to_string());
-            return self.answer(Some(reason.prefix), answer).await;
+            return Ok(Some(reason));
         }
         if let Some(Err(limited)) = self.rates.as_ref().map(|rates| rates.event()) {
-            let reason = self.patience(limited)?;
-            return self.send(message::ok(&event.id, false, &reason.to_string())).await;
+            return self.patience(limited).map(Some);
         }
         let target = match &self.scope {
             Scope::All => Target::Routed,
@@ -40,7 +51,7 @@ impl Session {
             }
             .boxed(),
         );
-        Ok(())
+        Ok(None)
     }
 
     pub(super) async fn published(&mut self, published: Published) -> Result<(), End> {

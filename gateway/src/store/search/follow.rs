@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crossbeam_channel::{Receiver, TryRecvError};
 use rusqlite::Connection;
 
 use super::{
@@ -78,8 +79,13 @@ impl Follow {
     pub fn start(self) -> io::Result<Following> {
         let search = Search::new(super::path(&self.data_dir));
         let (stop, tail) = (Stop::default(), self.tail.clone());
-        let mut follower =
-            Follower { follow: self, search: search.clone(), stop: stop.clone(), tidied: false };
+        let mut follower = Follower {
+            follow: self,
+            search: search.clone(),
+            stop: stop.clone(),
+            tidied: false,
+            clearing: None,
+        };
         let thread = tasks::thread("store-search", move || follower.run())?;
         Ok(Following { search, stop, tail, thread: Some(thread) })
     }
@@ -91,6 +97,8 @@ struct Follower {
     stop: Stop,
     /// Nothing is left to be merged.
     tidied: bool,
+    /// The writer is to forget removed rows that have left the index.
+    clearing: Option<Receiver<Result<u64, StoreError>>>,
 }
 
 /// Why following stopped.
@@ -127,6 +135,7 @@ impl Follower {
         self.search.0.generation.fetch_add(1, Ordering::AcqRel);
         let database = open::reader(&self.follow.database)?;
         self.tidied = false;
+        self.clearing = None;
         let mut cursor = index.cursor();
         loop {
             self.catch_up(&mut index, &database, &mut cursor)?;
@@ -198,35 +207,44 @@ impl Follower {
         Ok(())
     }
 
-    /// Takes out what was removed from the database. Returns whether there was anything.
+    /// Takes out some of what was removed from the database. Returns whether there was anything.
+    ///
+    /// It does not wait for the writer: while many events come there is always more to take out, and
+    /// the index would not follow meanwhile.
     fn remove(
-        &self,
+        &mut self,
         index: &mut Index,
         database: &Connection,
         cursor: Seq,
     ) -> Result<bool, Failure> {
-        let mut removed = false;
-        while !self.stop.is_set() {
-            let rows: Vec<i64> = database
-                .prepare_cached("SELECT row FROM removed_rows WHERE row <= ?1 LIMIT 4096")?
-                .query_map([cursor.cast_signed()], |row| row.get(0))?
-                .collect::<rusqlite::Result<_>>()?;
-            if rows.is_empty() {
-                break;
+        if let Some(clearing) = &self.clearing {
+            match clearing.try_recv() {
+                Err(TryRecvError::Empty) => return Ok(false),
+                Err(TryRecvError::Disconnected) => {}
+                Ok(cleared) => drop(cleared?),
             }
-            index.remove(&rows)?;
-            removed = true;
-            let clear = move |database: &Connection, _: &Changed| {
-                let mut delete =
-                    database.prepare_cached("DELETE FROM removed_rows WHERE row = ?1")?;
-                for row in &rows {
-                    delete.execute([row])?;
-                }
-                Ok(rows.len() as u64)
-            };
-            self.follow.writes.ask(|answer| Order::Run(Box::new(clear), answer))?;
+            self.clearing = None;
         }
-        Ok(removed)
+        let rows: Vec<i64> = database
+            .prepare_cached("SELECT row FROM removed_rows WHERE row <= ?1 LIMIT 4096")?
+            .query_map([cursor.cast_signed()], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        if rows.is_empty() {
+            return Ok(false);
+        }
+        index.remove(&rows)?;
+        let clear = move |database: &Connection, _: &Changed| {
+            let mut delete = database.prepare_cached("DELETE FROM removed_rows WHERE row = ?1")?;
+            for row in &rows {
+                delete.execute([row])?;
+            }
+            Ok(rows.len() as u64)
+        };
+        let (answer, cleared) = crossbeam_channel::bounded(1);
+        let answer = Box::new(move |told| drop(answer.send(told)));
+        self.follow.writes.send(Order::Run(Box::new(clear), answer))?;
+        self.clearing = Some(cleared);
+        Ok(true)
     }
 
     /// Waits for a commit; false when there is none for a while.

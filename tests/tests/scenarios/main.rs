@@ -29,6 +29,7 @@ mod namespaces;
 mod nat;
 mod negentropy;
 mod plugin_host;
+mod plugin_verdicts;
 mod plugins;
 mod private;
 mod rates;

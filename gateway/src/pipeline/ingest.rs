@@ -9,10 +9,11 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot};
 
 use super::{
-    EventWriter, Moderation, Outcome, Passing, Policy, Routing,
+    Answer, EventWriter, Moderation, Outcome, Passing, Policy, Routing,
     inflight::{Inflight, Turn},
     origin::Origin,
-    worker::{self, Recent, Shared},
+    recent::Recent,
+    worker::{self, Judging, Shared},
 };
 use crate::{
     clock::unix_now,
@@ -69,7 +70,10 @@ pub struct Ingest {
     inflight: Inflight,
     permits: Arc<Semaphore>,
     memory: Arc<Semaphore>,
-    queue: crossbeam_channel::Sender<Job>,
+    /// The workers hold it weakly: they end with the last entrance.
+    queue: Arc<crossbeam_channel::Sender<Job>>,
+    /// One for each worker: what it keeps for the next event may be out of date.
+    wakes: Arc<[crossbeam_channel::Sender<()>]>,
     passing: broadcast::Sender<Passing>,
     metrics: Arc<Metrics>,
     workers: Arc<Mutex<Vec<JoinHandle<()>>>>,
@@ -78,6 +82,8 @@ pub struct Ingest {
 /// What a worker thread gets.
 pub(super) enum Job {
     Evaluate(Box<Evaluation>),
+    /// The policy's question about an event was answered.
+    Resume(Box<Judging>, Answer),
     Stop,
 }
 
@@ -91,7 +97,7 @@ pub(super) struct Evaluation {
     pub vanish: bool,
     pub received_at: u64,
     pub reply: oneshot::Sender<Outcome>,
-    pub _held: Held,
+    pub held: Held,
 }
 
 /// What an event has while it is under way. Held until its outcome is known, by whoever finds that out,
@@ -118,19 +124,29 @@ impl Ingest {
         let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let (queue, jobs) = crossbeam_channel::bounded(MAX_UNDER_WAY + threads);
         let (passing, _) = broadcast::channel(EPHEMERAL_QUEUE);
+        let queue = Arc::new(queue);
         let permits = Arc::new(Semaphore::new(MAX_UNDER_WAY));
         let shared = Arc::new(Shared {
             writer,
+            moderation: moderation.clone(),
+            jobs: Arc::downgrade(&queue),
+            aside: Arc::default(),
             routing: routing.clone(),
             passing: passing.clone(),
             recent: Recent::default(),
             metrics: metrics.clone(),
             permits: permits.clone(),
         });
-        let workers = (0..threads)
-            .map(|n| {
+        let (wakes, woken): (Vec<_>, Vec<_>) =
+            (0..threads).map(|_| crossbeam_channel::bounded(1)).unzip();
+        let workers = woken
+            .into_iter()
+            .enumerate()
+            .map(|(n, woken)| {
                 let (jobs, shared, policy) = (jobs.clone(), shared.clone(), policy.clone());
-                tasks::thread(format!("ingest-{n}"), move || worker::run(&jobs, &shared, &*policy))
+                tasks::thread(format!("ingest-{n}"), move || {
+                    worker::run(&jobs, &woken, &shared, &*policy);
+                })
             })
             .collect::<std::io::Result<Vec<_>>>()?;
         Ok(Self {
@@ -142,6 +158,7 @@ impl Ingest {
             permits,
             memory: Arc::new(Semaphore::new(MAX_KIB_UNDER_WAY as usize)),
             queue,
+            wakes: wakes.into(),
             passing,
             metrics,
             workers: Arc::new(Mutex::new(workers)),
@@ -151,6 +168,18 @@ impl Ingest {
     /// Ephemeral events as they pass. A consumer that is too slow loses the oldest (best effort).
     pub fn passing(&self) -> broadcast::Receiver<Passing> {
         self.passing.subscribe()
+    }
+
+    /// Lets workers that have nothing to do give up what they keep of a former policy, whenever it is
+    /// called.
+    pub fn policy_changes(&self) -> impl Fn() + Send + 'static {
+        let wakes = self.wakes.clone();
+        move || {
+            for wake in &*wakes {
+                // One that is full says so already.
+                let _ = wake.try_send(());
+            }
+        }
     }
 
     /// Takes one event all the way. Returns after the commit; waits while the pipeline is full.
@@ -203,10 +232,10 @@ impl Ingest {
             }
         };
         let (reply, outcome) = oneshot::channel();
-        let evaluation = move |event, reply, _held| {
+        let evaluation = move |event, reply, held| {
             let received_at = now;
             let job =
-                Evaluation { event, origin, topics, for_topics, vanish, received_at, reply, _held };
+                Evaluation { event, origin, topics, for_topics, vanish, received_at, reply, held };
             Job::Evaluate(Box::new(job))
         };
         let _waiting = match self.try_hold(&event) {

@@ -13,10 +13,13 @@ pub mod lookup;
 pub mod moderation;
 pub mod origin;
 pub mod ports;
+mod recent;
 pub mod remembered;
 pub mod routing;
 pub mod scan;
 pub mod secrets;
+#[cfg(test)]
+mod tests;
 pub mod viewer;
 mod worker;
 
@@ -28,10 +31,10 @@ pub use lookup::{AuthorHeld, Cost, Lookup, LookupError};
 pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
 pub use ports::{
-    Affected, Committed, Context, Count, Direction, EventReader, EventWriter, Gone, IdSet,
-    LogEntry, Passing, Policy, PolicyWorker, Presence, Removal, RotationAnswer, RotationMember,
-    RotationPolicy, RotationQuestion, Scope, Seq, Span, Stays, StoreError, TopicIds, VisitPolicy,
-    Write,
+    Affected, Answer, Committed, Context, Count, Direction, EventReader, EventWriter, Gone, IdSet,
+    Judged, LogEntry, Passing, Policy, PolicyWorker, Presence, Question, Removal, RotationAnswer,
+    RotationMember, RotationPolicy, RotationQuestion, Scope, Seq, Span, Stays, StoreError,
+    TopicIds, VisitPolicy, Write, wait_for_decision,
 };
 pub use remembered::{PeerStore, RememberedPeer};
 pub use routing::Routing;

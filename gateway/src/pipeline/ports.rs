@@ -1,6 +1,9 @@
 //! The traits through which the parts meet. Siblings never import one another.
 
-use std::sync::Arc;
+use std::{
+    any::Any,
+    sync::{Arc, mpsc},
+};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
@@ -304,10 +307,42 @@ pub trait Policy: Send + Sync + 'static {
     fn worker(&self) -> Box<dyn PolicyWorker>;
 }
 
+/// What a policy worker comes to.
+pub enum Judged {
+    Decided(Decision),
+    /// Somebody outside of this process is asked first. Other events pass meanwhile.
+    Asks(Box<dyn Question>),
+}
+
+/// A question to somebody outside of this process.
+pub trait Question: Send {
+    /// Puts it, and never waits. `answered` is called once, on whatever thread, perhaps before this
+    /// returns; it is dropped uncalled when nobody is left who could answer.
+    fn put(self: Box<Self>, answered: Box<dyn FnOnce(Answer) + Send>);
+}
+
+/// What came of a [`Question`]. Only the policy that asked it can read it.
+pub struct Answer(pub Box<dyn Any + Send>);
+
 /// Evaluates events on one thread, synchronously.
 pub trait PolicyWorker {
-    /// Judges an event on its way in.
+    /// Judges an event on its way in, and waits for whoever has to be asked.
     fn evaluate(&mut self, event: &VerifiedEvent, context: &Context<'_>) -> Decision;
+
+    /// Judges an event on its way in without waiting for anybody outside of this process.
+    fn judge(&mut self, event: &VerifiedEvent, context: &Context<'_>) -> Judged {
+        Judged::Decided(self.evaluate(event, context))
+    }
+
+    /// Goes on with an event whose question was answered; any worker of the policy may.
+    fn resume(&mut self, event: &VerifiedEvent, context: &Context<'_>, answer: Answer) -> Judged {
+        let _ = (event, context, answer);
+        Judged::Decided(Decision::Reject(Reason::error("nobody asked")))
+    }
+
+    /// Called now and then between two events when the policy may have changed: nothing of the
+    /// former one is to be kept for the next event.
+    fn refresh(&mut self) {}
 
     /// Whether anybody judges events that go this way; else there is no need to ask.
     fn judges(&self, direction: Direction<'_>) -> bool;
@@ -322,6 +357,27 @@ pub trait PolicyWorker {
         event: &VerifiedEvent,
         context: &Context<'_>,
     ) -> Result<Vec<TopicName>, Stays>;
+}
+
+/// Waits until an event is judged: for workers whose [`PolicyWorker::judge`] asks somebody.
+pub fn wait_for_decision(
+    worker: &mut dyn PolicyWorker,
+    event: &VerifiedEvent,
+    context: &Context<'_>,
+) -> Decision {
+    let mut judged = worker.judge(event, context);
+    loop {
+        let question = match judged {
+            Judged::Decided(decision) => return decision,
+            Judged::Asks(question) => question,
+        };
+        let (answered, answer) = mpsc::sync_channel(1);
+        question.put(Box::new(move |answer| drop(answered.send(answer))));
+        judged = match answer.recv() {
+            Ok(answer) => worker.resume(event, context, answer),
+            Err(_) => Judged::Decided(Decision::Reject(Reason::error("nobody answers"))),
+        };
+    }
 }
 
 /// An event does not go out.

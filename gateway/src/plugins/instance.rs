@@ -50,6 +50,9 @@ pub enum Failure {
     Init(String),
     #[error("{0}")]
     Verdict(String),
+    /// Of a program.
+    #[error("{0}")]
+    Program(String),
 }
 
 /// An instance with its memory.

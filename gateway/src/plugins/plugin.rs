@@ -49,6 +49,8 @@ pub enum PluginError {
     Kv(StoreError),
     #[error("it does not fit the world {0}: {1}")]
     World(&'static str, String),
+    #[error("{0}")]
+    Program(String),
     #[error("it did not start: {0}")]
     Start(#[from] Failure),
     #[error(

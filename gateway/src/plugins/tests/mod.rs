@@ -5,6 +5,8 @@ mod directions;
 mod life;
 mod limits;
 mod loading;
+#[cfg(unix)]
+mod programs;
 mod remembering;
 mod rotation;
 mod topics;

@@ -102,8 +102,8 @@ pub enum PluginCommand {
     /// Build a plugin from its source
     ///
     /// Writes the component beside plugin.toml. Rust needs cargo and the target
-    /// wasm32-unknown-unknown, or the standard library's source (rust-src); for JavaScript, npm runs
-    /// the package's own script.
+    /// wasm32-unknown-unknown, or the standard library's source (rust-src). For JavaScript, npm runs the
+    /// package's own script; for Python, what requirements.txt lists is put into the folder venv.
     Build(build::BuildArgs),
     /// Ask a plugin about a file of events, without installing it
     ///

@@ -40,7 +40,9 @@ pub enum InstallError {
     NoManifest { path: PathBuf },
     #[error("{}: {error}", path.display())]
     Files { path: PathBuf, error: io::Error },
-    #[error("it is a program, which is not sandboxed: it is started when it is installed, never to be tried")]
+    #[error(
+        "it is a program, which is not sandboxed: it is started when it is installed, never to be tried"
+    )]
     Program,
     #[error("it does not run: {0}")]
     Broken(String),

@@ -299,6 +299,7 @@ async fn a_build_says_what_is_missing() {
     let new =
         async |arguments: &[&str]| gateway.command(&[&["plugin", "new"], arguments].concat()).await;
     new(&["../escape"]).await.refuses(1, &["cannot be called"]);
-    new(&["x", "--lang", "python"]).await.refuses(1, &["docs/writing-plugins.md"]);
+    let policy = ["x", "--lang", "python", "--world", "topic-policy"];
+    new(&policy).await.refuses(1, &["event filters only"]);
     new(&["x", "--dir", path]).await.refuses(1, &["that is there already"]);
 }

@@ -87,7 +87,8 @@ async fn each_verdict_counts_for_events_of_each_origin() {
         ("fetch", &by_fetch, vec![0, 3]),
     ] {
         let mut seen = Default::default();
-        let came = eventually(&format!("events of {origin}"), SOON, async || {
+        let what = format!("events of {origin}");
+        let came = eventually(&what, SOON, async || {
             seen = (
                 held(&a.url(), events).await,
                 held(&town, events).await,

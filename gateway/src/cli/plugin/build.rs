@@ -41,10 +41,7 @@ pub(super) fn build(args: &BuildArgs) -> Result<Said, Refused> {
     } else if dir.join("package.json").is_file() {
         npm(dir, &out)?;
     } else if dir.join("requirements.txt").is_file() {
-        return Err(Refused(format!(
-            "{} is a plugin in Python, which componentize-py builds: docs/writing-plugins.md tells how",
-            dir.display()
-        )));
+        python(dir, &manifest.file)?;
     } else {
         return Err(Refused(format!(
             "{} has no Cargo.toml (Rust), package.json (JavaScript) or requirements.txt (Python)",
@@ -185,29 +182,51 @@ fn encode(module: &[u8]) -> Result<Vec<u8>, Refused> {
 
 /// JavaScript: whatever the package's own script does.
 fn npm(dir: &Path, out: &Path) -> Result<(), Refused> {
-    let mut steps = vec![vec!["run", "build"]];
     if !dir.join("node_modules").is_dir() {
-        let locked = dir.join("package-lock.json").is_file();
-        steps.insert(0, vec![if locked { "ci" } else { "install" }]);
+        let install = if dir.join("package-lock.json").is_file() { "ci" } else { "install" };
+        step(dir, "npm", &[install, "--no-audit", "--no-fund"], "install Node.js")?;
     }
-    for step in steps {
-        let said = format!("npm {}", step.join(" "));
-        eprintln!("{said}");
-        // What it says to people is no answer of ours.
-        let status = Command::new("npm")
-            .args(&step)
-            .current_dir(dir)
-            .stdout(io::stderr())
-            .status()
-            .map_err(|error| Refused(format!("npm does not start: {error}; install Node.js")))?;
-        if !status.success() {
-            return Err(Refused(format!("not built: {said} failed")));
-        }
+    step(dir, "npm", &["run", "build"], "install Node.js")?;
+    made(out)
+}
+
+/// Python: componentize-py, out of an environment of the plugin's own. The module is called like the
+/// component, with underscores.
+fn python(dir: &Path, file: &str) -> Result<(), Refused> {
+    let module = file.strip_suffix(".wasm").unwrap_or(file).replace('-', "_");
+    let tool = PathBuf::from(if cfg!(windows) { "venv/Scripts" } else { "venv/bin" });
+    if !dir.join(&tool).join("componentize-py").is_file() {
+        step(dir, "python3", &["-m", "venv", "venv"], "install Python 3 with venv")?;
+        let install = ["install", "--quiet", "--only-binary", ":all:", "-r", "requirements.txt"];
+        step(dir, &tool.join("pip").display().to_string(), &install, "it came with venv")?;
     }
-    if !out.is_file() {
-        return Err(Refused(format!("not built: npm run build made no {}", out.display())));
+    let arguments = ["--wit-path", "wit", "--world", "plugin", "componentize", "--stub-wasi"];
+    let arguments = [&arguments, [module.as_str(), "--output", file].as_slice()].concat();
+    let tool = tool.join("componentize-py").display().to_string();
+    step(dir, &tool, &arguments, "requirements.txt must list it")?;
+    made(&in_folder(dir, file))
+}
+
+/// One command. What it says is for people, not an answer of ours.
+fn step(dir: &Path, program: &str, arguments: &[&str], missing: &str) -> Result<(), Refused> {
+    let said = format!("{program} {}", arguments.join(" "));
+    eprintln!("{said}");
+    // A path with a folder is one from the plugin's folder on, which only this makes certain.
+    let found = dir.canonicalize()?.join(program);
+    let mut command =
+        Command::new(if found.is_file() { found.as_path() } else { Path::new(program) });
+    let status = command.args(arguments).current_dir(dir).stdout(io::stderr()).status();
+    let status =
+        status.map_err(|error| Refused(format!("{program} does not start: {error}; {missing}")))?;
+    if status.success() { Ok(()) } else { Err(Refused(format!("not built: {said} failed"))) }
+}
+
+fn made(out: &Path) -> Result<(), Refused> {
+    if out.is_file() {
+        Ok(())
+    } else {
+        Err(Refused(format!("not built: there is no {}", out.display())))
     }
-    Ok(())
 }
 
 #[cfg(test)]

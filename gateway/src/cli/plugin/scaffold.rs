@@ -70,6 +70,37 @@ const COMMON: &[(&str, &str)] = &[
 /// The package that a plugin must not be called like.
 const SDK_PACKAGE: &str = "nostr-gateway-plugin";
 
+/// What the worked examples in other languages are called, and their source among the files below.
+const EXAMPLE: &str = "mentions";
+const SOURCE: &str = "source";
+
+macro_rules! example {
+    ($folder:literal, $source:literal: $($name:literal),* $(,)?) => {
+        &[
+            (SOURCE, example!(text $folder, $source)),
+            $(($name, example!(text $folder, $name)),)*
+        ]
+    };
+    (text $folder:literal, $name:literal) => {
+        include_str!(concat!("../../../../plugins/examples/", $folder, "/", $name))
+    };
+}
+
+const JAVASCRIPT: &[(&str, &str)] = example!(
+    "javascript", "mentions.js": ".npmrc", "package.json", "package-lock.json", "plugin.toml",
+    "wit/world.wit",
+);
+
+const PYTHON: &[(&str, &str)] =
+    example!("python", "mentions.py": "requirements.txt", "plugin.toml", "wit/world.wit");
+
+/// What they are tried with.
+const EXPECTED: &[(&str, &str)] = &[
+    (".gitignore", include_str!("template/mentions/gitignore")),
+    ("events.jsonl", include_str!("template/mentions/events.jsonl")),
+    ("golden.txt", include_str!("template/mentions/golden.txt")),
+];
+
 impl Template {
     const fn files(self) -> &'static [(&'static str, &'static str)] {
         match self {
@@ -88,26 +119,27 @@ pub(super) fn new(args: &NewArgs) -> Result<Said, Refused> {
              hyphens, and a letter first"
         )));
     }
-    let example = match args.lang {
-        Language::Rust => None,
-        Language::Js => Some("JavaScript: begin with a copy of plugins/examples/javascript"),
-        Language::Python => Some("Python: begin with a copy of plugins/examples/python"),
-    };
-    if let Some(example) = example {
-        return Err(Refused(format!(
-            "there is no template for {example} of the gateway's source; \
-             docs/writing-plugins.md tells more"
-        )));
+    if args.lang != Language::Rust && args.world != Template::EventFilter {
+        return Err(Refused(
+            "there is a template for event filters only in this language; \
+             docs/plugins-javascript-python.md tells more"
+                .to_owned(),
+        ));
     }
     let dir = args.dir.clone().unwrap_or_else(|| PathBuf::from(name));
-    write_all(&dir, name, args.world)
-        .map_err(|error| Refused(format!("{}: {error}", dir.display())))?;
+    let files = match args.lang {
+        Language::Rust => of_rust(name, args.world),
+        Language::Js => of_example(name, JAVASCRIPT, &format!("{name}.js")),
+        Language::Python => of_example(name, PYTHON, &format!("{}.py", name.replace('-', "_"))),
+    };
+    write_all(&dir, files).map_err(|error| Refused(format!("{}: {error}", dir.display())))?;
     let shown = dir.display();
+    let own_tests = match args.lang {
+        Language::Rust => "cargo test                     # its own tests, natively\n",
+        Language::Js | Language::Python => "",
+    };
     let text = format!(
-        "made {shown}. What now:\n\
-         \n\
-         cd {shown}\n\
-         cargo test                     # its own tests, natively\n\
+        "made {shown}. What now:\n\ncd {shown}\n{own_tests}\
          nostr-gateway plugin build     # makes {name}.wasm\n\
          nostr-gateway plugin test      # asks it about events.jsonl\n\
          nostr-gateway plugin add .     # installs it\n"
@@ -120,15 +152,39 @@ fn has_no_empty_part(name: &str) -> bool {
     name.split('-').all(|part| !part.is_empty())
 }
 
-fn write_all(dir: &Path, name: &str, world: Template) -> io::Result<()> {
-    if dir.exists() {
-        return Err(io::Error::other("that is there already"));
-    }
+/// Paths in the folder, and texts.
+type Files = Vec<(String, String)>;
+
+fn of_rust(name: &str, world: Template) -> Files {
     let named = |(path, text): &(&str, &str)| ((*path).to_owned(), text.replace(NAME, name));
     let own = COMMON.iter().chain(world.files()).map(named);
     let sdk = sdk::files().map(|(path, text)| (format!("sdk/{path}"), text));
-    let lock = [("Cargo.lock".to_owned(), sdk::LOCK.to_owned())];
-    for (path, text) in own.chain(sdk).chain(lock) {
+    let lock = ("Cargo.lock".to_owned(), sdk::LOCK.to_owned());
+    own.chain(sdk).chain([lock]).collect()
+}
+
+/// The worked example in another language, under another name.
+fn of_example(name: &str, files: &[(&str, &str)], source: &str) -> Files {
+    let named = |(path, text): &(&str, &str)| match *path {
+        SOURCE => (source.to_owned(), (*text).to_owned()),
+        "wit/world.wit" => {
+            ((*path).to_owned(), text.replace(&format!("examples:{EXAMPLE}"), "own:plugin"))
+        }
+        // In all others the word is nothing but its name.
+        _ => ((*path).to_owned(), text.replace(EXAMPLE, name)),
+    };
+    let interface = sdk::interface().iter();
+    let interface = interface
+        .map(|(file, text)| (format!("wit/deps/nostr-gateway/{file}"), (*text).to_owned()));
+    let expected = EXPECTED.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned()));
+    files.iter().map(named).chain(interface).chain(expected).collect()
+}
+
+fn write_all(dir: &Path, files: Files) -> io::Result<()> {
+    if dir.exists() {
+        return Err(io::Error::other("that is there already"));
+    }
+    for (path, text) in files {
         let path = dir.join(path);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
@@ -151,7 +207,7 @@ mod tests {
         for world in [Template::EventFilter, Template::TopicPolicy, Template::SecretRotation] {
             let dir = tempfile::tempdir().unwrap();
             let dir = dir.path().join("new");
-            write_all(&dir, "my-plugin", world).unwrap();
+            write_all(&dir, of_rust("my-plugin", world)).unwrap();
             let manifest = Manifest::read(&dir.join("plugin.toml")).unwrap();
             assert_eq!(
                 (manifest.id.as_str(), manifest.file.as_str()),
@@ -169,8 +225,26 @@ mod tests {
                 Question::Event { event, .. } => event.sig != [0; 64],
                 _ => true,
             }));
-            assert!(write_all(&dir, "my-plugin", world).is_err(), "nothing is overwritten");
+            assert!(write_all(&dir, Vec::new()).is_err(), "nothing is overwritten");
         }
+    }
+
+    #[test]
+    fn the_examples_in_other_languages_get_their_own_name() {
+        for (files, source) in [(JAVASCRIPT, "a-b.js"), (PYTHON, "a_b.py")] {
+            let files = of_example("a-b", files, source);
+            let text = |name: &str| &files.iter().find(|(path, _)| path == name).unwrap().1;
+            let manifest = Manifest::parse(text("plugin.toml")).unwrap();
+            assert_eq!((manifest.id.as_str(), manifest.file.as_str()), ("a-b", "a-b.wasm"));
+            assert!(text(source).contains("evaluate"));
+            assert!(text("wit/deps/nostr-gateway/types.wit").contains("record event"));
+            assert!(text("wit/world.wit").contains("package own:plugin;"));
+            let asked = parse(text("events.jsonl"), manifest.world).unwrap();
+            assert_eq!(asked.len(), text("golden.txt").lines().count());
+        }
+        let package = of_example("a-b", JAVASCRIPT, "a-b.js");
+        let package = &package.iter().find(|(path, _)| path == "package.json").unwrap().1;
+        assert!(package.contains("--js a-b.js --output a-b.wasm"), "{package}");
     }
 
     #[test]

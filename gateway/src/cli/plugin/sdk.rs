@@ -49,6 +49,11 @@ const INTERFACE: &[(&str, &str)] = files!(
 /// not use, and puts in the plugin itself.
 pub const LOCK: &str = include_str!("../../../../plugins/Cargo.lock");
 
+/// The files of the interface, by their names.
+pub fn interface() -> &'static [(&'static str, &'static str)] {
+    INTERFACE
+}
+
 /// The files of the SDK, by their paths in its folder.
 pub fn files() -> impl Iterator<Item = (String, String)> {
     let source =

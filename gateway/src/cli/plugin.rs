@@ -390,6 +390,7 @@ fn check(path: &Path) -> Result<Said, Refused> {
     let package = Package::read(path)?;
     let described = package.described(&Granted::default());
     let came_to = if package.manifest.is_program() {
+        package.check_program()?;
         "it was not started: a program is not sandboxed; plugin add tries it"
     } else {
         package.check()?;
@@ -406,10 +407,14 @@ fn asks(plugin: &Value) -> String {
     if !limits["memory_mib"].is_null() {
         limit.push_str(&format!(", {} MiB", number(&limits["memory_mib"])));
     }
+    let optional = match list(&plugin["optional_capabilities"]) {
+        [] => String::new(),
+        _ => format!("; if granted {}", joined(&plugin["optional_capabilities"])),
+    };
     let mut rows = vec![
         ("plugin", format!("{} {}", text(&plugin["id"]), text(&plugin["version"]))),
         ("world", text(&plugin["world"])),
-        ("asks for", joined(&plugin["capabilities"])),
+        ("asks for", format!("{}{optional}", joined(&plugin["capabilities"]))),
         ("applies to", scope(&plugin["applies_to"])),
         ("limits", limit),
         ("when it fails", on_failure(plugin).to_owned()),

@@ -12,6 +12,7 @@ pub mod kv;
 pub mod lookup;
 pub mod moderation;
 pub mod origin;
+pub mod policy;
 pub mod ports;
 mod recent;
 pub mod remembered;
@@ -30,11 +31,13 @@ pub use kv::{KvChange, KvPair, KvStore};
 pub use lookup::{AuthorHeld, Cost, Lookup, LookupError};
 pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
+pub use policy::{
+    Answer, Context, Direction, Judged, Policy, PolicyWorker, Question, RotationAnswer,
+    RotationMember, RotationPolicy, RotationQuestion, Stays, VisitPolicy, wait_for_decision,
+};
 pub use ports::{
-    Affected, Answer, Committed, Context, Count, Direction, EventReader, EventWriter, Gone, IdSet,
-    Judged, LogEntry, Passing, Policy, PolicyWorker, Presence, Question, Removal, RotationAnswer,
-    RotationMember, RotationPolicy, RotationQuestion, Scope, Seq, Span, Stays, StoreError,
-    TopicIds, VisitPolicy, Write, wait_for_decision,
+    Affected, Committed, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Passing, Presence,
+    Removal, Scope, Seq, Span, StoreError, TopicIds, Write,
 };
 pub use remembered::{PeerStore, RememberedPeer};
 pub use routing::Routing;

@@ -15,13 +15,12 @@ use serde_json::{Map, Value, json};
 use super::{
     compiled::Cache,
     engine::EngineError,
-    entry::{self, Entry, Loaded, PluginState, PluginSummary},
+    entry::{self, Entry, PluginState, PluginSummary},
     folders::{Stamp, folders, warn_of_misplaced},
     granted::{self, Granted},
     instance::Instance,
-    loader::{self, Found, Loader},
+    loader::{Found, Loader},
     manifest::{self, Manifest, World},
-    quarantine::Rest,
     services::Services,
     watch::{Look, Watcher},
     worker::ChainWorker,
@@ -119,38 +118,6 @@ impl Generation {
             ordered.push(if taken && !entry.is_twin() { entry.twin() } else { entry });
         }
         Self { entries: ordered }
-    }
-}
-
-impl Entry {
-    /// The same plugin, which does not run because another has its id.
-    fn twin(&self) -> Arc<Self> {
-        let cause = format!("another plugin has the id \"{}\" already", self.id);
-        let twin = Self {
-            id: self.id.clone(),
-            version: self.version.clone(),
-            folder: self.folder.clone(),
-            order: self.order,
-            is_program: self.is_program,
-            world: self.world,
-            applies_to: self.applies_to.clone(),
-            on_failure: self.on_failure,
-            loaded: Loaded::Broken(cause),
-            digest: [0; 32],
-            failures: 0.into(),
-            rest: Rest::new(0),
-            times: 0.into(),
-            busy_ns: 0.into(),
-            update: Mutex::default(),
-            spares: Mutex::default(),
-        };
-        loader::tell_broken(&twin, &self.folder.join(manifest::FILE_NAME));
-        Arc::new(twin)
-    }
-
-    /// Whether it does not run for no other reason than its id.
-    pub(super) fn is_twin(&self) -> bool {
-        self.digest == [0; 32] && matches!(self.loaded, Loaded::Broken(_))
     }
 }
 
@@ -302,6 +269,7 @@ impl PluginChain {
         };
         let verdicts = match entry.world {
             World::SecretRotation => ["keep", "rotate", "failed"].as_slice(),
+            _ if entry.is_program => &["accept", "reject", "shadow-reject", "busy", "failed"],
             _ => &["accept", "reject", "shadow-reject", "route", "failed"],
         };
         let calls: Map<_, _> =

@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 use super::{
     granted::Granted,
     instance::Instance,
-    manifest::{AppliesTo, Manifest, OnFailure, World},
+    loader,
+    manifest::{self, AppliesTo, Manifest, OnFailure, World},
     plugin::Plugin,
     program::Program,
     quarantine::{Quarantine, Rest},
@@ -144,6 +145,36 @@ impl Entry {
         }
     }
 
+    /// The same plugin, which does not run because another has its id.
+    pub fn twin(&self) -> Arc<Self> {
+        let cause = format!("another plugin has the id \"{}\" already", self.id);
+        let twin = Self {
+            id: self.id.clone(),
+            version: self.version.clone(),
+            folder: self.folder.clone(),
+            order: self.order,
+            is_program: self.is_program,
+            world: self.world,
+            applies_to: self.applies_to.clone(),
+            on_failure: self.on_failure,
+            loaded: Loaded::Broken(cause),
+            digest: [0; 32],
+            failures: 0.into(),
+            rest: Rest::new(0),
+            times: 0.into(),
+            busy_ns: 0.into(),
+            update: Mutex::default(),
+            spares: Mutex::default(),
+        };
+        loader::tell_broken(&twin, &self.folder.join(manifest::FILE_NAME));
+        Arc::new(twin)
+    }
+
+    /// Whether it does not run for no other reason than its id.
+    pub fn is_twin(&self) -> bool {
+        self.digest == [0; 32] && matches!(self.loaded, Loaded::Broken(_))
+    }
+
     /// Notes a call.
     pub fn took(&self, time: Duration) {
         self.times.fetch_add(1, Ordering::Relaxed);
@@ -203,7 +234,8 @@ pub fn described(manifest: &Manifest, granted: &Granted) -> Value {
         "sandboxed": !manifest.is_program(),
         "order": manifest.order,
         "capabilities": manifest.capabilities,
-        "not_granted": granted.missing(&manifest.id, &manifest.capabilities),
+        "optional_capabilities": manifest.optional_capabilities,
+        "not_granted": granted.missing(&manifest.id, &manifest.linked()),
         "applies_to": manifest.applies_to,
         "limits": manifest.limits,
         "on_failure": manifest.on_failure,

@@ -15,7 +15,8 @@ use super::{
     loader::{Found, Loader, Running, folder_name},
     manifest::{self, Manifest, ManifestError},
     plugin::{self, PluginError},
-    program::{self, Packed},
+    program::{self, Launch, Packed},
+    section::section,
     services::Services,
     trial::Trial,
 };
@@ -175,7 +176,19 @@ impl Package {
 
     /// Whether it may ask the store.
     pub fn asks_store(&self) -> bool {
-        self.manifest.capabilities.contains(&manifest::Capability::Lookup)
+        let Manifest { capabilities, optional_capabilities, .. } = &self.manifest;
+        let mut wanted = capabilities.iter().chain(optional_capabilities);
+        wanted.any(|wanted| *wanted == manifest::Capability::Lookup)
+    }
+
+    /// Whether a program could be started, without doing so: what it does nobody can take back.
+    ///
+    /// # Errors
+    /// When it is not there or cannot be executed.
+    pub fn check_program(&self) -> Result<(), InstallError> {
+        let Content::Program { folder, .. } = &self.content else { return Ok(()) };
+        let launch = Launch::new(folder, &self.manifest.program, None);
+        launch.map(drop).map_err(InstallError::Broken)
     }
 
     /// What its manifest says.
@@ -388,37 +401,6 @@ pub fn give_to_owner_of(_: &Path, _: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A custom section of a component, outside of what is nested in it: after a head of 8 bytes each
-/// section is a number, its length (LEB128) and its content; a custom one has number 0 and begins with
-/// its name.
-fn section<'a>(component: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
-    let mut rest = component.get(8..)?;
-    while let Some((number, after)) = rest.split_first() {
-        let (length, after) = leb128(after)?;
-        let (content, after) = after.split_at_checked(length)?;
-        rest = after;
-        if *number == 0 {
-            let (length, content) = leb128(content)?;
-            let (name, content) = content.split_at_checked(length)?;
-            if name == wanted {
-                return Some(content);
-            }
-        }
-    }
-    None
-}
-
-fn leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
-    let mut value = 0_u32;
-    for (at, byte) in bytes.iter().enumerate().take(5) {
-        value |= u32::from(byte & 0x7f).checked_shl(7 * u32::try_from(at).ok()?)?;
-        if byte & 0x80 == 0 {
-            return Some((usize::try_from(value).ok()?, &bytes[at + 1..]));
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -436,7 +418,7 @@ mod tests {
         let mut names: Vec<_> =
             fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["blocklist.wasm", "plugin.toml"]);
+        assert_eq!(names, ["blocklist.wasm", "config.schema.json", "plugin.toml"]);
         let again = package.install(&plugins, false).unwrap_err().to_string();
         assert!(again.contains("--replace"), "{again}");
 
@@ -462,6 +444,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shipped = |name: &str| fs::read(Path::new(BLOCKLIST).join(name)).unwrap();
         let (manifest, component) = (shipped("plugin.toml"), shipped("blocklist.wasm"));
+        fs::write(dir.path().join("config.schema.json"), shipped("config.schema.json")).unwrap();
         let file = dir.path().join("x.wasm");
         fs::write(&file, &component).unwrap();
         let error = Package::read(&file).err().unwrap().to_string();
@@ -498,8 +481,9 @@ mod tests {
     #[test]
     fn what_does_not_run_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        let manifest = fs::read_to_string(Path::new(BLOCKLIST).join("plugin.toml")).unwrap();
-        fs::write(dir.path().join("plugin.toml"), manifest).unwrap();
+        for name in ["plugin.toml", "config.schema.json"] {
+            fs::copy(Path::new(BLOCKLIST).join(name), dir.path().join(name)).unwrap();
+        }
         fs::write(dir.path().join("blocklist.wasm"), "nonsense").unwrap();
         let error = Package::read(dir.path()).unwrap().check().unwrap_err().to_string();
         assert!(error.starts_with("it does not run: blocklist.wasm: "), "{error}");

@@ -173,7 +173,8 @@ impl Loader {
         }
         let in_component = |error: PluginError| format!("{}: {error}", manifest.file);
         let component = self.component(found).map_err(in_component)?;
-        Plugin::load(&component, manifest.clone(), self.log(id), &self.services)
+        let denied = granted.missing(id, &manifest.optional_capabilities);
+        Plugin::load(&component, manifest.clone(), denied, self.log(id), &self.services)
             .map(|(plugin, first)| Running::Component(plugin, first))
             .map_err(in_component)
     }
@@ -234,11 +235,14 @@ impl Running {
     }
 }
 
-/// Whether what runs may go on.
+/// Whether what runs may go on, with neither more nor less than it has.
 pub fn is_allowed(entry: &Entry, granted: &Granted) -> bool {
-    let wanted = entry.manifest().map(|manifest| &manifest.capabilities);
-    wanted.is_some_and(|wanted| {
-        granted.is_enabled(&entry.id) && granted.missing(&entry.id, wanted).is_empty()
+    entry.manifest().is_some_and(|manifest| {
+        let missing = |wanted| granted.missing(&entry.id, wanted);
+        let denied = entry.plugin().map(|plugin| plugin.denied.as_slice()).unwrap_or_default();
+        granted.is_enabled(&entry.id)
+            && missing(&manifest.capabilities).is_empty()
+            && missing(&manifest.optional_capabilities) == denied
     })
 }
 

@@ -35,6 +35,7 @@ mod progress;
 mod quarantine;
 mod rotation;
 mod schema;
+mod section;
 mod services;
 mod target;
 pub mod trial;

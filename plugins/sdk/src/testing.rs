@@ -67,7 +67,7 @@ impl Gateway {
         Self(Rc::new(RefCell::new(State::new(NOW))))
     }
 
-    /// One with the `[config]` of a manifest, the capabilities that it lists, and its limits for `kv`.
+    /// One with the `[config]` of a manifest, the capabilities that it lists, optional ones too, and its limits for `kv`.
     /// The path is relative to the crate's folder, as Cargo runs tests there. To use a capability that
     /// is not listed panics.
     ///

@@ -41,6 +41,9 @@ mod retention;
 mod robust;
 mod search;
 mod secrets;
+mod shipped;
+mod shipped_routes;
+mod shipped_web;
 mod sync;
 
 /// The gateway's binary, built from this tree together with these scenarios.

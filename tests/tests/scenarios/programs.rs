@@ -313,6 +313,8 @@ async fn a_slow_program_delays_its_own_events_only() {
     }
     assert_eq!(slow.ok(&first.id.to_hex()).await, (true, String::new()));
     assert!(began.elapsed() >= Duration::from_secs(3));
+    let counted = r#"nostr_gateway_plugin_calls_total{plugin="policy",verdict="busy""#;
+    assert_eq!(gateway.metric(counted).await, busy);
     assert_eq!(busy, 100 - 63, "64 of a connection may wait, the one in hand among them");
     let [p50, p99] = [50, 99].map(|part| (alone[400 * part / 100], beside[400 * part / 100]));
     report(&format!(
@@ -403,6 +405,8 @@ async fn a_program_runs_only_when_the_operator_says_so() {
     let refused = gateway.command(&["plugin", "add", path, "--grant", "program"]).await;
     refused.refuses(1, &["it ended (exit status: 4): something is missing"]);
     fs::remove_file(folder.join("policy.py")).unwrap();
+    let checked = gateway.command(&["plugin", "check", path]).await;
+    checked.refuses(1, &["./policy.py: No such file"]);
     let refused = gateway.command(&["plugin", "add", path, "--grant", "program"]).await;
     refused.refuses(1, &["./policy.py: No such file"]);
 }
@@ -432,5 +436,46 @@ async fn a_program_ends_with_the_gateway() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     gateway.kill9().await;
     eventually("it has ended", Duration::from_secs(5), async || (!lives(running)).then_some(()))
+        .await;
+}
+
+/// The example of docs/strfry-plugins.md, as it stands there.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_of_the_documentation_works() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/strfry-plugins.md");
+    let text = fs::read_to_string(path).unwrap();
+    let block = |language: &str| {
+        let (_, after) = text.split_once(&format!("```{language}\n")).expect(language);
+        after.split_once("```").expect(language).0
+    };
+    let outside = tempfile::tempdir().unwrap();
+    let folder = outside.path().join("policy");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("policy.py"), block("python")).unwrap();
+    fs::write(folder.join("plugin.toml"), block("toml")).unwrap();
+    let gateway = GatewayBuilder::new(GATEWAY, "A").start().await;
+    for line in block("sh").lines() {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["chmod", mode, file] => {
+                let mut chmod = std::process::Command::new("chmod");
+                assert!(
+                    chmod.args([*mode, *file]).current_dir(&outside).status().unwrap().success()
+                );
+            }
+            ["nostr-gateway", "plugin", "add", folder, rest @ ..] => {
+                let folder = outside.path().join(folder);
+                let command = [&["plugin", "add", folder.to_str().unwrap()], rest].concat();
+                gateway.command(&command).await.succeeded();
+            }
+            other => panic!("a command that nobody tried: {other:?}"),
+        }
+    }
+    let mut client = RawClient::connect(&gateway.url()).await;
+    assert!(answer(&mut client, "fine").await.0);
+    let refused = answer(&mut client, "My Casino").await;
+    assert_eq!(refused, (false, "blocked: no advertising".to_owned()));
+    gateway
+        .log_line(SOON, |line| line.contains("plugin::policy: refused one from 127.0.0.1"))
         .await;
 }

@@ -42,7 +42,8 @@ impl Allowance {
 
 /// The questions of one instance.
 pub struct Lookups {
-    store: Arc<dyn Lookup>,
+    /// `None` when nothing may be asked.
+    store: Option<Arc<dyn Lookup>>,
     /// What is left in this call.
     left: Allowance,
     /// How long the answers took in this call.
@@ -50,7 +51,7 @@ pub struct Lookups {
 }
 
 impl Lookups {
-    pub fn new(store: Arc<dyn Lookup>) -> Self {
+    pub fn new(store: Option<Arc<dyn Lookup>>) -> Self {
         Self { store, left: Allowance::INIT, took: Duration::ZERO }
     }
 
@@ -64,13 +65,14 @@ impl Lookups {
         &mut self,
         question: impl FnOnce(&dyn Lookup, &mut Cost) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        let Some(store) = &self.store else { return Err(Error::Unavailable) };
         if self.left.rows == 0 || self.left.time.is_zero() {
             return Err(Error::Cost);
         }
         let began = Instant::now();
         let rows = self.left.rows.min(self.left.rows_of_question);
         let mut cost = Cost::new(rows, began + self.left.time);
-        let answer = question(&*self.store, &mut cost);
+        let answer = question(&**store, &mut cost);
         let took = began.elapsed();
         // Nothing is for free.
         self.left.rows = self.left.rows.saturating_sub(cost.read().max(1));

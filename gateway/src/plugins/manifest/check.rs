@@ -52,12 +52,12 @@ impl Manifest {
                 format!("a plugin of the world {world} judges nothing on its way out"),
             );
         }
-        if self.capabilities.contains(&Capability::Program) {
+        if self.linked().contains(&Capability::Program) {
             return wrong("capabilities", "\"program\" is what only a program has");
         }
         let is_pure =
             |capability: &Capability| matches!(capability, Capability::Log | Capability::Config);
-        if self.world == World::SecretRotation && !self.capabilities.iter().all(is_pure) {
+        if self.world == World::SecretRotation && !self.linked().iter().all(is_pure) {
             return wrong(
                 "capabilities",
                 "a plugin of the world secret-rotation may have \"log\" and \"config\" only",
@@ -95,7 +95,7 @@ impl Manifest {
             );
         }
         let others = |capability: &Capability| *capability != Capability::Program;
-        if self.capabilities.iter().any(others) {
+        if self.linked().iter().any(others) || !self.optional_capabilities.is_empty() {
             return wrong(
                 "capabilities",
                 "a program has none of the sandbox's; it may do anything",

@@ -47,6 +47,9 @@ pub struct Manifest {
     /// its manifest need not list.
     #[serde(default)]
     pub capabilities: Vec<Capability>,
+    /// What it also uses if that is granted, and runs without.
+    #[serde(default)]
+    pub optional_capabilities: Vec<Capability>,
     #[serde(default = "LimitsOfCall::unsaid")]
     pub limits: LimitsOfCall,
     #[serde(default)]
@@ -112,6 +115,11 @@ impl Manifest {
     /// Whether it is a program outside of the sandbox.
     pub fn is_program(&self) -> bool {
         !self.program.is_empty()
+    }
+
+    /// What its component may import.
+    pub fn linked(&self) -> Vec<Capability> {
+        [self.capabilities.as_slice(), &self.optional_capabilities].concat()
     }
 
     /// The values of `[config]` as the plugin sees them: JSON texts.

@@ -41,7 +41,8 @@ fn an_error_names_line_or_key_and_what_is_allowed() {
     assert_eq!(
         with("colour = 1"),
         "line 6: unknown field `colour`, expected one of `id`, `version`, `world`, `file`, `program`, \
-             `order`, `applies_to`, `capabilities`, `limits`, `on_failure`, `config_schema`, `config`"
+         `order`, `applies_to`, `capabilities`, `optional_capabilities`, `limits`, `on_failure`, \
+         `config_schema`, `config`"
     );
     assert_eq!(
         with("capabilities = [\"log\", \"net\"]"),

@@ -20,6 +20,7 @@ use std::{
     time::Instant,
 };
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
 
 pub use files::{Packed, hash, pack};
@@ -33,7 +34,11 @@ use super::{
     calls::Calls, capabilities::PluginLog, entry::Entry, manifest::Manifest, plugin::PluginError,
     verdict::Verdict,
 };
-use crate::{metrics::Metrics, protocol::EventId, tasks};
+use crate::{
+    metrics::{Metrics, PluginLabels},
+    protocol::EventId,
+    tasks,
+};
 use room::{Place, Room, WaitingRoom};
 use runner::{Ends, Runner};
 
@@ -42,6 +47,8 @@ pub struct Program {
     pub manifest: Manifest,
     queue: mpsc::Sender<Asked>,
     room: Arc<WaitingRoom>,
+    /// Counts those for whom there was no room.
+    busy: Counter,
 }
 
 /// What came of asking a program.
@@ -85,6 +92,7 @@ impl Program {
         tell: Tell,
     ) {
         let Some(place) = self.room.enter(source, request.len()) else {
+            self.busy.inc();
             return tell(Told::Busy);
         };
         let (entry, since) = (Arc::clone(entry), Instant::now());
@@ -124,7 +132,10 @@ impl Programs {
         let launch = Launch::new(folder, &manifest.program, self.launcher.as_deref())
             .map_err(PluginError::Program)?;
         let room = WaitingRoom::new(self.room.clone());
+        let labels = PluginLabels { plugin: manifest.id.clone(), verdict: "busy" };
+        let busy = metrics.plugin_calls.get_or_create_owned(&labels);
         let runner = Runner {
+            busy: busy.clone(),
             launch,
             time_ms: manifest.limits.time_ms,
             max_answer: usize::try_from(manifest.limits.output_bytes).unwrap_or(usize::MAX),
@@ -147,7 +158,7 @@ impl Programs {
             plugin = %manifest.id,
             "the plugin is a program and not sandboxed: it may do whatever the gateway may"
         );
-        Ok(Arc::new(Program { manifest, queue, room }))
+        Ok(Arc::new(Program { manifest, queue, room, busy }))
     }
 
     /// Announces the end: what waits for a program has a moment left.

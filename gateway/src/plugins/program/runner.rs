@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +58,8 @@ pub struct Runner {
     pub max_answer: usize,
     pub log: Arc<PluginLog>,
     pub calls: Calls,
+    /// Counts those who waited for too long.
+    pub busy: Counter,
     pub room: Arc<WaitingRoom>,
     pub ends: Ends,
 }
@@ -139,6 +142,7 @@ impl Runner {
     async fn answer(&self, living: &mut Option<Living>, asked: &Asked) -> Told {
         let (entry, began) = (&asked.entry, Instant::now());
         if asked.since.elapsed() > LONGEST_WAIT {
+            self.busy.inc();
             return Told::Busy;
         }
         if !entry.rest.may_run(began) {

@@ -9,6 +9,7 @@ mod loading;
 mod programs;
 mod remembering;
 mod rotation;
+mod shipped;
 mod topics;
 mod verdicts;
 

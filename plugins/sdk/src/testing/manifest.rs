@@ -11,6 +11,8 @@ pub struct Manifest {
     #[serde(default)]
     capabilities: Vec<String>,
     #[serde(default)]
+    optional_capabilities: Vec<String>,
+    #[serde(default)]
     limits: Limits,
     #[serde(default)]
     config: BTreeMap<String, toml::Value>,
@@ -31,7 +33,8 @@ impl Manifest {
     pub fn apply(self, state: &mut State) {
         let json = |(key, value)| (key, json(value).to_string());
         state.config = self.config.into_iter().map(json).collect();
-        state.capabilities = Some(self.capabilities.into_iter().collect());
+        let listed = self.capabilities.into_iter().chain(self.optional_capabilities);
+        state.capabilities = Some(listed.collect());
         let memory = &mut state.memory;
         memory.max_bytes = self.limits.kv_bytes.unwrap_or(memory.max_bytes);
         memory.max_keys = self.limits.kv_keys.unwrap_or(memory.max_keys);

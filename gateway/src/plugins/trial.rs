@@ -234,7 +234,7 @@ mod tests {
     fn a_filter_says_what_it_says_in_the_gateway() {
         let manifest = manifest(
             "event-filter",
-            ", \"clock\"]\n[limits]\ntime_ms = 100\n[applies_to]\nkinds = [1]\n\
+            ", \"clock\"]\n[limits]\ntime_ms = 40\n[applies_to]\nkinds = [1]\n\
              directions = [\"in\", \"to-topics\"]",
         );
         let mut trial = trial("fixtures/fixtures.wasm", &manifest);
@@ -258,7 +258,7 @@ mod tests {
                 "reject blocked: topics [\"cats\"] stay",
             ]
         );
-        assert_eq!(told[5..], ["failed it ran longer than 100 ms", "reject blocked: again"]);
+        assert_eq!(told[5..], ["failed it ran longer than 40 ms", "reject blocked: again"]);
     }
 
     #[test]

@@ -168,7 +168,7 @@ fn of_example(name: &str, files: &[(&str, &str)], source: &str) -> Files {
     let named = |(path, text): &(&str, &str)| match *path {
         SOURCE => (source.to_owned(), (*text).to_owned()),
         "wit/world.wit" => {
-            ((*path).to_owned(), text.replace(&format!("examples:{EXAMPLE}"), "own:plugin"))
+            ((*path).to_owned(), text.replace(&format!("examples:{EXAMPLE}"), "my:plugin"))
         }
         // In all others the word is nothing but its name.
         _ => ((*path).to_owned(), text.replace(EXAMPLE, name)),
@@ -238,7 +238,7 @@ mod tests {
             assert_eq!((manifest.id.as_str(), manifest.file.as_str()), ("a-b", "a-b.wasm"));
             assert!(text(source).contains("evaluate"));
             assert!(text("wit/deps/nostr-gateway/types.wit").contains("record event"));
-            assert!(text("wit/world.wit").contains("package own:plugin;"));
+            assert!(text("wit/world.wit").contains("package my:plugin;"));
             let asked = parse(text("events.jsonl"), manifest.world).unwrap();
             assert_eq!(asked.len(), text("golden.txt").lines().count());
         }

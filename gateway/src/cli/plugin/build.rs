@@ -35,7 +35,7 @@ pub(super) fn build(args: &BuildArgs) -> Result<Said, Refused> {
         Manifest::read(&file).map_err(|error| Refused(format!("{}: {error}", file.display())))?;
     let out = in_folder(dir, &manifest.file);
     if dir.join("Cargo.toml").is_file() {
-        let module = compile(dir, &rust_flags(dir))?;
+        let module = compile(dir)?;
         let component = encode(&module)?;
         write(&out, &component).map_err(|error| Refused(format!("{}: {error}", out.display())))?;
     } else if dir.join("package.json").is_file() {
@@ -69,14 +69,16 @@ enum Target {
 }
 
 /// Compiles the crate in this folder and returns its core module.
-fn compile(dir: &Path, flags: &[String]) -> Result<Vec<u8>, Refused> {
+fn compile(dir: &Path) -> Result<Vec<u8>, Refused> {
+    let sysroot = sysroot(dir)?;
     let mut cargo = cargo(dir);
     cargo.args(["build", "--release", "--target", TARGET]);
     // What it makes is told on the standard output, what it says to people on the other one.
     cargo.arg("--message-format=json-render-diagnostics");
-    if let Target::FromSource = target(dir)? {
+    if let Target::FromSource = target(&sysroot)? {
         cargo.arg("-Zbuild-std=std,panic_abort").env("RUSTC_BOOTSTRAP", "1");
     }
+    let flags = rust_flags(&sysroot);
     if !flags.is_empty() {
         cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     }
@@ -102,17 +104,21 @@ fn no_tool(name: &str, error: &io::Error) -> Refused {
     Refused(format!("{name} does not start: {error}"))
 }
 
-/// # Errors
-/// Says what to install.
-fn target(dir: &Path) -> Result<Target, Refused> {
+/// The folder of the toolchain that counts in this folder.
+fn sysroot(dir: &Path) -> Result<PathBuf, Refused> {
     let sysroot = Command::new("rustc").args(["--print", "sysroot"]).current_dir(dir).output();
     let sysroot = sysroot.map_err(|error| no_tool("rustc", &error))?;
     if !sysroot.status.success() {
         let said = String::from_utf8_lossy(&sysroot.stderr).trim().to_owned();
         return Err(Refused(format!("rustc does not run: {said}")));
     }
-    let sysroot = PathBuf::from(String::from_utf8_lossy(&sysroot.stdout).trim());
-    choose(&sysroot).ok_or_else(|| {
+    Ok(PathBuf::from(String::from_utf8_lossy(&sysroot.stdout).trim()))
+}
+
+/// # Errors
+/// Says what to install.
+fn target(sysroot: &Path) -> Result<Target, Refused> {
+    choose(sysroot).ok_or_else(|| {
         Refused(format!(
             "the Rust toolchain in {} cannot compile for {TARGET} yet: run `rustup target add {TARGET}`",
             sysroot.display()
@@ -128,17 +134,18 @@ fn choose(sysroot: &Path) -> Option<Target> {
     rustlib.join("src/rust/library/std").is_dir().then_some(Target::FromSource)
 }
 
-/// Paths end up in the texts of panics: whose machine it was is nobody's business. Nothing where the
-/// author sets flags: these would take their place.
-fn rust_flags(dir: &Path) -> Vec<String> {
+/// Paths end up in the texts of panics: whose machine it was is nobody's business. Those of the plugin
+/// itself are relative. The same flags for all plugins, so that what they share is compiled once.
+/// Nothing where the author sets flags: these would take their place.
+fn rust_flags(sysroot: &Path) -> Vec<String> {
     if env::var_os("RUSTFLAGS").is_some() || env::var_os("CARGO_ENCODED_RUSTFLAGS").is_some() {
         return Vec::new();
     }
-    let home = || env::var_os("HOME").map(PathBuf::from);
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let usual = || Some(PathBuf::from(env::var_os("HOME")?).join(".cargo"));
     let places = [
-        (cargo_home.or_else(|| home().map(|home| home.join(".cargo"))), "/cargo"),
-        (dir.canonicalize().ok(), "/plugin"),
+        (cargo_home.or_else(usual), "/cargo"),
+        (Some(sysroot.join("lib/rustlib/src/rust")), "/rust"),
     ];
     let flag = |(place, name): (Option<PathBuf>, &str)| {
         Some(format!("--remap-path-prefix={}={name}", place?.to_str()?))

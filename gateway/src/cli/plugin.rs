@@ -3,6 +3,11 @@
 //! Folders and grants are files that the gateway watches, so these commands change the files; a
 //! gateway that runs is asked to look at once, and for what it alone knows.
 
+mod build;
+mod scaffold;
+mod sdk;
+mod trial;
+
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -89,6 +94,23 @@ pub enum PluginCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Begin a new plugin: a folder that builds, with tests and examples
+    ///
+    /// The SDK comes with it, as source in the folder sdk. It is the one of this program, so that the
+    /// plugin fits the gateway.
+    New(scaffold::NewArgs),
+    /// Build a plugin from its source
+    ///
+    /// Writes the component beside plugin.toml. Rust needs cargo and the target
+    /// wasm32-unknown-unknown, or the standard library's source (rust-src). For JavaScript, npm runs the
+    /// package's own script; for Python, what requirements.txt lists is put into the folder venv.
+    Build(build::BuildArgs),
+    /// Ask a plugin about a file of events, without installing it
+    ///
+    /// It runs as in the gateway: same sandbox, scope and limits, with everything granted. Its clock
+    /// stands at the time of each event. The exit code is 1 when what it says is not what the golden
+    /// file says; without one, when a call failed.
+    Test(trial::TestArgs),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -108,8 +130,13 @@ fn capability(name: &str) -> Result<Capability, String> {
 }
 
 pub(super) fn run(args: PluginArgs, places: Places) -> ExitCode {
-    if let PluginCommand::Check { path, output } = &args.command {
-        return told(check(path), *output);
+    // These have nothing to do with where a gateway is.
+    match &args.command {
+        PluginCommand::Check { path, output } => return told(check(path), *output),
+        PluginCommand::New(args) => return told(scaffold::new(args), args.output),
+        PluginCommand::Build(args) => return told(build::build(args), args.output),
+        PluginCommand::Test(args) => return trial::test(args),
+        _ => {}
     }
     let place = match Place::find(places) {
         Ok(place) => place,
@@ -128,7 +155,10 @@ pub(super) fn run(args: PluginArgs, places: Places) -> ExitCode {
             told(place.enable(&id, &grant), output)
         }
         PluginCommand::Disable(Plugin { id, output }) => told(place.disable(&id), output),
-        PluginCommand::Check { .. } => ExitCode::SUCCESS,
+        PluginCommand::Check { .. }
+        | PluginCommand::New(_)
+        | PluginCommand::Build(_)
+        | PluginCommand::Test(_) => ExitCode::SUCCESS,
     }
 }
 
@@ -349,6 +379,11 @@ impl Place {
         let json = json!({ "id": id, "running": true, "state": plugin["state"] });
         Ok(Said { json, text: format!("{said}in the running gateway it is {state}\n") })
     }
+}
+
+/// A file in a folder, as people write it.
+fn in_folder(folder: &Path, name: &str) -> PathBuf {
+    if folder == Path::new(".") { PathBuf::from(name) } else { folder.join(name) }
 }
 
 fn check(path: &Path) -> Result<Said, Refused> {

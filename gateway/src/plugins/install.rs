@@ -12,12 +12,13 @@ use super::{
     entry,
     folders::folders,
     granted::{Granted, GrantedError},
-    loader::{Found, Loader, folder_name},
+    loader::{Found, Loader, Running, folder_name},
     manifest::{self, Manifest, ManifestError},
     plugin::{self, PluginError},
     program::{self, Launch, Packed},
     section::section,
     services::Services,
+    trial::Trial,
 };
 
 /// The name under which a component can carry its manifest: a custom section of WebAssembly.
@@ -40,6 +41,10 @@ pub enum InstallError {
     NoManifest { path: PathBuf },
     #[error("{}: {error}", path.display())]
     Files { path: PathBuf, error: io::Error },
+    #[error(
+        "it is a program, which is not sandboxed: it is started when it is installed, never to be tried"
+    )]
+    Program,
     #[error("it does not run: {0}")]
     Broken(String),
     #[error(
@@ -147,6 +152,33 @@ impl Package {
             Content::Program { folder, .. } => Found::of_program(&self.manifest, folder),
         };
         loader.check(&found, &Granted::everything()).map_err(InstallError::Broken)
+    }
+
+    /// The same, and it goes on running: it is to be asked about events.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn trial(&self, services: Services) -> Result<Trial, InstallError> {
+        let Content::Component(component) = &self.content else {
+            return Err(InstallError::Program);
+        };
+        let budget = services.budget;
+        let loader = Loader::new(None, 0, services);
+        let found = Found::of(&self.manifest, component, self.schema.clone());
+        match loader.run(&found, &self.manifest.id, &Granted::everything()) {
+            Ok(Running::Component(plugin, instance)) => {
+                Ok(Trial::new(loader, plugin, instance, budget))
+            }
+            Ok(Running::Program(_)) => Err(InstallError::Program),
+            Err(why) => Err(InstallError::Broken(why)),
+        }
+    }
+
+    /// Whether it may ask the store.
+    pub fn asks_store(&self) -> bool {
+        let Manifest { capabilities, optional_capabilities, .. } = &self.manifest;
+        let mut wanted = capabilities.iter().chain(optional_capabilities);
+        wanted.any(|wanted| *wanted == manifest::Capability::Lookup)
     }
 
     /// Whether a program could be started, without doing so: what it does nobody can take back.

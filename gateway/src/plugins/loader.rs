@@ -148,7 +148,11 @@ impl Loader {
         }
     }
 
-    fn run(&self, found: &Found, id: &str, granted: &Granted) -> Result<Running, String> {
+    /// Loads it and tries whether it starts.
+    ///
+    /// # Errors
+    /// Why it does not run.
+    pub fn run(&self, found: &Found, id: &str, granted: &Granted) -> Result<Running, String> {
         let in_manifest =
             |error: &dyn std::fmt::Display| format!("{}: {error}", manifest::FILE_NAME);
         let manifest = found.manifest.as_ref().map_err(|error| in_manifest(error))?;
@@ -208,7 +212,7 @@ impl Loader {
 }
 
 /// What was tried and runs.
-enum Running {
+pub enum Running {
     /// With the instance in which it was tried.
     Component(Arc<Plugin>, Option<Instance>),
     Program(Arc<Program>),

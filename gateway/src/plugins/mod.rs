@@ -38,6 +38,7 @@ mod schema;
 mod section;
 mod services;
 mod target;
+pub mod trial;
 mod verdict;
 mod visits;
 mod watch;

@@ -43,7 +43,11 @@ impl RotationInstance {
         }
     }
 
-    fn decide(&mut self, topic: &Topic) -> Result<Decision, Failure> {
+    /// Asks about one topic. Runs guest code: never on an async worker.
+    ///
+    /// # Errors
+    /// When it breaks a limit or traps. The instance must not be used again.
+    pub fn decide(&mut self, topic: &Topic) -> Result<Decision, Failure> {
         let time_ms = self.plugin.manifest.limits.time_ms;
         instance::begin(&mut self.store, time_ms);
         let guest = self.exports.nostr_gateway_plugin_rotation();
@@ -79,7 +83,8 @@ impl RotationPolicy for PluginChain {
     }
 }
 
-fn lowered(question: &RotationQuestion) -> Topic {
+/// As the plugin is told.
+pub fn lowered(question: &RotationQuestion) -> Topic {
     let members = question.members.iter().map(|member| Member {
         id: member.id.clone(),
         is_self: member.is_self,

@@ -309,7 +309,11 @@ pub fn failed(entry: &Entry, log: &PluginLog, failure: &Failure) {
     }
 }
 
-fn call(
+/// One call, in the instance that there is or a new one.
+///
+/// # Errors
+/// Why there is no verdict; an instance that is dead then is left where it is.
+pub fn call(
     instance: &mut Option<Instance>,
     plugin: &Arc<Plugin>,
     event: &LoweredEvent<'_>,

@@ -6,6 +6,7 @@
 mod access;
 mod admins;
 mod auth;
+mod authoring;
 mod bad_messages;
 mod bad_start;
 mod bench;

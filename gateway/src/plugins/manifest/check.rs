@@ -128,7 +128,8 @@ fn between(key: &'static str, value: u64, range: &std::ops::RangeInclusive<u64>)
     wrong(key, format!("{value} is not between {} and {}", range.start(), range.end()))
 }
 
-fn is_id(text: &str) -> bool {
+/// Whether it can be a plugin's id.
+pub fn is_id(text: &str) -> bool {
     text.len() <= 64
         && text.starts_with(|first: char| first.is_ascii_lowercase())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')

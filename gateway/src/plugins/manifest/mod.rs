@@ -11,8 +11,9 @@ use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
 
 use serde::Deserialize;
 
+pub use check::is_id;
 pub use limits::LimitsOfCall;
-pub use scope::{AppliesTo, OnFailure};
+pub use scope::{AppliesTo, OnFailure, OriginKind, Way};
 pub use world::{Capability, World};
 
 /// The manifest's name in a plugin's folder.

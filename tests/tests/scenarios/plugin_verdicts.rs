@@ -86,7 +86,6 @@ async fn each_verdict_counts_for_events_of_each_origin() {
         ("gossip", &by_gossip, vec![0, 3]),
         ("fetch", &by_fetch, vec![0, 3]),
     ] {
-<<<<<<< HEAD
         let what = format!("events of {origin} are where they belong");
         eventually(&what, SOON, async || {
             let here = held(&a.url(), events).await == [0, 3];
@@ -94,19 +93,6 @@ async fn each_verdict_counts_for_events_of_each_origin() {
             (here && there && held(&village, events).await == [3]).then_some(())
         })
         .await;
-=======
-        let mut seen = Default::default();
-        let what = format!("events of {origin}");
-        let came = eventually(&what, SOON, async || {
-            seen = (
-                held(&a.url(), events).await,
-                held(&town, events).await,
-                held(&village, events).await,
-            );
-            (seen == (vec![0, 3], in_town.clone(), vec![3])).then_some(())
-        });
-        came.await;
->>>>>>> wt-authors
     }
     // Nor does comparing again bring what was refused.
     tokio::time::sleep(Duration::from_secs(5)).await;

@@ -147,6 +147,7 @@ impl Line {
             }
             OriginKind::Gossip => Origin::Gossip { topic: topic()?, peer },
             OriginKind::Fetch => Origin::Fetch { topic: topic()?, peer },
+            OriginKind::Import => Origin::Import,
             OriginKind::Upstream => {
                 Origin::Upstream { stream: self.from.as_str().into(), url: "wss://invalid".into() }
             }

@@ -142,6 +142,7 @@ impl Arrival {
             None | Some("client") => OriginKind::Client,
             Some("gossip") => OriginKind::Gossip,
             Some("fetch") => OriginKind::Fetch,
+            Some("import") => OriginKind::Import,
             Some("upstream") => OriginKind::Upstream,
             Some(other) => return Err(format!("there is no origin {other:?}")),
         };

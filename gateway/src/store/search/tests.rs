@@ -378,8 +378,7 @@ async fn the_index_keeps_up_while_a_busy_writer_replaces_events() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     longest = longest.max(since.elapsed());
-    println!("the longest stand of the index: {longest:?}");
-    assert!(longest < Duration::from_millis(1_500), "the index stood still for {longest:?}");
+    assert!(longest < Duration::from_secs(2), "the index stood still for {longest:?}");
     publishing.join().unwrap();
     indexed(&store).await;
     store.close().await;

@@ -21,7 +21,9 @@ use serde_json::{Value, json};
 
 const AUTHORS: u64 = 3_000;
 const HASHTAGS: u64 = 300;
+const WORDS: u64 = 20_000;
 const KINDS: [u16; 10] = [1, 1, 1, 1, 1, 1, 6, 7, 7, 30_023];
+const KINDS_WITH_WORDS: [u16; 2] = [1, 30_023];
 /// Seconds from one event to the next.
 const STEP: u64 = 5;
 const START: u64 = 1_700_000_000;
@@ -92,6 +94,20 @@ fn topic() -> TopicName {
     TopicName::new("bench").expect("it is a name")
 }
 
+fn kind(n: u64) -> u16 {
+    KINDS[usize::try_from(scatter(n ^ 0xcccc) % 10).unwrap_or(0)]
+}
+
+fn word(n: u64) -> String {
+    format!("word{n}")
+}
+
+/// Twenty words, and one that no other event has.
+fn content(n: u64) -> String {
+    let words: Vec<_> = (0..20).map(|place| word(skewed(n * 20 + place, WORDS))).collect();
+    format!("{} only{n}", words.join(" "))
+}
+
 /// The event of a number. It is not signed: nobody looks here.
 fn event(n: u64) -> VerifiedEvent {
     let mut tags = vec![json!(["p", author(skewed(n ^ 0xaaaa, AUTHORS))])];
@@ -102,13 +118,13 @@ fn event(n: u64) -> VerifiedEvent {
     for place in 0..scatter(n ^ 0xbbbb) % 3 {
         tags.push(json!(["t", hashtag(skewed(n * 3 + place, HASHTAGS))]));
     }
-    let kind = KINDS[usize::try_from(scatter(n ^ 0xcccc) % 10).unwrap_or(0)];
+    let kind = kind(n);
     if kind == 30_023 {
         tags.push(json!(["d", n.to_string()]));
     }
     let event = json!({
         "id": id(n), "pubkey": author(skewed(n, AUTHORS)), "created_at": START + n * STEP,
-        "kind": kind, "tags": tags, "content": "words ".repeat(20), "sig": "0".repeat(128),
+        "kind": kind, "tags": tags, "content": content(n), "sig": "0".repeat(128),
     });
     VerifiedEvent::from_store(&event.to_string()).expect("it is well-formed")
 }
@@ -160,6 +176,8 @@ fn shapes(events: u64) -> Vec<(&'static str, Scope, Question)> {
         ),
         ("hashtag, limit 50", all(Box::new(|n| json!({ "#t": [hashtag(n % 100)], "limit": 50 })))),
         ("kind 1, limit 100", all(Box::new(|_| json!({ "kinds": [1], "limit": 100 })))),
+        // A relay sets a limit where a client does not: relay.default_limit.
+        ("the empty filter, limit 500", all(Box::new(|_| json!({ "limit": 500 })))),
         ("everything, limit 100", all(Box::new(|_| json!({ "limit": 100 })))),
         ("home feed, 500 authors, limit 100", all(Box::new(feed))),
         ("home feed in a topic", topic(Box::new(feed))),
@@ -185,6 +203,23 @@ fn shapes(events: u64) -> Vec<(&'static str, Scope, Question)> {
                     (author(skewed(n, AUTHORS)), hashtag(skewed(n ^ 1, HASHTAGS)));
                 json!({ "#t": [hashtag], "authors": [author], "limit": 20 })
             })),
+        ),
+        (
+            "search, one word, limit 20",
+            all(Box::new(
+                |n| json!({ "search": word(skewed(n, WORDS)), "kinds": [1], "limit": 20 }),
+            )),
+        ),
+        (
+            "search, two words, limit 20",
+            all(Box::new(|n| {
+                let two = [skewed(n, WORDS), skewed(n ^ 1, WORDS)].map(word);
+                json!({ "search": two.join(" "), "kinds": [1], "limit": 20 })
+            })),
+        ),
+        (
+            "search in a topic, limit 20",
+            topic(Box::new(|n| json!({ "search": word(skewed(n, WORDS)), "limit": 20 }))),
         ),
         (
             "hashtag and rare kind, limit 20",
@@ -219,6 +254,13 @@ fn main() {
     let store = runtime.block_on(Store::open(dir.path(), &config, metrics));
     let store = store.expect("an empty store opens");
     fill(&store, events);
+    // The index of words follows the log; what it does meanwhile is not to be measured.
+    let newest = (0..events).rev().find(|n| KINDS_WITH_WORDS.contains(&kind(*n)));
+    let newest = json!({ "search": format!("only{}", newest.unwrap_or(0)) }).to_string();
+    let newest = Filter::parse(&newest).expect("it is a filter");
+    while runtime.block_on(ask(&store, newest.clone(), Scope::All)) == 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
 
     let mut criterion = Criterion::default()
         .with_measurement(CpuTime)

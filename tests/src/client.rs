@@ -63,14 +63,19 @@ impl RawClient {
         Self { socket, skipped: VecDeque::new() }
     }
 
-    /// With further headers, as a proxy sends them.
+    /// With further headers, as a proxy sends them. `Host` takes the place of the URL's.
     pub async fn try_connect_with(
         url: &str,
         headers: &[(&'static str, &str)],
     ) -> Result<Self, Error> {
         let mut request = url.into_client_request().unwrap();
         for (name, value) in headers {
-            request.headers_mut().append(*name, value.parse().unwrap());
+            let value = value.parse().unwrap();
+            if *name == "Host" {
+                request.headers_mut().insert(*name, value);
+            } else {
+                request.headers_mut().append(*name, value);
+            }
         }
         let connected =
             tokio::time::timeout(PATIENCE, tokio_tungstenite::connect_async(request)).await;

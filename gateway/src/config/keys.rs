@@ -76,6 +76,7 @@ pub(super) const SECTIONS: &[Section] = &[
             key("max_negentropy_events", Form::Number(1, 10_000_000)),
             key("max_message_bytes", Form::Number(1_024, 67_108_864)),
             key("idle_timeout_s", Form::Number(10, 3_600)),
+            key("reader_patience_s", Form::Number(1, 600)),
         ],
     },
     Section {

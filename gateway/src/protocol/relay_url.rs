@@ -1,6 +1,6 @@
 //! The URLs under which a relay knows itself, for events that name one (NIP-42, NIP-62).
 
-use url::Url;
+use url::{Host, Url};
 
 /// A relay's own URLs.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +26,24 @@ impl OwnUrls {
     /// The same for somebody on another machine, to whom a loopback URL means their own.
     pub fn contains_from_elsewhere(&self, url: &str) -> bool {
         place(url).is_some_and(|place| !is_loopback(&place.0) && self.0.contains(&place))
+    }
+
+    /// Whether a client that wrote this into `Host` asked for a name of this relay, or for an address:
+    /// nobody else can let that lead here. The port does not matter.
+    pub fn is_host(&self, authority: &str) -> bool {
+        let Ok(url) = Url::parse(&format!("ws://{authority}")) else { return false };
+        let is_plain = url.username().is_empty() && url.password().is_none();
+        let is_plain = is_plain && url.path() == "/" && url.query().or(url.fragment()).is_none();
+        let is_own = |host: &str| {
+            let host = host.trim_end_matches('.');
+            is_loopback(host) || self.0.iter().any(|(own, _)| own == host)
+        };
+        is_plain
+            && match url.host() {
+                Some(Host::Ipv4(_) | Host::Ipv6(_)) => true,
+                Some(Host::Domain(name)) => is_own(name),
+                None => false,
+            }
     }
 }
 

@@ -48,6 +48,8 @@ pub struct RelayConfig {
     pub max_message_bytes: usize,
     /// Seconds after which a connection that says nothing is pinged; twice that and it is closed.
     pub idle_timeout_s: u64,
+    /// Seconds for which a client may take nothing of what is sent to it; then it is closed.
+    pub reader_patience_s: u64,
 }
 
 impl Default for RelayConfig {
@@ -71,6 +73,7 @@ impl Default for RelayConfig {
             max_negentropy_events: 500_000,
             max_message_bytes: 1_048_576,
             idle_timeout_s: 120,
+            reader_patience_s: 30,
         }
     }
 }

@@ -2,12 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use hyper::{HeaderMap, header::ORIGIN};
+use hyper::{
+    HeaderMap, Uri,
+    header::{HOST, HeaderValue, ORIGIN},
+};
 
-use crate::protocol::Network;
+use crate::protocol::{Network, OwnUrls};
 
 /// Headers by which proxies tell of whom they speak for.
 const FORWARDING: [&str; 3] = ["x-forwarded-for", "forwarded", "x-real-ip"];
+/// By which a browser says from where a page asks (Fetch Metadata Request Headers).
+const FETCH_SITE: &str = "sec-fetch-site";
 
 /// Who is at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,10 +55,30 @@ impl Client {
     }
 
     /// Whether it may read private topics without authenticating: a local program, but no web page
-    /// (every browser says which page it is, RFC 6455 §4.1), unless the page is one of `origins`.
-    pub fn is_trusted(&self, headers: &HeaderMap, origins: &[String]) -> bool {
-        let pages: Vec<_> = headers.get_all(ORIGIN).iter().collect();
-        self.local && pages.iter().all(|page| origins.iter().any(|origin| *page == origin.as_str()))
+    /// unless it is one of `origins`.
+    ///
+    /// Every browser says which page opens a websocket (RFC 6455 §4.1), but not which one just asks
+    /// for something. Then `Sec-Fetch-Site` tells that it is a page, and where browsers leave that
+    /// out, the name in `Host`: somebody else's name that leads to this machine is a page's (DNS
+    /// rebinding). `own` has the names of this relay.
+    pub fn is_trusted(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        origins: &[String],
+        own: &OwnUrls,
+    ) -> bool {
+        if !self.local {
+            return false;
+        }
+        let is_listed = |page: &HeaderValue| origins.iter().any(|origin| page == origin.as_str());
+        if headers.contains_key(ORIGIN) {
+            return headers.get_all(ORIGIN).iter().all(is_listed);
+        }
+        let by_name = uri.authority().map(|authority| authority.as_str().as_bytes());
+        let mut hosts = headers.get_all(HOST).iter().map(|host| host.as_bytes()).chain(by_name);
+        headers.get_all(FETCH_SITE).iter().all(|site| site == "none")
+            && hosts.all(|host| std::str::from_utf8(host).is_ok_and(|host| own.is_host(host)))
     }
 }
 
@@ -134,7 +159,7 @@ mod tests {
         let local = Client { address, local: true, unnamed: false };
         let origins = ["https://client.example.org".to_owned()];
         let trusted = |client: &Client, lines: &[(&'static str, &str)]| {
-            client.is_trusted(&headers(lines), &origins)
+            client.is_trusted(&Uri::from_static("/"), &headers(lines), &origins, &own())
         };
         assert!(trusted(&local, &[]));
         assert!(trusted(&local, &[("origin", "https://client.example.org")]));
@@ -147,5 +172,53 @@ mod tests {
         let remote = Client { local: false, ..local };
         assert!(!trusted(&remote, &[]));
         assert!(!trusted(&remote, &[("origin", "https://client.example.org")]));
+    }
+
+    fn own() -> OwnUrls {
+        OwnUrls::new(["wss://relay.example.org", "ws://127.0.0.1:4869"])
+    }
+
+    #[test]
+    fn web_pages_that_do_not_say_who_they_are_are_not_trusted() {
+        let local = Client { address: "127.0.0.1".parse().unwrap(), local: true, unnamed: false };
+        let origins = ["https://client.example.org".to_owned()];
+        let asks = |uri: &'static str, lines: &[(&'static str, &str)]| {
+            local.is_trusted(&Uri::from_static(uri), &headers(lines), &origins, &own())
+        };
+        // Typed by the user, or asked by something that is no browser.
+        assert!(asks("/", &[("sec-fetch-site", "none")]));
+        for site in ["cross-site", "same-site", "same-origin", "", "?"] {
+            assert!(!asks("/", &[("sec-fetch-site", site)]), "{site}");
+            let named = [("sec-fetch-site", site), ("origin", "https://client.example.org")];
+            assert!(asks("/", &named), "a listed page may be on another site: {site}");
+        }
+        assert!(!asks("/", &[("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")]));
+        for host in [
+            "127.0.0.1:4869",
+            "127.0.0.1",
+            "localhost:4869",
+            "LOCALHOST.",
+            "[::1]:4869",
+            "192.168.1.2:80",
+            "relay.example.org",
+            "Relay.Example.org:8443",
+        ] {
+            assert!(asks("/", &[("host", host)]), "{host}");
+        }
+        for host in [
+            "evil.example:4869",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:4869",
+            "relay.example.org.evil.example",
+            "relay.example.org@evil.example",
+            "[evil]",
+            "",
+        ] {
+            assert!(!asks("/", &[("host", host)]), "{host}");
+            assert!(!asks("/", &[("host", "127.0.0.1:4869"), ("host", host)]), "{host}");
+        }
+        // The name of the request line is the one that counts, where there is one.
+        assert!(!asks("http://evil.example/", &[("host", "127.0.0.1:4869")]));
+        assert!(asks("http://127.0.0.1:4869/", &[("host", "127.0.0.1:4869")]));
     }
 }

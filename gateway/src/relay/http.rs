@@ -72,7 +72,7 @@ pub(super) async fn answer(
     {
         return too_many(&relay, "requests", &reason);
     }
-    let trusted = client.is_trusted(request.headers(), &relay.config.trusted_origins);
+    let trusted = is_trusted(&client, &request, &relay);
     let Some(place) = place(request.uri().path(), trusted, &relay) else {
         return text(StatusCode::NOT_FOUND, "there is no relay at this path\n");
     };
@@ -110,6 +110,11 @@ pub(super) async fn answer(
     }
 }
 
+fn is_trusted(client: &Client, request: &Request<Incoming>, relay: &Relay) -> bool {
+    let origins = &relay.config.trusted_origins;
+    client.is_trusted(request.uri(), request.headers(), origins, &relay.own_urls)
+}
+
 fn upgrade(
     mut request: Request<Incoming>,
     client: Client,
@@ -128,7 +133,7 @@ fn upgrade(
         }
     };
     let accept = derive_accept_key(key.as_bytes());
-    let trusted = client.is_trusted(request.headers(), &relay.config.trusted_origins);
+    let trusted = is_trusted(&client, &request, &relay);
     // A web page is a stranger, also on this machine.
     let rates = if client.local && trusted {
         None

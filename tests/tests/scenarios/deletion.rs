@@ -174,6 +174,52 @@ async fn a_deletion_holds_against_an_upstream_relay() {
     }
 }
 
+/// NIP-62: a request to one relay stays where it was made; one to all relays is carried out wherever it
+/// comes from.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_relay_brings_requests_to_all_relays_alone() {
+    const URL: &str = "wss://relay.example.org";
+    let (alice, bob) = (Keys::generate(), Keys::generate());
+    let now = events::now();
+    let note = |keys: &Keys, ago| events::event(keys, 1, "from before", &[], now - ago);
+    let (of_alice, of_bob) = (note(&alice, 50), note(&bob, 50));
+    let mut relay = IndependentRelay::start(&[of_alice.clone(), of_bob.clone()]).await;
+    let gateway = GatewayBuilder::new(GATEWAY, "vanishing")
+        .topics(&["town"])
+        .set("relay", "url", &format!("{URL:?}"))
+        .upstream("elsewhere", &relay.url(), "town")
+        .start()
+        .await;
+    let mut client = RawClient::connect(&gateway.url()).await;
+    arrives(&mut client, &of_alice).await;
+    arrives(&mut client, &of_bob).await;
+
+    let vanish = |keys: &Keys, url: &str| events::event(keys, 62, "", &[&["relay", url]], now - 10);
+    let (here, local) = (vanish(&bob, URL), vanish(&bob, &gateway.url()));
+    let all = vanish(&alice, "ALL_RELAYS");
+    let (unseen, marker) = (note(&alice, 20), note(&bob, 1));
+    relay.stop();
+    for event in [&here, &local, &all] {
+        relay.load(event).await;
+    }
+    relay.restart().await;
+    goes(&mut client, &of_alice).await;
+    arrives(&mut client, &all).await;
+    // What it brings of her afterwards is refused.
+    relay.stop();
+    for event in [&of_alice, &unseen, &marker] {
+        relay.load(event).await;
+    }
+    relay.restart().await;
+    arrives(&mut client, &marker).await;
+    let refused = r#"nostr_gateway_events_total{origin="upstream",outcome="refused""#;
+    gateway.wait_for_metric(refused, 3, SOON).await;
+    for event in [&of_alice, &unseen, &here, &local] {
+        assert!(!holds(&mut client, event).await, "kind {}", event.kind);
+    }
+    assert!(holds(&mut client, &of_bob).await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_vanishes_is_gone_up_to_then() {
     let gateway = gateway().await;
@@ -213,6 +259,13 @@ async fn whoever_vanishes_is_gone_up_to_then() {
     client.accept(&at(1, now - 9, &[&["t", "new"]])).await;
     client.authenticate(&alice, &gateway.url()).await;
     assert!(client.stored_ids(&[json!({"kinds": [1_059]})]).await.is_empty());
+    // Nor does that come back, and what was not here yet does not come.
+    client.refuse(&wrap, "blocked").await;
+    let unseen = events::event(&bob, 1_059, "", &[&["p", &hex]], now - 10);
+    client.refuse(&unseen, "blocked").await;
+    let later = events::event(&bob, 1_059, "", &[&["p", &hex]], now - 9);
+    client.accept(&later).await;
+    assert_eq!(client.stored_ids(&[json!({"kinds": [1_059]})]).await, [later.id.to_hex()]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

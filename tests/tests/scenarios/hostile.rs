@@ -167,6 +167,79 @@ async fn malformed_frames_are_counted_and_dropped() {
     assert_eq!(stored, events::ids([&good, &ours]));
 }
 
+/// NIP-09 and NIP-62: "nothing comes back by any way in". Here a member of the topic tells it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_gone_does_not_come_back_from_a_member() {
+    const URL: &str = "wss://relay.example.org";
+    let _alone = alone().await;
+    let gateway = GatewayBuilder::new(GATEWAY, "A")
+        .topics(&["town"])
+        .set("relay", "url", &format!("{URL:?}"))
+        .start()
+        .await;
+    // Not in the topic: gossip does not pass on a second time what the gateway said itself.
+    let mut client = RawClient::connect(&gateway.url()).await;
+    let [alice, bob, carol, dave] = [(); 4].map(|()| Keys::generate());
+    let now = events::now();
+    let note = |keys: &Keys, ago| events::event(keys, 1, "from before", &[], now - ago);
+    let article = |ago| events::event(&alice, 30_023, "text", &[&["d", "x"]], now - ago);
+    let (regretted, unseen) = (note(&alice, 50), note(&alice, 49));
+    let (version, older) = (article(50), article(60));
+    let (of_bob, unseen_of_bob) = (note(&bob, 50), note(&bob, 40));
+    let (of_carol, of_dave) = (note(&carol, 50), note(&dave, 50));
+    for event in [&regretted, &version, &of_bob, &of_carol, &of_dave] {
+        client.accept(event).await;
+    }
+    let address = format!("30023:{}:x", alice.public_key().to_hex());
+    let (first, second) = (regretted.id.to_hex(), unseen.id.to_hex());
+    let tags: [&[&str]; 3] = [&["e", &first], &["e", &second], &["a", &address]];
+    client.accept(&events::event(&alice, 5, "", &tags, now - 20)).await;
+    client.accept(&events::event(&bob, 62, "", &[&["relay", URL]], now - 30)).await;
+    let mut stored = client.stored_ids(&[json!({"kinds": [1, 30_023]})]).await;
+    stored.sort();
+    assert_eq!(stored, events::ids([&of_carol, &of_dave]));
+    assert!(client.req("live", &[json!({"kinds": [1, 62, 30_023], "limit": 0})]).await.is_empty());
+
+    let peer = Peer::join(&gateway, "town").await;
+    let gone = [&regretted, &unseen, &version, &older, &of_bob, &unseen_of_bob];
+    for event in gone {
+        peer.say(events::json(event)).await;
+    }
+    gateway.wait_for_metric(REFUSED, gone.len() as u64, SOON).await;
+    // A request to vanish from this relay counts only when it is made here, whatever URL it names.
+    let local = gateway.url();
+    for url in [URL, local.as_str()] {
+        let tags: [&[&str]; 1] = [&["relay", url]];
+        peer.say(events::json(&events::event(&carol, 62, "", &tags, now - 10))).await;
+    }
+    gateway.wait_for_metric(REFUSED, gone.len() as u64 + 2, SOON).await;
+    // One to all relays is carried out, and whoever made it does not come back either.
+    let all = events::event(&dave, 62, "", &[&["relay", "ALL_RELAYS"]], now - 10);
+    peer.say(events::json(&all)).await;
+    assert_eq!(client.live("live").await["id"], all.id.to_hex());
+    eventually("dave is gone", SOON, async || {
+        let stored = client.stored_ids(&[json!({"kinds": [1, 30_023]})]).await;
+        (stored == [of_carol.id.to_hex()]).then_some(())
+    })
+    .await;
+    for event in [&of_dave, &note(&dave, 11)] {
+        peer.say(events::json(event)).await;
+    }
+    gateway.wait_for_metric(REFUSED, gone.len() as u64 + 4, SOON).await;
+
+    // What is newer than all that is taken.
+    let newer = article(10);
+    let again = note(&bob, 5);
+    for event in [&newer, &again] {
+        peer.say(events::json(event)).await;
+        assert_eq!(client.live("live").await["id"], event.id.to_hex());
+    }
+    client.expect_silence().await;
+    let mut stored = client.stored_ids(&[json!({"kinds": [1, 30_023]})]).await;
+    stored.sort();
+    assert_eq!(stored, events::ids([&of_carol, &newer, &again]));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_in_the_dht_is_counted_and_dropped() {
     let _alone = alone().await;

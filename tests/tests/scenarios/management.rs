@@ -242,6 +242,79 @@ async fn bans_take_out_what_is_stored_and_keep_out_what_comes() {
     assert_eq!(call(&gateway, &admin, "listeventsneedingmoderation", json!([])).await, json!([]));
 }
 
+/// NIP-86: "every change persists". The process ends without a moment's warning.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_list_survives_the_sudden_end_of_the_process() {
+    let admin = Keys::generate();
+    let mut gateway = managed("lists", &admin).start().await;
+    let keys: Vec<String> = (0..4).map(|_| Keys::generate().public_key().to_hex()).collect();
+    let ids: Vec<String> =
+        (0..4).map(|n| events::note(&admin, &n.to_string()).id.to_hex()).collect();
+    for (method, params) in [
+        ("banpubkey", json!([keys[0], "spam"])),
+        ("banpubkey", json!([keys[1], "lifted below"])),
+        ("allowpubkey", json!([keys[2], "a friend"])),
+        ("allowpubkey", json!([keys[3], "taken off below"])),
+        ("banevent", json!([ids[0], "illegal"])),
+        ("banevent", json!([ids[1]])),
+        ("allowevent", json!([ids[2], "funny"])),
+        ("allowevent", json!([ids[3]])),
+        ("allowkind", json!([1])),
+        ("allowkind", json!([30_023])),
+        ("allowkind", json!([9])),
+        ("disallowkind", json!([7])),
+        ("disallowkind", json!([1_984])),
+        ("blockip", json!(["203.0.113.7", "abuse"])),
+        ("blockip", json!(["2001:db8::/64"])),
+        ("blockip", json!(["198.51.100.0/24", "lifted below"])),
+        ("changerelayname", json!(["renamed"])),
+        // One of each is taken back.
+        ("unbanpubkey", json!([keys[1]])),
+        ("unallowpubkey", json!([keys[3]])),
+        ("unbanevent", json!([ids[1]])),
+        ("unallowevent", json!([ids[3]])),
+        ("unlistkind", json!([9])),
+        ("unlistkind", json!([1_984])),
+        ("unblockip", json!(["198.51.100.0/24"])),
+    ] {
+        call(&gateway, &admin, method, params).await;
+    }
+    let expected = [
+        ("listbannedpubkeys", json!([{"pubkey": keys[0], "reason": "spam"}])),
+        ("listallowedpubkeys", json!([{"pubkey": keys[2], "reason": "a friend"}])),
+        ("listbannedevents", json!([{"id": ids[0], "reason": "illegal"}])),
+        ("listallowedevents", json!([{"id": ids[2], "reason": "funny"}])),
+        ("listallowedkinds", json!([1, 30_023])),
+        ("listdisallowedkinds", json!([7])),
+        (
+            "listblockedips",
+            json!([{"ip": "203.0.113.7", "reason": "abuse"}, {"ip": "2001:db8::/64"}]),
+        ),
+    ];
+    for killed in [false, true] {
+        if killed {
+            gateway.kill9().await;
+            gateway = gateway.restart().await;
+        }
+        for (method, list) in &expected {
+            let listed = call(&gateway, &admin, method, json!([])).await;
+            assert_eq!(listed, *list, "{method}, killed: {killed}");
+        }
+        assert_eq!(document(&gateway).await["name"], "renamed");
+    }
+    // All lists that there are were compared.
+    let methods = call(&gateway, &admin, "supportedmethods", json!([])).await;
+    let lists = methods.as_array().unwrap().iter().filter(|method| {
+        let method = method.as_str().unwrap();
+        method.starts_with("list") && method != "listeventsneedingmoderation"
+    });
+    assert_eq!(lists.count(), expected.len());
+    // And they are in force.
+    let mut client = RawClient::connect(&gateway.url()).await;
+    client.refuse(&events::event(&admin, 7, "+", &[], events::now()), "blocked").await;
+    client.accept(&events::note(&admin, "allowed")).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_is_allowed_by_itself_survives_the_ban_of_its_author() {
     let (admin, bad) = (Keys::generate(), Keys::generate());

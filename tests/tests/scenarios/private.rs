@@ -1,7 +1,7 @@
 //! What is not for everybody: messages between parties (NIP-04, NIP-17, NIP-59) and private topics,
 //! in every way out of the relay.
 
-use nostr_gateway_tests::{Gateway, GatewayBuilder, RawClient, events};
+use nostr_gateway_tests::{Gateway, GatewayBuilder, PATIENCE, RawClient, events, eventually, http};
 use nostr_sdk::{Event, Keys};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Error;
@@ -24,12 +24,38 @@ async fn authenticated(gateway: &Gateway, keys: &Keys) -> RawClient {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_are_shown_to_their_parties_alone() {
-    let gateway = GatewayBuilder::new(GATEWAY, "messages").start().await;
+    messages_are_for_their_parties("messages", async |gateway| {
+        RawClient::connect(&gateway.url()).await
+    })
+    .await;
+}
+
+/// The same of web pages: a page of a party is a party, and any other is nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_are_shown_to_the_web_pages_of_their_parties_alone() {
+    for (name, page) in [("evil-page", EVIL), ("trusted-page", FRIEND)] {
+        messages_are_for_their_parties(name, async |gateway| {
+            RawClient::connect_from_page(&gateway.url(), page).await
+        })
+        .await;
+    }
+}
+
+async fn messages_are_for_their_parties(name: &str, connect: impl AsyncFn(&Gateway) -> RawClient) {
+    let gateway = GatewayBuilder::new(GATEWAY, name)
+        .set("relay", "trusted_origins", &format!("[{FRIEND:?}]"))
+        .start()
+        .await;
     let (alice, bob, eve) = (Keys::generate(), Keys::generate(), Keys::generate());
-    let mut at_alice = authenticated(&gateway, &alice).await;
-    let mut at_bob = authenticated(&gateway, &bob).await;
-    let mut at_eve = authenticated(&gateway, &eve).await;
-    let mut nobody = RawClient::connect(&gateway.url()).await;
+    let as_party = async |keys: &Keys| {
+        let mut client = connect(&gateway).await;
+        client.authenticate(keys, &gateway.url()).await;
+        client
+    };
+    let mut at_alice = as_party(&alice).await;
+    let mut at_bob = as_party(&bob).await;
+    let mut at_eve = as_party(&eve).await;
+    let mut nobody = connect(&gateway).await;
     for client in [&mut at_alice, &mut at_bob, &mut at_eve, &mut nobody] {
         assert!(client.req("live", &[json!({})]).await.is_empty());
     }
@@ -145,6 +171,27 @@ async fn the_recipient_of_a_gift_wrap_deletes_it() {
     at_bob.accept(&delete(&bob, &wrap)).await;
     assert!(at_bob.stored_ids(&wraps).await.is_empty());
     at_bob.refuse(&wrap, "blocked").await;
+
+    // Also before it arrives: by the recipient, and by nobody else.
+    let wrapped = |text: &str, to: &Keys| {
+        let tags: [&[&str]; 1] = [&["p", &to.public_key().to_hex()]];
+        events::event(&nobody, 1_059, text, &tags, events::now())
+    };
+    let (late, kept) = (wrapped("late", &bob), wrapped("kept", &bob));
+    at_eve.accept(&delete(&eve, &late)).await;
+    at_eve.accept(&delete(&eve, &kept)).await;
+    at_bob.accept(&delete(&bob, &late)).await;
+    at_bob.refuse(&late, "blocked").await;
+    at_bob.accept(&kept).await;
+    assert_eq!(at_bob.stored_ids(&wraps).await, [kept.id.to_hex()]);
+    let to_eve = wrapped("to eve", &eve);
+    at_bob.accept(&delete(&bob, &to_eve)).await;
+    at_bob.accept(&to_eve).await;
+    assert!(at_eve.stored_ids(&wraps).await.contains(&to_eve.id.to_hex()));
+    // A message of another kind is its author's to delete alone.
+    let dm = message(4, &nobody, &bob);
+    at_bob.accept(&delete(&bob, &dm)).await;
+    at_bob.accept(&dm).await;
 }
 
 /// A gateway with a private topic and one event in it, and one more that is also public.
@@ -171,6 +218,12 @@ impl Home {
         let home = Self { gateway, reader, secret, keys };
         let mut local = RawClient::connect(&home.topic()).await;
         local.accept(&home.secret).await;
+        // Else a search would find nothing for another reason.
+        eventually("the secret is in the index", PATIENCE, async || {
+            let found = local.stored_ids(&[json!({"search": "home"})]).await;
+            (found == [home.secret.id.to_hex()]).then_some(())
+        })
+        .await;
         home
     }
 
@@ -240,12 +293,18 @@ impl Home {
     /// Checks that this client sees the topic on both URLs, stored and live.
     async fn sees_everything(&self, root: &mut RawClient, topic: &mut RawClient) {
         let secret = self.secret.id.to_hex();
+        let author = self.keys.public_key().to_hex();
         for client in [&mut *root, &mut *topic] {
-            let one = [json!({"ids": [secret]})];
-            assert_eq!(client.stored_ids(&one).await, [secret.as_str()]);
-            assert_eq!(client.count(&one).await, 1);
-            let found = client.negentropy(&one[0], &[]).await.unwrap();
-            assert_eq!(found.only_there, [secret.as_str()]);
+            for one in [
+                [json!({"ids": [secret]})],
+                [json!({"search": "home", "authors": [author]})],
+                [json!({"search": "\"at home\"", "until": self.secret.created_at.as_secs()})],
+            ] {
+                assert_eq!(client.stored_ids(&one).await, [secret.as_str()], "{one:?}");
+                assert_eq!(client.count(&one).await, 1, "{one:?}");
+                let found = client.negentropy(&one[0], &[]).await.unwrap();
+                assert_eq!(found.only_there, [secret.as_str()], "{one:?}");
+            }
             client.req("live", &[json!({"limit": 0})]).await;
         }
         let event = self.another("said by a reader");
@@ -330,6 +389,87 @@ async fn a_foreign_web_page_does_not_learn_that_a_private_topic_is_here() {
     for topic in ["town", "family", "diary", "den"] {
         assert_eq!(opens(topic, &[]).await.0, 101, "{topic}");
         assert_eq!(opens(topic, &[("Origin", FRIEND)]).await.0, 101, "{topic}");
+        // The page that the operator named is on another site than this relay.
+        let named = [("Origin", FRIEND), ("Sec-Fetch-Site", "cross-site")];
+        assert_eq!(opens(topic, &named).await.0, 101, "{topic}");
+    }
+
+    // A page that just asks does not say its origin. Browsers tell that it is one, or, for a name that
+    // its owner lets lead to this machine (DNS rebinding), at least the name.
+    let rebound = format!("evil.example:{}", gateway.relay.rsplit_once(':').unwrap().1);
+    let pages = [
+        ("Sec-Fetch-Site", "cross-site"),
+        ("Sec-Fetch-Site", "same-site"),
+        ("Sec-Fetch-Site", "same-origin"),
+        ("Host", rebound.as_str()),
+    ];
+    let accept = ("Accept", "application/nostr+json");
+    let gets = async |method: &str, topic: &str, headers: &[(&str, &str)]| {
+        let path = format!("/topic/{topic}");
+        let answer = http::request(&gateway.relay, method, &path, headers).await;
+        (answer.status, answer.body)
+    };
+    for page in pages {
+        for method in ["GET", "HEAD", "OPTIONS", "POST"] {
+            for headers in [&[page][..], &[page, accept]] {
+                let nowhere = gets(method, "nowhere", headers).await;
+                assert_eq!(nowhere.0, 404);
+                for topic in ["diary", "den"] {
+                    let got = gets(method, topic, headers).await;
+                    assert_eq!(got, nowhere, "{method} {topic} {headers:?}");
+                }
+            }
+        }
+        // Nor does a websocket that comes so.
+        let nowhere = opens("nowhere", &[page]).await;
+        for topic in ["diary", "den"] {
+            assert_eq!(opens(topic, &[page]).await, nowhere, "{page:?} {topic}");
+        }
+        for topic in ["town", "family"] {
+            assert_eq!(gets("GET", topic, &[page]).await.0, 200, "{page:?} {topic}");
+            assert_eq!(opens(topic, &[page]).await.0, 101, "{page:?} {topic}");
+        }
+    }
+    // A user who types the address, and programs that call the relay by its names.
+    let port = gateway.relay.rsplit_once(':').unwrap().1;
+    let (localhost, other) = (format!("localhost:{port}"), format!("[::1]:{port}"));
+    for header in [("Sec-Fetch-Site", "none"), ("Host", &localhost), ("Host", &other)] {
+        for topic in ["town", "family", "diary", "den"] {
+            assert_eq!(gets("GET", topic, &[header]).await.0, 200, "{header:?} {topic}");
+            assert_eq!(opens(topic, &[header]).await.0, 101, "{header:?} {topic}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_page_that_hides_its_origin_is_a_stranger_all_the_same() {
+    for page in [("Host", "evil.example"), ("Sec-Fetch-Site", "cross-site")] {
+        let home = Home::start().await;
+        let url = home.gateway.url();
+        let mut root = RawClient::try_connect_with(&url, &[page]).await.ok().unwrap();
+        home.sees_nothing_on_the_root(&mut root).await;
+        let mut topic = RawClient::try_connect_with(&home.topic(), &[page]).await.ok().unwrap();
+        home.is_refused_at_the_topic(&mut topic, "auth-required").await;
+    }
+}
+
+/// The name under which a relay is published is its own, also through a proxy that names nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configured_url_is_a_name_of_the_relay() {
+    let gateway = GatewayBuilder::new(GATEWAY, "named")
+        .topics(&[])
+        .set("relay", "url", r#""wss://relay.example.org""#)
+        .table("[[private_topic]]\nname = \"diary\"")
+        .start()
+        .await;
+    for (host, status) in [
+        ("relay.example.org", 200),
+        ("relay.example.org:443", 200),
+        ("relay.example.org.evil.example", 404),
+        ("evil.example", 404),
+    ] {
+        let got = http::request(&gateway.relay, "GET", "/topic/diary", &[("Host", host)]).await;
+        assert_eq!(got.status, status, "{host}");
     }
 }
 

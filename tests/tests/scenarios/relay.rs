@@ -1,6 +1,8 @@
 //! NIP-01 as clients see it, over raw sockets.
 
-use nostr_gateway_tests::{Gateway, GatewayBuilder, PATIENCE, RawClient, events};
+use std::time::{Duration, Instant};
+
+use nostr_gateway_tests::{Gateway, GatewayBuilder, PATIENCE, RawClient, events, eventually};
 use nostr_sdk::{Event, Keys};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -388,6 +390,7 @@ async fn a_client_that_falls_behind_misses_nothing_and_holds_up_nobody() {
     let filler = "x".repeat(4_000);
     let events: Vec<Event> =
         (0..COUNT).map(|n| one(&keys, 1, &format!("{n} {filler}"), events::now())).collect();
+    let mut log: Vec<Value> = Vec::new();
     for chunk in events.chunks(200) {
         for event in chunk {
             writer.send_event(event).await;
@@ -396,18 +399,53 @@ async fn a_client_that_falls_behind_misses_nothing_and_holds_up_nobody() {
             assert!(writer.ok(&event.id.to_hex()).await.0);
         }
         for _ in chunk {
-            other.live("live").await;
+            log.push(other.live("live").await["id"].take());
         }
     }
-    let mut got: Vec<String> = Vec::new();
+    // Whoever keeps up and whoever does not get the same, in the order of the log.
+    let mut got: Vec<Value> = Vec::new();
     while got.len() < COUNT {
-        got.push(slow.live("live").await["id"].as_str().unwrap().to_owned());
+        got.push(slow.live("live").await["id"].take());
     }
     slow.expect_silence().await;
+    assert!(got == log, "another order, or others");
+    let mut got: Vec<&str> = got.iter().map(|id| id.as_str().unwrap()).collect();
     got.sort_unstable();
-    let mut wanted: Vec<String> = events.iter().map(|event| event.id.to_hex()).collect();
-    wanted.sort_unstable();
-    assert_eq!(got, wanted);
+    assert_eq!(got, events::ids(&events));
+}
+
+/// Nobody waits for a client that does not read, and it does not stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_never_reads_is_closed_when_patience_is_at_its_end() {
+    let gateway =
+        GatewayBuilder::new(GATEWAY, "silent").set("relay", "reader_patience_s", "3").start().await;
+    let mut silent = RawClient::connect(&gateway.url()).await;
+    let mut other = RawClient::connect(&gateway.url()).await;
+    let mut writer = RawClient::connect(&gateway.url()).await;
+    for client in [&mut silent, &mut other] {
+        assert!(client.req("live", &[json!({"kinds": [1]})]).await.is_empty());
+    }
+    assert_eq!(gateway.metric("nostr_gateway_connections").await, 3);
+    // Far more than the buffers of the sockets hold.
+    let (keys, filler) = (Keys::generate(), "x".repeat(100_000));
+    let publish = async |writer: &mut RawClient, other: &mut RawClient, count: usize| {
+        for n in 0..count {
+            let event = one(&keys, 1, &format!("{n} {filler}"), events::now());
+            writer.accept(&event).await;
+            assert_eq!(other.live("live").await["id"], event.id.to_hex());
+        }
+    };
+    publish(&mut writer, &mut other, 300).await;
+    let begun = Instant::now();
+    eventually("the client that does not read is put out", PATIENCE, async || {
+        (gateway.metric("nostr_gateway_connections").await == 2).then_some(())
+    })
+    .await;
+    // Not another time as long for a farewell that it would not read either.
+    assert!(begun.elapsed() < Duration::from_millis(5_500), "{:?}", begun.elapsed());
+    // The others go on.
+    publish(&mut writer, &mut other, 3).await;
+    assert_eq!(gateway.metric("nostr_gateway_connections").await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,8 @@ const TOPIC_LEFT: &str = "the gateway has left this topic";
 pub(super) enum End {
     /// The client closed, or the connection broke.
     Left,
+    /// The client does not read, or writing to it failed.
+    Gone,
     Stopping,
     /// The topic whose URL it is on was left.
     TopicLeft,
@@ -31,7 +33,7 @@ pub(super) enum End {
 
 impl From<Gone> for End {
     fn from(_: Gone) -> Self {
-        Self::Left
+        Self::Gone
     }
 }
 
@@ -41,7 +43,7 @@ impl Session {
         // What was published goes its way, also of a client that left at once.
         let ended = async {
             while let Some(done) = self.under_way.next().await {
-                if !matches!(end, End::Left) && self.done(done).await.is_err() {
+                if !matches!(end, End::Left | End::Gone) && self.done(done).await.is_err() {
                     break;
                 }
             }
@@ -49,6 +51,8 @@ impl Session {
         // Nobody waits longer for a store that is stuck.
         let _ = tokio::time::timeout(PARTING, ended).await;
         let farewell = match end {
+            // Nothing more can be said, and it was waited for long enough.
+            End::Gone => None,
             // Sends what is queued, the answer to the client's own Close among it (RFC 6455 §5.5.1).
             // Should the client be gone, nobody misses it.
             End::Left => {

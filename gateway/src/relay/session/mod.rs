@@ -112,8 +112,9 @@ pub(super) async fn run(
     open.metrics.connections.inc();
     let feed = relay.subscriptions.connect(connection);
     let idle = Duration::from_secs(relay.config.idle_timeout_s);
+    let patience = Duration::from_secs(relay.config.reader_patience_s);
     let mut session = Session {
-        out: Outbox::new(socket),
+        out: Outbox::new(socket, patience),
         origin: Origin::Client { connection, address, viewer: viewer.load_full() },
         here,
         viewer,

@@ -23,6 +23,11 @@ use rusqlite::{Connection, OptionalExtension};
 
 pub(super) use follow::{Follow, Following};
 pub(super) use rank::Candidates;
+#[cfg(test)]
+pub(super) use {
+    rank::{PARTS, matches_sql},
+    texts::words,
+};
 
 use crate::{pipeline::Seq, protocol::search};
 

@@ -10,6 +10,19 @@ use crate::protocol::search::{Search, Term};
 const FIRST_CHUNK: usize = 4_096;
 const LARGEST_CHUNK: usize = 65_536;
 
+/// The parts of the index: one for more than a hundred thousand log entries.
+pub(in crate::store) const PARTS: &str = "SELECT part FROM parts ORDER BY part";
+
+/// The newest matches below a row, in one part of the index.
+pub(in crate::store) fn matches_sql(part: i64, ranked: bool) -> String {
+    let rank = if ranked { format!("bm25(part_{part})") } else { "0.0".to_owned() };
+    // No LIMIT: a bound one makes SQLite plan the statement anew each time.
+    format!(
+        "SELECT rowid, {rank} FROM part_{part} WHERE part_{part} MATCH ?1 AND rowid < ?2 \
+         ORDER BY rowid DESC"
+    )
+}
+
 /// The rows that match a search, in chunks: the newest ones, ranked, then older ones.
 pub(in crate::store) struct Candidates {
     connection: Lent,
@@ -29,7 +42,7 @@ impl Candidates {
     /// `ranked` is whether the order matters.
     pub(super) fn new(connection: Lent, search: &Search, ranked: bool) -> rusqlite::Result<Self> {
         let parts = connection
-            .prepare_cached("SELECT part FROM parts ORDER BY part")?
+            .prepare_cached(PARTS)?
             .query_map([], |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?;
         Ok(Self {
@@ -121,12 +134,7 @@ impl Asked<'_> {
         found: &mut Vec<(f64, i64)>,
     ) -> rusqlite::Result<()> {
         let Self { connection, part, question, ranked } = *self;
-        let rank = if ranked { format!("bm25(part_{part})") } else { "0.0".to_owned() };
-        let mut statement = connection.prepare_cached(&format!(
-            "SELECT rowid, {rank} FROM part_{part} WHERE part_{part} MATCH ?1 AND rowid < ?2 \
-             ORDER BY rowid DESC"
-        ))?;
-        // No LIMIT: a bound one makes SQLite plan the statement anew each time.
+        let mut statement = connection.prepare_cached(&matches_sql(part, ranked))?;
         let mut rows = statement.query(params![question, below])?;
         for _ in 0..wanted {
             if !goes_on() {

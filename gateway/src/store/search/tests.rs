@@ -327,6 +327,63 @@ async fn without_search_there_is_no_file_and_with_it_again_all_is_found() {
     store.close().await;
 }
 
+/// The writer has always more to do, and each event takes the place of another, so that there is always
+/// something to be taken out of the index. It goes on following meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_keeps_up_while_a_busy_writer_replaces_events() {
+    const ADDRESSES: u64 = 15_000;
+    const VERSIONS: u64 = 3;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    // Nobody looks at the signature here.
+    let version = |address: u64, version: u64| {
+        let json = serde_json::json!({
+            "id": format!("{:016x}{}", version * ADDRESSES + address, "0".repeat(48)), "pubkey": "ab".repeat(32),
+            "created_at": version, "kind": 30_023, "tags": [["d", address.to_string()]],
+            "content": format!("word{version}"), "sig": "0".repeat(128),
+        });
+        VerifiedEvent::from_store(&json.to_string()).unwrap()
+    };
+    let publishing = {
+        let store = store.clone();
+        tasks::thread("publishing", move || {
+            for n in 0..ADDRESSES * VERSIONS {
+                let write = Write {
+                    topics: Vec::new(),
+                    private: false,
+                    vanish: false,
+                    under_way: 4_096,
+                    event: version(n % ADDRESSES, 1 + n / ADDRESSES),
+                    origin: Origin::Client {
+                        connection: 1,
+                        address: [127, 0, 0, 1].into(),
+                        viewer: Arc::default(),
+                    },
+                    done: Box::new(|_| ()),
+                };
+                // Waits while the writer's queue is full, and it is full.
+                store.write(write).unwrap();
+            }
+        })
+        .unwrap()
+    };
+    let (head, search) = (store.head(), store.memory.search.get().unwrap());
+    let (mut reached, mut since, mut longest) = (0, Instant::now(), Duration::ZERO);
+    while !publishing.is_finished() {
+        let cursor = search.cursor();
+        if cursor > reached || cursor == *head.borrow() {
+            longest = longest.max(since.elapsed());
+            (reached, since) = (cursor, Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    longest = longest.max(since.elapsed());
+    assert!(longest < Duration::from_secs(2), "the index stood still for {longest:?}");
+    publishing.join().unwrap();
+    indexed(&store).await;
+    store.close().await;
+}
+
 /// A client may search before the thread of the index has made its file.
 #[test]
 fn a_search_right_after_the_start_waits_for_the_index() {

@@ -54,7 +54,7 @@ const FIELDS: [&str; 7] =
 const FIELD_NAMES: usize = 3;
 
 /// Puts the words of an event into `out`, in place of what is there. Returns whether there are any.
-pub(super) fn words(event: &Event, out: &mut String) -> bool {
+pub(in crate::store) fn words(event: &Event, out: &mut String) -> bool {
     out.clear();
     let Some(form) = form(event.kind) else { return false };
     debug_assert!(!kinds::is_confidential(event.kind), "only what everybody may read is indexed");

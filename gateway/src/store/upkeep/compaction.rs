@@ -59,6 +59,9 @@ pub(in crate::store) fn shrink_at_start(connection: &Connection) -> rusqlite::Re
 
 /// Rows of `joins` that are looked at in one round.
 const JOINS: i64 = 5_000;
+/// Some of them, and whether their events are still there.
+pub(in crate::store) const JOINS_SQL: &str = "SELECT seq, EXISTS (SELECT 1 FROM events WHERE row = joins.event) \
+     FROM joins WHERE seq > ?1 ORDER BY seq LIMIT ?2";
 /// From the end of one walk to the beginning of the next.
 const REST: Duration = Duration::from_secs(3_600);
 
@@ -76,10 +79,7 @@ impl Joins {
         if self.finished.is_some_and(|finished| finished.elapsed() < REST) {
             return Ok(());
         }
-        let mut statement = connection.prepare_cached(
-            "SELECT seq, EXISTS (SELECT 1 FROM events WHERE row = joins.event) \
-             FROM joins WHERE seq > ?1 ORDER BY seq LIMIT ?2",
-        )?;
+        let mut statement = connection.prepare_cached(JOINS_SQL)?;
         let seen: Vec<(i64, bool)> = statement
             .query_map([self.reached, JOINS], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<rusqlite::Result<_>>()?;

@@ -18,8 +18,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rusqlite::Connection;
 
 pub(super) use checkpoint::{Checkpointing, start as start_checkpoints};
+#[cfg(test)]
+pub(super) use compaction::JOINS_SQL;
 pub(super) use compaction::shrink_at_start;
 pub(super) use door::Door;
+#[cfg(test)]
+pub(super) use retention::{SIZE, statements};
 
 use super::{
     config::{RetentionConfig, StorageConfig},
@@ -40,6 +44,9 @@ const EVERY: Duration = Duration::from_secs(3);
 const SHARE: u32 = 20;
 /// Events removed with one order: a commit that waits for it waits about ten milliseconds.
 const CHUNK: usize = 500;
+/// What is past its time (NIP-40), the longest past first.
+pub(super) const EXPIRED: &str = "SELECT row FROM events INDEXED BY events_by_expiry \
+     WHERE expires_at IS NOT NULL AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2";
 /// Between two counts of all events, for the metrics.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
 
@@ -129,10 +136,7 @@ impl Upkeep {
 
     /// Removes events whose time is over (NIP-40).
     fn expire(&self) -> Result<(), StoreError> {
-        let mut statement = self.database.prepare_cached(
-            "SELECT row FROM events INDEXED BY events_by_expiry \
-             WHERE expires_at IS NOT NULL AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2",
-        )?;
+        let mut statement = self.database.prepare_cached(EXPIRED)?;
         let now = unix_now().cast_signed();
         let chunk = i64::try_from(CHUNK).unwrap_or(i64::MAX);
         let mut total = 0;

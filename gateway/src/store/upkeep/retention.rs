@@ -77,14 +77,18 @@ impl Rule {
 
     /// How many events it covers.
     fn count(&self, connection: &Connection) -> rusqlite::Result<u64> {
+        let Some(sql) = self.count_sql(connection)? else { return Ok(0) };
+        let count: i64 = connection.query_row(&sql, [], |row| row.get(0))?;
+        Ok(count.unsigned_abs())
+    }
+
+    fn count_sql(&self, connection: &Connection) -> rusqlite::Result<Option<String>> {
         let index = match self.config.kinds.is_empty() {
             true => "INDEXED BY events_by_time",
             false => "INDEXED BY events_by_kind",
         };
-        let Some(events) = self.events(connection, index)? else { return Ok(0) };
-        let count: i64 =
-            connection.query_row(&format!("SELECT count(*) {events}"), [], |row| row.get(0))?;
-        Ok(count.unsigned_abs())
+        let events = self.events(connection, index)?;
+        Ok(events.map(|events| format!("SELECT count(*) {events}")))
     }
 
     /// Adds up what came since the last time. What others removed stays counted until
@@ -93,20 +97,25 @@ impl Rule {
         let head: i64 =
             connection
                 .query_row("SELECT coalesce(max(row), 0) FROM events", [], |row| row.get(0))?;
-        // By row number, so that only new ones are read.
-        if let Some(events) = self.events(connection, "NOT INDEXED")? {
-            let sum: i64 = connection.query_row(
-                &format!(
-                    "SELECT coalesce(sum(octet_length(json)), 0) {events} \
-                     AND events.row > ?1 AND events.row <= ?2"
-                ),
-                [self.counted_to, head],
-                |row| row.get(0),
-            )?;
+        if let Some(sql) = self.bytes_sql(connection)? {
+            let sum: i64 = connection.query_row(&sql, [self.counted_to, head], |row| row.get(0))?;
             self.bytes += sum.unsigned_abs();
         }
         self.counted_to = head;
         Ok(())
+    }
+
+    /// By row number, so that only new ones are read.
+    fn bytes_sql(&self, connection: &Connection) -> rusqlite::Result<Option<String>> {
+        let events = self.events(connection, "NOT INDEXED")?;
+        // Of a topic all are passed over that were counted before, without looking the events up.
+        let row = if self.config.topic.is_empty() { "events.row" } else { "memberships.event" };
+        Ok(events.map(|events| {
+            format!(
+                "SELECT coalesce(sum(octet_length(json)), 0) {events} \
+                 AND {row} > ?1 AND {row} <= ?2"
+            )
+        }))
     }
 
     fn count_bytes_anew(&mut self, connection: &Connection) -> rusqlite::Result<()> {
@@ -122,31 +131,65 @@ impl Rule {
         most: usize,
     ) -> rusqlite::Result<Vec<Found>> {
         let limit = i64::try_from(most).unwrap_or(i64::MAX);
-        let read = |sql: &str| -> rusqlite::Result<Vec<Found>> {
-            connection
-                .prepare(sql)?
-                .query_map([before, limit], |row| Ok((row.get(0)?, row.get(1)?)))?
-                .collect()
-        };
         let mut found = Vec::new();
-        if self.config.topic.is_empty() && !self.config.kinds.is_empty() {
-            for kind in &self.config.kinds {
-                found.extend(read(&format!(
-                    "SELECT created_at, row FROM events INDEXED BY events_by_kind \
-                     WHERE kind = {kind} AND created_at < ?1 ORDER BY created_at LIMIT ?2"
-                ))?);
+        let statements = self.oldest_sql(connection)?;
+        for sql in &statements {
+            let mut statement = connection.prepare(sql)?;
+            let rows =
+                statement.query_map([before, limit], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            for row in rows {
+                found.push(row?);
             }
+        }
+        if statements.len() > 1 {
             found.sort_unstable();
             found.truncate(most);
-        } else if let Some(events) = self.events(connection, "INDEXED BY events_by_time")? {
-            let table = if self.config.topic.is_empty() { "events" } else { "memberships" };
-            found = read(&format!(
-                "SELECT {table}.created_at, events.row {events} \
-                 AND {table}.created_at < ?1 ORDER BY {table}.created_at LIMIT ?2"
-            ))?;
         }
         Ok(found)
     }
+
+    /// One for each kind, where it covers some everywhere; else one.
+    fn oldest_sql(&self, connection: &Connection) -> rusqlite::Result<Vec<String>> {
+        if self.config.topic.is_empty() && !self.config.kinds.is_empty() {
+            let of_kind = |kind: &u16| {
+                format!(
+                    "SELECT created_at, row FROM events INDEXED BY events_by_kind \
+                     WHERE kind = {kind} AND created_at < ?1 ORDER BY created_at LIMIT ?2"
+                )
+            };
+            return Ok(self.config.kinds.iter().map(of_kind).collect());
+        }
+        let events = self.events(connection, "INDEXED BY events_by_time")?;
+        let table = if self.config.topic.is_empty() { "events" } else { "memberships" };
+        let all = events.map(|events| {
+            format!(
+                "SELECT {table}.created_at, events.row {events} \
+                 AND {table}.created_at < ?1 ORDER BY {table}.created_at LIMIT ?2"
+            )
+        });
+        Ok(all.into_iter().collect())
+    }
+}
+
+/// What each sort of rule asks, for the snapshot of the plans. There is a topic of this name.
+#[cfg(test)]
+pub(in crate::store) fn statements(connection: &Connection, topic: &str) -> Vec<(String, String)> {
+    let (no_kinds, kinds, everywhere) = (Vec::new(), vec![1, 7], String::new());
+    let mut list = Vec::new();
+    for (name, topic, kinds) in [
+        ("everything", everywhere.clone(), no_kinds.clone()),
+        ("some kinds", everywhere, kinds.clone()),
+        ("a topic", topic.to_owned(), no_kinds),
+        ("some kinds in a topic", topic.to_owned(), kinds),
+    ] {
+        let rule = Rule::new(RetentionConfig { topic, kinds, ..Default::default() });
+        let of = |what: &str| format!("retention of {name}: {what}");
+        list.extend(rule.count_sql(connection).unwrap().map(|sql| (of("count"), sql)));
+        list.extend(rule.bytes_sql(connection).unwrap().map(|sql| (of("size"), sql)));
+        let oldest = rule.oldest_sql(connection).unwrap().into_iter();
+        list.extend(oldest.map(|sql| (of("oldest"), sql)));
+    }
+    list
 }
 
 /// Whether a tenth of a bound is free, so that older events may come again.
@@ -154,12 +197,12 @@ const fn leaves_room(held: u64, most: u64) -> bool {
     held < most - most.div_ceil(10)
 }
 
-/// Bytes of these events' JSON.
+pub(in crate::store) const SIZE: &str = "SELECT octet_length(json) FROM events WHERE row = ?1";
+
+/// Bytes of this event's JSON.
 fn size(connection: &Connection, row: i64) -> rusqlite::Result<u64> {
-    let size: Option<i64> = connection
-        .prepare_cached("SELECT octet_length(json) FROM events WHERE row = ?1")?
-        .query_row([row], |found| found.get(0))
-        .optional()?;
+    let size: Option<i64> =
+        connection.prepare_cached(SIZE)?.query_row([row], |found| found.get(0)).optional()?;
     Ok(size.unwrap_or(0).unsigned_abs())
 }
 

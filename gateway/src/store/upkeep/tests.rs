@@ -1,6 +1,9 @@
 //! Upkeep on real files, with a real writer. Rounds are run by hand.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::oneshot;
 
@@ -178,6 +181,50 @@ async fn the_oldest_go_when_there_are_too_many_or_too_large() {
     bench.write((20..40).map(|n| hours_old(3, 1, n)).collect()).await;
     bench.round().await;
     assert!((664..=666).contains(&bench.ages().await.len()));
+    bench.store.close().await;
+}
+
+/// Whoever publishes waits for a few hundred removals at most, and not behind all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn publishing_goes_on_while_many_events_are_removed() {
+    const MANY: u64 = 12_000;
+    let rule = RetentionConfig { max_events: 100, ..Default::default() };
+    let mut bench = Bench::with(&[rule]).await;
+    let now = unix_now();
+    let note = |at: u64| {
+        // Nobody looks at the signature here.
+        let id = |at: u64| format!("{at:016x}{}", "0".repeat(48));
+        let json = serde_json::json!({
+            "id": id(at), "pubkey": "ab".repeat(32), "created_at": at, "kind": 1,
+            "tags": [["t", "x"], ["e", id(at - 1)]], "content": "x".repeat(200),
+            "sig": "0".repeat(128),
+        });
+        VerifiedEvent::from_store(&json.to_string()).unwrap()
+    };
+    bench.write((0..MANY).map(|n| note(now - 2 * MANY + n)).collect()).await;
+
+    let mut upkeep = bench.upkeep.take().unwrap();
+    let (done, ended) = oneshot::channel();
+    let round = tasks::thread("upkeep", move || {
+        let begun = Instant::now();
+        upkeep.round().unwrap();
+        let _ = done.send((upkeep, begun.elapsed()));
+    })
+    .unwrap();
+    let (mut published, mut slowest) = (0, Duration::ZERO);
+    while !round.is_finished() {
+        let begun = Instant::now();
+        bench.write(vec![note(now + published)]).await;
+        slowest = slowest.max(begun.elapsed());
+        published += 1;
+    }
+    let (upkeep, took) = ended.await.unwrap();
+    bench.upkeep = Some(upkeep);
+    let held = bench.rows("events").unsigned_abs();
+    assert!(held <= 100 + published, "{held} are left of {MANY} and {published}");
+    // In one piece, the removal would be the slowest of them.
+    assert!(published >= 50, "only {published} were published in {took:?}");
+    assert!(slowest < took / 3 && slowest < Duration::from_secs(2), "{slowest:?} of {took:?}");
     bench.store.close().await;
 }
 

@@ -7,8 +7,11 @@ mod world;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashSet,
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+    sync::Arc,
     thread,
+    time::Instant,
 };
 
 use rusqlite::Connection;
@@ -20,9 +23,13 @@ use super::{
     stop::{Bounds, QueryEnd},
 };
 use crate::{
-    pipeline::{IdSet, PrivateTopics, Scope, StoreError, Viewer},
-    protocol::{Filter, VerifiedEvent, signing::Author},
-    store::{memory::Memory, open},
+    pipeline::{Count, IdSet, PrivateTopics, Scope, StoreError, Viewer},
+    protocol::{
+        Event, Filter, VerifiedEvent, message,
+        search::{Search, Term},
+        signing::Author,
+    },
+    store::{memory::Memory, open, search},
 };
 use world::{Dice, Held, SHAPES, World, empty_store, topic, write};
 
@@ -43,9 +50,10 @@ impl World {
                 !held.private || held.topics.iter().any(|name| viewer.may_read_topic(&topic(name)))
             }
         };
+        let says = |held: &Held| filter.words().is_none_or(|search| says(&held.event, search));
         self.held
             .iter()
-            .filter(|held| filter.matches(&held.event) && in_scope(held))
+            .filter(|held| filter.matches(&held.event) && in_scope(held) && says(held))
             .map(|held| &held.event)
             .filter(|event| !event.is_expired(1_000_000_000) && viewer.may_read(event))
             .collect()
@@ -56,8 +64,12 @@ impl World {
         let forgetful = Memory::new(0);
         for case in 0..cases {
             let mut dice = Dice(seed ^ case << 20);
-            let filters: Vec<_> =
+            let mut filters: Vec<_> =
                 (0..=dice.roll(8).saturating_sub(5)).map(|_| self.filter(&mut dice)).collect();
+            let searching = filters.iter().position(|filter| filter.words().is_some());
+            if let Some(n) = searching {
+                filters = vec![filters.swap_remove(n)];
+            }
             let viewer = self.viewer(&mut dice);
             let scope = match dice.roll(8) {
                 0 => Scope::Topic(topic("x")),
@@ -65,7 +77,8 @@ impl World {
                 2 if dice.one_in(8) => Scope::Topic(topic("nowhere")),
                 _ => Scope::All,
             };
-            let memory = if dice.one_in(8) { &forgetful } else { &*self.store.memory };
+            let forgets = dice.one_in(8) && searching.is_none();
+            let memory = if forgets { &forgetful } else { &*self.store.memory };
             let effort = if dice.one_in(3) { Effort::USUAL } else { small(&mut dice) };
             let asked =
                 Asked { connection: &connection, memory, scope: &scope, viewer: &viewer, effort };
@@ -89,7 +102,21 @@ impl World {
     ) -> Result<(), String> {
         let Asked { connection, memory, scope, viewer, effort } = *asked;
         let stop = Bounds::new(|| false, None, u64::MAX);
-        let found: Vec<_> = filters.iter().map(|f| self.naive(f, scope, viewer)).collect();
+        let mut found: Vec<_> = filters.iter().map(|f| self.naive(f, scope, viewer)).collect();
+        if filters[0].words().is_some() {
+            // The best come first, and which those are the index knows alone. A limit takes them.
+            let all = Filter { limit: None, ..filters[0].clone() };
+            let (ranked, _) = asked.scan(&[all])?;
+            let place: HashMap<_, _> = ranked.iter().zip(0..).collect();
+            same("search", &place.len(), &ranked.len())?;
+            let mut by_age: Vec<_> =
+                ranked.iter().map(|json| Event::parse(json).unwrap()).collect();
+            by_age.sort_by_key(|event| (Reverse(event.created_at), event.id));
+            let ids = |event: &Event| event.id;
+            let expected: Vec<_> = found[0].iter().map(|event| ids(event)).collect();
+            same("search", &by_age.iter().map(ids).collect(), &expected)?;
+            found[0].sort_by_key(|event| place[event.json()]);
+        }
 
         let (mut expected, mut seen, mut cut) = (Vec::new(), HashSet::new(), false);
         for (filter, found) in filters.iter().zip(&found) {
@@ -98,15 +125,8 @@ impl World {
             let taken = found.iter().take(limit).filter(|event| seen.insert(event.id));
             expected.extend(taken.map(|event| event.json().clone()));
         }
-        let sent = RefCell::new(Vec::new());
-        let send = |json| {
-            sent.borrow_mut().push(json);
-            Ok::<_, QueryEnd>(())
-        };
-        let answer =
-            super::scan::run(connection, memory, filters, scope, viewer, effort, &stop, send);
-        let (_, complete) = answer.map_err(|end| format!("scan: {end:?}"))?;
-        same("scan", &sent.into_inner(), &expected)?;
+        let (sent, complete) = asked.scan(filters)?;
+        same("scan", &sent, &expected)?;
         if complete && cut {
             return Err("the scan claims to be complete".into());
         }
@@ -156,6 +176,41 @@ struct Asked<'a> {
     effort: Effort,
 }
 
+impl Asked<'_> {
+    /// What a REQ is sent, and whether that was all.
+    fn scan(&self, filters: &[Filter]) -> Result<(Vec<Arc<str>>, bool), String> {
+        let Asked { connection, memory, scope, viewer, effort } = *self;
+        let stop = Bounds::new(|| false, None, u64::MAX);
+        let sent = RefCell::new(Vec::new());
+        let send = |json| {
+            sent.borrow_mut().push(json);
+            Ok::<_, QueryEnd>(())
+        };
+        let answer =
+            super::scan::run(connection, memory, filters, scope, viewer, effort, &stop, send);
+        let (_, complete) = answer.map_err(|end| format!("scan: {end:?}"))?;
+        Ok((sent.into_inner(), complete))
+    }
+}
+
+/// Whether an event has the words that a search asks for, one after the other where they are a phrase.
+fn says(event: &Event, search: &Search) -> bool {
+    let mut text = String::new();
+    search::words(event, &mut text);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let has = |term: &Term| {
+        let asked: Vec<&str> = term.words.split(' ').collect();
+        words.windows(asked.len()).any(|some| {
+            some.iter().zip(&asked).enumerate().all(|(n, (word, asked))| {
+                word == asked || term.prefix && n + 1 == some.len() && word.starts_with(asked)
+            })
+        })
+    };
+    let mut terms = search.terms().iter().filter(|term| !term.words.is_empty());
+    search.terms().iter().any(|term| !term.words.is_empty() && !term.excluded)
+        && terms.all(|term| has(term) != term.excluded)
+}
+
 /// Bounds so small that everything is given up in the middle of a small store.
 fn small(dice: &mut Dice) -> Effort {
     Effort {
@@ -175,16 +230,27 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: &T, expected: &T) -> 
     Err(format!("{what}:\n  found    {found:?}\n  expected {expected:?}"))
 }
 
+/// How many cases each store is asked.
+fn cases() -> u64 {
+    let wanted = std::env::var("PLANNER_CASES").ok().map(|text| text.parse().unwrap());
+    wanted.unwrap_or(34_000)
+}
+
 #[test]
 fn the_planner_finds_what_a_naive_filter_finds_in_the_same_order() {
     const SEED: u64 = 20_240_325;
-    const CASES: u64 = 6_000;
-    let threads: Vec<_> = SHAPES
-        .iter()
-        .zip(SEED..)
-        .map(|(shape, seed)| {
+    // As many at once as there are cores: the stores' own threads have little to do.
+    let next = Arc::new(std::sync::Mutex::new(SHAPES.iter().zip(SEED..)));
+    let threads: Vec<_> = (0..thread::available_parallelism().map_or(2, usize::from))
+        .map(|_| {
+            let next = next.clone();
             #[allow(clippy::disallowed_methods, reason = "a test that uses all cores")]
-            thread::spawn(move || World::new(shape, &mut Dice(seed)).try_cases(seed, CASES))
+            thread::spawn(move || {
+                loop {
+                    let Some((shape, seed)) = next.lock().unwrap().next() else { return };
+                    World::new(shape, &mut Dice(seed)).try_cases(seed, cases());
+                }
+            })
         })
         .collect();
     for thread in threads {
@@ -192,6 +258,39 @@ fn the_planner_finds_what_a_naive_filter_finds_in_the_same_order() {
             std::panic::resume_unwind(panic);
         }
     }
+}
+
+/// NIP-45: an answer that is not exact says so.
+#[test]
+fn a_count_that_reaches_a_bound_says_that_it_is_approximate() {
+    let (dir, store) = empty_store();
+    for n in 0..50_u64 {
+        let event = Author::new(1).verified(n, 1, &[], &n.to_string());
+        write(&store, &event, &[], &PrivateTopics::default());
+    }
+    let connection = open::reader(&dir.path().join("gateway.db")).unwrap();
+    let count = |filters: &[&str], until: Option<Instant>, rows: u64| {
+        let filters: Vec<_> = filters.iter().map(|text| Filter::parse(text).unwrap()).collect();
+        let stop = Bounds::new(|| false, until, rows);
+        let (viewer, effort) = (Viewer::default(), Effort::USUAL);
+        let scope = Scope::All;
+        let Count { count, approximate } =
+            super::count::run(&connection, &store.memory, &filters, &scope, &viewer, effort, &stop)
+                .unwrap();
+        (count, approximate, message::count("c", count, approximate))
+    };
+    let exact = |count| (count, false, format!(r#"["COUNT","c",{{"count":{count}}}]"#));
+    let about =
+        |count| (count, true, format!(r#"["COUNT","c",{{"count":{count},"approximate":true}}]"#));
+    assert_eq!(count(&["{}"], None, 50), exact(50));
+    assert_eq!(count(&["{}"], None, 49), about(49));
+    assert_eq!(count(&[r#"{"kinds":[1]}"#], None, 10), about(10));
+    // The bound is that of the whole question, and what was found before it counts.
+    let two = [r#"{"since":40}"#, r#"{"until":9}"#];
+    assert_eq!(count(&two, None, 20), exact(20));
+    assert_eq!(count(&two, None, 15), about(15));
+    let past = Instant::now();
+    assert_eq!(count(&["{}"], Some(past), u64::MAX), about(0));
 }
 
 /// Where nothing matches, no row is looked at: the clock is asked for what is read of the index, too.

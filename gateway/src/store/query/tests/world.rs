@@ -4,14 +4,15 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use rusqlite::Connection;
 
 use crate::{
     metrics::Metrics,
-    pipeline::{EventWriter, Origin, PrivateTopics, Viewer, Write},
-    protocol::{EventId, Filter, PublicKey, TopicName, VerifiedEvent, hex},
+    pipeline::{EventReader, EventWriter, Origin, PrivateTopics, Viewer, Write},
+    protocol::{EventId, Filter, PublicKey, TopicName, VerifiedEvent, hex, search::Search},
     store::{StorageConfig, Store, open},
 };
 
@@ -94,6 +95,7 @@ pub(super) const SHAPES: &[Shape] = &[
 
 const START: u64 = 1_000;
 const LETTERS: [char; 5] = ['e', 'p', 't', 'T', 'd'];
+const WORDS: [&str; 7] = ["ant", "bee", "bees", "cat", "category", "dog", "\u{1f98a}"];
 
 /// One event that the store holds.
 pub(super) struct Held {
@@ -184,7 +186,7 @@ impl World {
             "created_at": START + dice.roll(self.shape.seconds) as u64,
             "kind": dice.pick(self.shape.kinds),
             "tags": tags,
-            "content": "[\"t\",\"a\"]",
+            "content": self.content(dice),
             "sig": hex::encode(&[0; 64]),
         });
         // Later events may refer to this one.
@@ -192,6 +194,16 @@ impl World {
             self.values.push(id);
         }
         VerifiedEvent::from_store(&json.to_string()).unwrap()
+    }
+
+    /// What looks like a tag and is none, and words.
+    fn content(&self, dice: &mut Dice) -> String {
+        let mut content = String::from("[\"t\",\"a\"]");
+        for _ in 0..dice.roll(6) {
+            content.push(' ');
+            content.push_str(dice.pick::<&str>(&WORDS));
+        }
+        content
     }
 
     pub fn fill(&mut self, dice: &mut Dice) {
@@ -223,6 +235,21 @@ impl World {
             })
             .collect();
         self.held.sort_by_key(|held| (Reverse(held.event.created_at), held.event.id));
+        self.wait_for_the_index(&connection);
+    }
+
+    /// Until everything is indexed, and what was replaced is taken out.
+    fn wait_for_the_index(&self, connection: &Connection) {
+        let search = self.store.memory.search.get().unwrap();
+        let head = *self.store.head().borrow();
+        let begun = Instant::now();
+        let removed = || -> i64 {
+            connection.query_row("SELECT count(*) FROM removed_rows", [], |row| row.get(0)).unwrap()
+        };
+        while search.cursor() < head || removed() > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the index does not follow");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub fn connection(&self) -> Connection {
@@ -266,7 +293,27 @@ impl World {
             1 => Some(dice.roll(4) as u64),
             _ => Some(dice.roll(40) as u64),
         };
+        if dice.one_in(8) {
+            filter.search = Some(self.search(dice));
+        }
         filter
+    }
+
+    /// Words, phrases, beginnings of words, and what must not be there (NIP-50).
+    fn search(&self, dice: &mut Dice) -> Search {
+        let mut text = if dice.one_in(6) { String::from("language:en ") } else { String::new() };
+        let mut excluded = false;
+        for _ in 0..=dice.roll(3) {
+            let word = *dice.pick(&WORDS);
+            text += if excluded { "-" } else { "" };
+            text += &match dice.roll(4) {
+                0 => format!("\"{word} {}\" ", dice.pick(&WORDS)),
+                1 if word.len() > 3 => format!("{}* ", word.get(..3).unwrap_or(word)),
+                _ => format!("{word} "),
+            };
+            excluded = dice.one_in(3);
+        }
+        Search::parse(text).unwrap()
     }
 
     pub fn viewer(&self, dice: &mut Dice) -> Viewer {

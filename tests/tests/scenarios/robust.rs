@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use iroh::endpoint::Connection;
 use nostr_gateway_tests::{
     Gateway, GatewayBuilder, Network, RawClient, Testnet, events, eventually, http, report,
 };
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 use crate::{
     DHT_TESTNET, GATEWAY, alone,
     hostile::Peer,
+    hostile_node::requests,
     namespaces::{MEETING, stock_node},
 };
 
@@ -237,6 +239,38 @@ async fn two_gateways_go_on_beside_a_hostile_neighbor() {
         report(&format!("a hostile neighbor said {said} frames"));
         assert!(said > 500, "that is no flood: {said}");
     }
+    // More than any gateway has to say is not even looked at. Nobody is banned for it: gossip forwards
+    // before anybody verifies, so the last hop may be as honest as we are.
+    let over_budget = r#"nostr_gateway_frames_dropped_total{cause="over budget""#;
+    flood_until(&hostile[0], &a, over_budget).await;
+    let banned = "broke the protocol again and again";
+    for gateway in [&a, &b] {
+        assert_eq!(gateway.metric("nostr_gateway_lies_total").await, 0);
+        assert!(!gateway.log().iter().any(|line| line.contains(banned)));
+    }
+    let still = hostile[0].connect(&a, b"/nostr-gateway/sync/1").await;
+    is_answered(&still).await;
+
+    // Whoever says on a stream of its own what no gateway says can be blamed, and is.
+    let abuser = Peer::join(&a, "town").await;
+    let abusing = abuser.connect(&a, b"/nostr-gateway/sync/1").await;
+    is_answered(&abusing).await;
+    for _ in 0..8 {
+        let Ok((mut send, mut receive)) = abusing.open_bi().await else { break };
+        let _ = send.write_all(&[0xff; 100]).await;
+        let _ = send.finish();
+        let _ = timeout(Duration::from_secs(5), receive.read_to_end(1_000)).await;
+    }
+    a.log_line(SOON, |line| line.contains(banned)).await;
+    assert!(a.metric("nostr_gateway_lies_total").await >= 8);
+    let closed = timeout(Duration::from_secs(5), abusing.closed()).await;
+    assert!(closed.is_ok(), "its connection is closed");
+    let again = abuser.connect(&a, b"/nostr-gateway/sync/1").await;
+    let closed = timeout(Duration::from_secs(5), again.closed()).await;
+    assert!(closed.is_ok(), "and so is the next one");
+    is_answered(&still).await;
+    assert_eq!(b.metric("nostr_gateway_lies_total").await, 0, "it said so to A alone");
+
     for gateway in [&a, &b] {
         let mut client = RawClient::connect(&gateway.topic_url("town")).await;
         let mut held = client.stored_ids(&[json!({"limit": 5000})]).await;
@@ -247,6 +281,39 @@ async fn two_gateways_go_on_beside_a_hostile_neighbor() {
         // Gossip forwards before anybody verifies: nobody is blamed for it.
         assert!(!gateway.log().iter().any(|line| line.contains("panicked")));
     }
+}
+
+/// Asks for an event that there is nowhere, and is told so.
+async fn is_answered(connection: &Connection) {
+    let (mut send, mut receive) = connection.open_bi().await.expect("not banned");
+    let nowhere = events::note(&Keys::generate(), "nowhere");
+    send.write_all(&requests("town", &nowhere)[0]).await.unwrap();
+    let _ = send.finish();
+    let answer = timeout(Duration::from_secs(5), receive.read_to_end(1_000)).await;
+    answer.expect("an answer").expect("a whole answer");
+}
+
+/// Says things without a meaning as fast as gossip takes them, until a metric counts.
+async fn flood_until(peer: &Peer, gateway: &Gateway, metric: &str) {
+    let stop = AtomicBool::new(false);
+    let flooding = async {
+        for n in 0_u32.. {
+            if stop.load(Ordering::Relaxed) {
+                return n;
+            }
+            let frame = [&n.to_be_bytes()[..], &[0xff; 3_900]].concat();
+            if peer.sender.broadcast(frame.into()).await.is_err() {
+                return n;
+            }
+        }
+        0
+    };
+    let counting = async {
+        gateway.wait_for_metric(metric, 1, SOON).await;
+        stop.store(true, Ordering::Relaxed);
+    };
+    let (said, ()) = tokio::join!(flooding, counting);
+    report(&format!("over budget after {said} frames of 4 kB"));
 }
 
 /// A member that stops without a word must not hold up what the others say to one another.
@@ -322,6 +389,8 @@ async fn a_frozen_member_harms_nobody_for_long_and_catches_up() {
         "frozen for {FROZEN:?}: p99 of the others {before:?} before, {after:?} from {GIVEN_UP:?} on; \
          equal {equal:?} after"
     ));
-    assert!(after < before * 4 + Duration::from_millis(250), "{before:?} → {after:?}");
-    assert!(equal < Duration::from_secs(15), "{equal:?}");
+    // Twice what it was; below 50 ms the machine's other work decides.
+    let unharmed = (before * 2).max(Duration::from_millis(50));
+    assert!(after <= unharmed, "{before:?} → {after:?}");
+    assert!(equal <= Duration::from_secs(5), "{equal:?}");
 }

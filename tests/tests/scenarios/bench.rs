@@ -196,8 +196,8 @@ async fn the_benchmark_of_topics_measures_every_row() {
     command.args(["--gateway", GATEWAY, "--dht-testnet", DHT_TESTNET, "--quick", "--json", "-"]);
     let mut bench = Child::spawn("topic-bench", command);
     let status = bench.exit(Duration::from_secs(300)).await;
+    assert!(status.success(), "{:#?}", bench.stderr());
     let figures: Value = serde_json::from_str(&bench.stdout().join("\n")).unwrap();
-    assert!(status.success(), "{figures}");
     assert_eq!(figures["quick"], true);
     let rows = figures["rows"].as_array().unwrap();
     for start in ["2 gateways", "3 gateways", "6 gateways", "5 gateways, 500/s", "late joiner"]

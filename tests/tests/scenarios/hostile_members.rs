@@ -200,7 +200,7 @@ async fn slot(dht: &AsyncDht, place: &Place, minute: u64) -> Vec<Vec<u8>> {
 fn writer(keys: &EpochKeys, minute: u64, value: &[u8]) -> String {
     let place = Place::from_hash(&keys.discovery_topic);
     let mut secret = [0; 32];
-    secret.copy_from_slice(&Sha512::digest(&*keys.discovery_secret)[..32]);
+    secret.copy_from_slice(&Sha512::digest(*keys.discovery_secret)[..32]);
     let opens = encryption_keypair(&place, &RotationHandle::default(), secret, minute);
     let sealed = EncryptedRecord::from_bytes(value.to_vec()).unwrap();
     let record = sealed.decrypt(&opens).unwrap();

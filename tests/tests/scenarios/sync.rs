@@ -405,8 +405,8 @@ async fn know_one_another(these: &[Gateway], others: &[Gateway]) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn both_sides_of_a_partition_have_all_afterwards() {
     const EACH: usize = 200;
-    // Six processes find one another by the next look of the one that waits longest; what is held here
-    // is the time from then on. `after_a_partition_they_find_one_another_in_seconds` holds the other.
+    // From when the first two of them are neighbors again. Until then it is discovery: nobody here is
+    // alone, and with few neighbors a look comes every 15 s.
     const EQUAL: Duration = Duration::from_secs(5);
     let Some(network) = Network::available("both_sides_of_a_partition") else { return };
     let _alone = alone().await;

@@ -251,11 +251,11 @@ async fn memory(setup: &Setup) -> Row {
 fn count_udp(host: &Namespace) {
     let chain = |hook: &str| {
         format!(
-            "chain {hook} {{ type filter hook {hook} priority 0; meta l4proto udp counter name udp; }}"
+            "chain {hook} {{ type filter hook {hook} priority 0; meta l4proto udp counter name wire; }}"
         )
     };
     host.nft(&format!(
-        "table inet wire {{ counter udp {{ }}\n{}\n{}\n}}\n",
+        "table inet wire {{ counter wire {{ }}\n{}\n{}\n}}\n",
         chain("input"),
         chain("output")
     ));

@@ -8,7 +8,7 @@
 # 3 this machine cannot build them (or, with --check, not in the way that gives the same bytes).
 set -euo pipefail
 
-plugins=(blocklist rotate-by-age fixtures fixtures-store fixtures-topics)
+plugins=(blocklist rate-limit web-of-trust topic-router rotate-by-age fixtures fixtures-store fixtures-topics)
 target=wasm32-unknown-unknown
 # The committed components come from this compiler, with the standard library built from source.
 committed_by=1.95.0

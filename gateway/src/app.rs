@@ -1,6 +1,7 @@
 //! The only place that wires parts together: what starts, in which order, and how it ends.
 
 mod control;
+mod transfer;
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -194,6 +195,7 @@ impl App {
             endpoint: config.endpoint,
             discovery: config.discovery,
             store: store.clone(),
+            ingest: ingest.clone(),
             gossip: gossip.clone(),
             streams,
             plugins: plugins.clone(),

@@ -122,38 +122,39 @@ impl GatewayBuilder {
             .set("access", "write", r#""open""#)
     }
 
-    /// Installs the shipped blocklist plugin with these `[config]` lists.
-    pub fn blocklist(self, authors: &[&str], words: &[&str]) -> Self {
-        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/blocklist");
-        let folder = self.plugin_folder("blocklist");
-        fs::copy(shipped.join("blocklist.wasm"), folder.join("blocklist.wasm")).unwrap();
+    /// Installs a shipped plugin with this `[config]` and these grants, as if its folder had been
+    /// copied, edited and allowed.
+    pub fn shipped(self, name: &str, config: &str, grant: &[&str]) -> Self {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins").join(name);
+        let folder = self.plugin_folder(name);
+        for file in [&format!("{name}.wasm"), "config.schema.json"] {
+            fs::copy(shipped.join(file), folder.join(file)).unwrap();
+        }
         let manifest = fs::read_to_string(shipped.join("plugin.toml")).unwrap();
-        let manifest: Vec<String> = manifest
-            .lines()
-            .map(|line| match line.split('=').next().map(str::trim) {
-                Some("authors") => format!("authors = {}", list(authors)),
-                Some("words") => format!("words = {}", list(words)),
-                _ => line.to_owned(),
-            })
-            .collect();
-        let manifest = manifest.join("\n");
-        assert!(manifest.contains(&format!("words = {}", list(words))), "{manifest}");
-        fs::write(folder.join("plugin.toml"), manifest).unwrap();
+        let (rest, _) = manifest.split_once("\n[config]\n").expect("it has a [config]");
+        fs::write(folder.join("plugin.toml"), format!("{rest}\n[config]\n{config}\n")).unwrap();
+        let file = self.data_dir().join("grants.toml");
+        let mut grants = fs::read_to_string(&file).unwrap_or_default();
+        if !grant.is_empty() && !grants.contains(&format!("[{name}]")) {
+            let _ = writeln!(grants, "[{name}]\ngrant = {}", list(grant));
+            fs::write(file, grants).unwrap();
+        }
         self
+    }
+
+    /// Installs the shipped blocklist plugin with these lists.
+    pub fn blocklist(self, authors: &[&str], words: &[&str]) -> Self {
+        let config = format!("authors = {}\nwords = {}", list(authors), list(words));
+        self.shipped("blocklist", &config, &[])
     }
 
     /// Installs the shipped plugin that rotates secrets after so many seconds.
     pub fn rotate_by_age(self, max_age: u64) -> Self {
-        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/rotate-by-age");
-        let folder = self.plugin_folder("rotate-by-age");
-        let component = "rotate-by-age.wasm";
-        fs::copy(shipped.join(component), folder.join(component)).unwrap();
-        let manifest = fs::read_to_string(shipped.join("plugin.toml")).unwrap();
-        let wanted = format!("max_age = {max_age}");
-        let manifest = manifest.replace("max_age = 2592000", &wanted);
-        assert!(manifest.contains(&wanted), "{manifest}");
-        fs::write(folder.join("plugin.toml"), manifest).unwrap();
-        self.set("plugins", "rotation_check_s", "1")
+        self.shipped("rotate-by-age", &format!("max_age = {max_age}"), &[]).set(
+            "plugins",
+            "rotation_check_s",
+            "1",
+        )
     }
 
     /// Lets that plugin leave out members that were not seen for so many seconds.

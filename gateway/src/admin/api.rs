@@ -1,6 +1,6 @@
 //! What the gateway can be asked and told while it runs: every command, and what an answer is.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use futures_util::{future::BoxFuture, stream::BoxStream};
 use serde::{Deserialize, Serialize};
@@ -69,6 +69,22 @@ pub enum Command {
     TopicSync {
         name: TopicName,
     },
+    /// Takes in events, as if a client had published them.
+    Import {
+        /// One in each line.
+        events: Lines,
+        /// The number of the first line, for what is said of them.
+        first: u64,
+        /// Where they go, in place of what routing says.
+        #[serde(default)]
+        topics: Option<Vec<TopicName>>,
+    },
+    /// All that is stored, in the order in which it came.
+    Export {
+        /// A filter of NIP-01, as JSON.
+        #[serde(default)]
+        filter: Option<String>,
+    },
     PluginList,
     PluginShow {
         id: String,
@@ -94,6 +110,30 @@ impl fmt::Debug for NameOrInvite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("…")
     }
+}
+
+/// Events of others, which nobody else is to see.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Lines(pub String);
+
+impl fmt::Debug for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+/// What came of an import.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// New here, or ephemeral and passed on.
+    pub added: u64,
+    pub known: u64,
+    pub refused: u64,
+    /// Why, and how often.
+    pub reasons: BTreeMap<String, u64>,
+    /// The first refusals, with the numbers of their lines.
+    pub lines: Vec<(u64, String)>,
 }
 
 /// A topic's admin key as `topic export-admin` prints it, which nobody else is to see.

@@ -21,8 +21,8 @@ pub(super) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// How long a request may take to arrive.
 const REQUEST: Duration = Duration::from_secs(10);
-/// The longest body of a request, in bytes. An invite with all it can hold is far shorter.
-const MAX_BODY: usize = 64 * 1024;
+/// The longest body of a request, in bytes: some events to be imported. What else is asked is far shorter.
+const MAX_BODY: usize = 8 << 20;
 
 /// Answers the requests of one connection.
 pub(super) async fn serve<S, F>(

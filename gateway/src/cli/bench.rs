@@ -14,7 +14,6 @@ pub mod generator;
 mod idle;
 mod latency;
 mod nip11;
-mod progress;
 mod publish;
 mod query;
 mod random;
@@ -27,6 +26,7 @@ mod verify;
 
 use std::{fs, io, path::PathBuf, process::ExitCode, time::Duration};
 
+use crate::cli::progress::Progress;
 pub use args::BenchArgs;
 use args::Scenario;
 use connection::Target;
@@ -34,7 +34,6 @@ use dataset::{Facts, Spec};
 use error::BenchError;
 use frames::{EventFrame, Frames};
 use fresh::Fresh;
-use progress::Progress;
 use publish::Source;
 use report::{Load, Report};
 use server::{CpuSeconds, Process, Used};

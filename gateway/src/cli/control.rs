@@ -109,7 +109,8 @@ mod exchange {
 
     /// How long a command may take.
     fn patience(command: &Command) -> Duration {
-        let seconds = if matches!(command, Command::TopicSync { .. }) { 3_600 } else { 120 };
+        let is_long = matches!(command, Command::TopicSync { .. } | Command::Export { .. });
+        let seconds = if is_long { 3_600 } else { 120 };
         Duration::from_secs(seconds)
     }
 

@@ -8,6 +8,7 @@ mod doctor;
 mod logging;
 mod peers;
 pub mod plugin;
+mod progress;
 pub mod run;
 mod status;
 mod table;
@@ -15,6 +16,7 @@ mod table;
 mod tests;
 mod text;
 pub mod topic;
+pub mod transfer;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
@@ -72,6 +74,16 @@ pub enum Command {
     /// Asks the gateway that runs in the data directory, if there is one; what it does in the plugins
     /// folder counts at once then.
     Plugin(plugin::PluginArgs),
+    /// Take in events from a file, one in each line, as if a client had published them
+    ///
+    /// Asks the gateway that runs in the data directory. Events that it has are passed over, so an import
+    /// that was broken off is begun again. What a deletion, a ban or a plugin keeps out stays out. The exit
+    /// code is 1 when some were refused.
+    Import(transfer::ImportArgs),
+    /// Print all events that are stored, one in each line, in the order in which they came
+    ///
+    /// Direct messages and private topics too, so keep the file to yourself.
+    Export(transfer::ExportArgs),
     /// Check what the gateway needs: network, clock, ports, disk
     ///
     /// Takes the same flags as run. Asks the running gateway, if there is one in the data directory.
@@ -183,6 +195,8 @@ pub fn main() -> ExitCode {
         Command::Peers(output) => peers::run(output, places),
         Command::Topic(args) => topic::run(args, places),
         Command::Plugin(args) => plugin::run(args, places),
+        Command::Import(args) => transfer::import(args, places),
+        Command::Export(args) => transfer::export(args, places),
         Command::Doctor(args) => match read(places, args.overrides) {
             Ok(loaded) => doctor::run(&loaded, args.output),
             Err(code) => code,

@@ -342,10 +342,14 @@ fn asks(plugin: &Value) -> String {
     let limits = &plugin["limits"];
     let limits =
         format!("{} ms, {} MiB", number(&limits["time_ms"]), number(&limits["memory_mib"]));
+    let optional = match list(&plugin["optional_capabilities"]) {
+        [] => String::new(),
+        _ => format!("; if granted {}", joined(&plugin["optional_capabilities"])),
+    };
     let rows = [
         ("plugin", format!("{} {}", text(&plugin["id"]), text(&plugin["version"]))),
         ("world", text(&plugin["world"])),
-        ("asks for", joined(&plugin["capabilities"])),
+        ("asks for", format!("{}{optional}", joined(&plugin["capabilities"]))),
         ("applies to", scope(&plugin["applies_to"])),
         ("limits", limits),
         ("when it fails", on_failure(plugin).to_owned()),

@@ -117,7 +117,7 @@ pub struct Topic {
     pub output: Output,
 }
 
-fn name(text: &str) -> Result<TopicName, String> {
+pub(super) fn name(text: &str) -> Result<TopicName, String> {
     if is_meant_as_invite(text) {
         return Err("this is an invite or an admin key, and no topic's name".to_owned());
     }

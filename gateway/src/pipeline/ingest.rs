@@ -306,6 +306,8 @@ fn protection(event: &Event, origin: &Origin) -> Option<Reason> {
     }
     match origin {
         Origin::Client { viewer, .. } if viewer.keys().contains(&event.pubkey) => None,
+        // Whoever took it from its author has it in the files that are imported here.
+        Origin::Import => None,
         Origin::Client { .. } => Some(Reason::new(
             Prefix::AuthRequired,
             "only its author may publish a protected event (NIP-70)",

@@ -115,6 +115,18 @@ pub trait Lookup: Send + Sync + 'static {
         whom: &PublicKey,
         cost: &mut Cost,
     ) -> Result<bool, LookupError>;
+
+    /// The tags of the newest event of an author and a replaceable kind, in their order.
+    ///
+    /// # Errors
+    /// When it costs more than it may, or the store fails.
+    fn newest_tags(
+        &self,
+        author: &PublicKey,
+        kind: u16,
+        most: usize,
+        cost: &mut Cost,
+    ) -> Result<Vec<Vec<String>>, LookupError>;
 }
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ pub enum Origin {
     Fetch { topic: TopicName, peer: PeerId },
     /// Fetched from a peer that had it when the two of us compared what we have.
     Sync { topic: TopicName, peer: PeerId },
+    /// A file that the operator imports.
+    Import,
     /// Another relay. `stream` is the name in `[[upstream]]`.
     Upstream { stream: Arc<str>, url: Arc<str> },
 }
@@ -44,6 +46,7 @@ impl Origin {
             Self::Gossip { .. } => "gossip",
             Self::Fetch { .. } => "fetch",
             Self::Sync { .. } => "sync",
+            Self::Import => "import",
             Self::Upstream { .. } => "upstream",
         }
     }
@@ -54,14 +57,14 @@ impl Origin {
             Self::Gossip { topic, .. } | Self::Fetch { topic, .. } | Self::Sync { topic, .. } => {
                 Some(topic)
             }
-            Self::Client { .. } | Self::Upstream { .. } => None,
+            Self::Client { .. } | Self::Import | Self::Upstream { .. } => None,
         }
     }
 
     /// The name under which the log remembers the origin; see [`super::LogEntry::origin`].
     pub fn log_name(&self) -> String {
         match self {
-            Self::Client { .. } => "client".to_owned(),
+            Self::Client { .. } | Self::Import => self.kind().to_owned(),
             Self::Gossip { topic, .. } | Self::Fetch { topic, .. } | Self::Sync { topic, .. } => {
                 swarm_name(topic)
             }

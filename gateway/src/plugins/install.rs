@@ -371,7 +371,7 @@ mod tests {
         let mut names: Vec<_> =
             fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["blocklist.wasm", "plugin.toml"]);
+        assert_eq!(names, ["blocklist.wasm", "config.schema.json", "plugin.toml"]);
         let again = package.install(&plugins, false).unwrap_err().to_string();
         assert!(again.contains("--replace"), "{again}");
 
@@ -397,6 +397,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shipped = |name: &str| fs::read(Path::new(BLOCKLIST).join(name)).unwrap();
         let (manifest, component) = (shipped("plugin.toml"), shipped("blocklist.wasm"));
+        fs::write(dir.path().join("config.schema.json"), shipped("config.schema.json")).unwrap();
         let file = dir.path().join("x.wasm");
         fs::write(&file, &component).unwrap();
         let error = Package::read(&file).err().unwrap().to_string();
@@ -433,8 +434,9 @@ mod tests {
     #[test]
     fn what_does_not_run_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        let manifest = fs::read_to_string(Path::new(BLOCKLIST).join("plugin.toml")).unwrap();
-        fs::write(dir.path().join("plugin.toml"), manifest).unwrap();
+        for name in ["plugin.toml", "config.schema.json"] {
+            fs::copy(Path::new(BLOCKLIST).join(name), dir.path().join(name)).unwrap();
+        }
         fs::write(dir.path().join("blocklist.wasm"), "nonsense").unwrap();
         let error = Package::read(dir.path()).unwrap().check().unwrap_err().to_string();
         assert!(error.starts_with("it does not run: blocklist.wasm: "), "{error}");

@@ -167,7 +167,7 @@ pub fn store(plugin: &Plugin, engine: &Engine) -> Store<Host> {
         log: Arc::clone(&plugin.log),
         config: Arc::clone(&plugin.config),
         kv: Arc::clone(&plugin.kv),
-        lookups: Lookups::new(Arc::clone(&plugin.lookup)),
+        lookups: Lookups::new(plugin.lookup.clone()),
     };
     let mut store = Store::new(engine, host);
     store.limiter(|host| &mut host.limits);

@@ -167,7 +167,8 @@ impl Loader {
         }
         let in_component = |error: PluginError| format!("{}: {error}", manifest.file);
         let component = self.component(found).map_err(in_component)?;
-        Plugin::load(&component, manifest.clone(), self.log(id), &self.services)
+        let denied = granted.missing(id, &manifest.optional_capabilities);
+        Plugin::load(&component, manifest.clone(), denied, self.log(id), &self.services)
             .map_err(in_component)
     }
 
@@ -203,11 +204,13 @@ impl Loader {
     }
 }
 
-/// Whether what runs may go on.
+/// Whether what runs may go on, with neither more nor less than it has.
 pub fn is_allowed(entry: &Entry, granted: &Granted) -> bool {
-    let wanted = entry.plugin().map(|plugin| &plugin.manifest.capabilities);
-    wanted.is_some_and(|wanted| {
-        granted.is_enabled(&entry.id) && granted.missing(&entry.id, wanted).is_empty()
+    entry.plugin().is_some_and(|plugin| {
+        let missing = |wanted| granted.missing(&entry.id, wanted);
+        granted.is_enabled(&entry.id)
+            && missing(&plugin.manifest.capabilities).is_empty()
+            && missing(&plugin.manifest.optional_capabilities) == plugin.denied
     })
 }
 

@@ -16,15 +16,18 @@ pub struct LoweredEvent<'a> {
     values: Vec<&'a str>,
     /// The keys with which the client that published it has authenticated.
     keys: Vec<String>,
+    /// Where that client is.
+    address: Option<String>,
 }
 
 impl<'a> LoweredEvent<'a> {
     pub fn new(event: &'a Event, origin: &Origin) -> Self {
-        let keys = match origin {
-            Origin::Client { viewer, .. } => {
-                viewer.keys().iter().map(ToString::to_string).collect()
+        let (keys, address) = match origin {
+            Origin::Client { viewer, address, .. } => {
+                let keys = viewer.keys().iter().map(ToString::to_string).collect();
+                (keys, Some(address.to_canonical().to_string()))
             }
-            _ => Vec::new(),
+            _ => (Vec::new(), None),
         };
         Self {
             event,
@@ -33,6 +36,7 @@ impl<'a> LoweredEvent<'a> {
             sig: hex::encode(&event.sig),
             values: event.tags.iter().flatten().map(String::as_str).collect(),
             keys,
+            address,
         }
     }
 
@@ -50,6 +54,11 @@ impl<'a> LoweredEvent<'a> {
     /// The keys, for [`context`] to borrow.
     pub fn keys(&self) -> Vec<&str> {
         self.keys.iter().map(String::as_str).collect()
+    }
+
+    /// The address, for [`context`] to borrow.
+    pub fn address(&self) -> Option<&str> {
+        self.address.as_deref()
     }
 
     pub fn record<'b>(&'b self, tags: &'b [&'b [&'b str]]) -> types::Event<'b> {
@@ -74,6 +83,7 @@ pub fn context<'a>(
     context: &'a Context<'_>,
     topics: &'a [&'a str],
     authenticated: &'a [&'a str],
+    address: Option<&'a str>,
 ) -> types::Context<'a> {
     let direction = match context.direction {
         Direction::In => types::Direction::In,
@@ -87,6 +97,7 @@ pub fn context<'a>(
         Origin::Fetch { topic, .. } | Origin::Sync { topic, .. } => {
             (types::OriginKind::Fetch, topic.as_str())
         }
+        Origin::Import => (types::OriginKind::Import, ""),
         Origin::Upstream { stream, .. } => (types::OriginKind::Upstream, stream.as_ref()),
     };
     types::Context {
@@ -94,6 +105,7 @@ pub fn context<'a>(
         origin: types::Origin { kind, detail },
         topics,
         authenticated,
+        address,
         received_at: context.received_at,
     }
 }

@@ -40,6 +40,9 @@ pub struct Manifest {
     /// What the plugin may use. Nothing else is linked.
     #[serde(default)]
     pub capabilities: Vec<Capability>,
+    /// What it also uses if that is granted, and runs without.
+    #[serde(default)]
+    pub optional_capabilities: Vec<Capability>,
     #[serde(default)]
     pub limits: LimitsOfCall,
     #[serde(default)]
@@ -167,6 +170,7 @@ pub enum OriginKind {
     Client,
     Gossip,
     Fetch,
+    Import,
     Upstream,
 }
 
@@ -176,6 +180,7 @@ impl From<&Origin> for OriginKind {
             Origin::Client { .. } => Self::Client,
             Origin::Gossip { .. } => Self::Gossip,
             Origin::Fetch { .. } | Origin::Sync { .. } => Self::Fetch,
+            Origin::Import => Self::Import,
             Origin::Upstream { .. } => Self::Upstream,
         }
     }
@@ -268,6 +273,11 @@ impl Manifest {
             toml_edit::de::from_str(text).map_err(|error| described(&error, text))?;
         manifest.check()?;
         Ok(manifest)
+    }
+
+    /// What its component may import.
+    pub fn linked(&self) -> Vec<Capability> {
+        [self.capabilities.as_slice(), &self.optional_capabilities].concat()
     }
 
     /// The values of `[config]` as the plugin sees them: JSON texts.
@@ -435,7 +445,8 @@ file = "a.wasm"
         assert_eq!(
             with("colour = 1"),
             "line 6: unknown field `colour`, expected one of `id`, `version`, `world`, `file`, \
-             `order`, `applies_to`, `capabilities`, `limits`, `on_failure`, `config_schema`, `config`"
+             `order`, `applies_to`, `capabilities`, `optional_capabilities`, `limits`, `on_failure`, \
+             `config_schema`, `config`"
         );
         assert_eq!(
             with("capabilities = [\"log\", \"net\"]"),

@@ -87,29 +87,34 @@ pub enum Guest {
 /// A plugin that can be instantiated.
 pub struct Plugin {
     pub manifest: Manifest,
+    /// Of its optional capabilities those that are not granted.
+    pub denied: Vec<Capability>,
     pub component: Guest,
     pub log: Arc<PluginLog>,
     pub config: Arc<BTreeMap<String, String>>,
     pub kv: Arc<Table>,
-    pub lookup: Arc<dyn Lookup>,
+    /// `None` when it may not ask.
+    pub lookup: Option<Arc<dyn Lookup>>,
     /// The bytes that all instances hold.
     pub memory: Gauge,
 }
 
 impl Plugin {
     /// Links a component with what its manifest lists, and tries it: an instance is made and its
-    /// `init` called. The instance comes back too, for whoever can use it. Runs guest code.
+    /// `init` called. What is denied of its optional capabilities is linked too, to answer that it is
+    /// not there. The instance comes back too, for whoever can use it. Runs guest code.
     ///
     /// # Errors
     /// When any of these steps fails.
     pub fn load(
         component: &Component,
         manifest: Manifest,
+        denied: Vec<Capability>,
         log: Arc<PluginLog>,
         services: &Services,
     ) -> Result<(Arc<Self>, Option<Instance>), PluginError> {
         interface::check(component.engine(), component)?;
-        let linker = grants::linker(component.engine(), component, &manifest.capabilities)?;
+        let linker = grants::linker(component.engine(), component, &manifest.linked())?;
         let component = linker
             .instantiate_pre(component)
             .and_then(|component| match manifest.world {
@@ -118,7 +123,8 @@ impl Plugin {
                 World::SecretRotation => SecretRotationPre::new(component).map(Guest::Rotation),
             })
             .map_err(|error| PluginError::World(manifest.world.name(), brief(&error)))?;
-        let kv = if manifest.capabilities.contains(&Capability::Kv) {
+        let kv = if manifest.linked().contains(&Capability::Kv) && !denied.contains(&Capability::Kv)
+        {
             let limits = &manifest.limits;
             let quota = Quota { bytes: limits.kv_bytes, keys: limits.kv_keys };
             services.kv.open(&manifest.id, quota, unix_now()).map_err(PluginError::Kv)?
@@ -127,10 +133,12 @@ impl Plugin {
         };
         let labels = PluginIdLabels { plugin: manifest.id.clone() };
         let memory = services.metrics.plugin_memory.get_or_create_owned(&labels);
+        let may_ask = !denied.contains(&Capability::Lookup);
         let plugin = Arc::new(Self {
             log,
             kv,
-            lookup: Arc::clone(&services.lookup),
+            lookup: may_ask.then(|| Arc::clone(&services.lookup)),
+            denied,
             config: Arc::new(manifest.config_json()),
             component,
             manifest,

@@ -73,4 +73,14 @@ impl Lookup for Nothing {
     fn is_followed(&self, _: &PublicKey, _: &PublicKey, _: &mut Cost) -> Result<bool, LookupError> {
         Ok(false)
     }
+
+    fn newest_tags(
+        &self,
+        _: &PublicKey,
+        _: u16,
+        _: usize,
+        _: &mut Cost,
+    ) -> Result<Vec<Vec<String>>, LookupError> {
+        Ok(Vec::new())
+    }
 }

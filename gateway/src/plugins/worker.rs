@@ -260,7 +260,8 @@ fn call(
         None => instance.insert(Instance::new(plugin)?),
     };
     let (tags, names, keys) = (event.tags(), lower::names(topics), event.keys());
-    instance.evaluate(event.record(&tags), lower::context(context, &names, &keys), budget)
+    let context = lower::context(context, &names, &keys, event.address());
+    instance.evaluate(event.record(&tags), context, budget)
 }
 
 /// The plugin's counters, looked up once.

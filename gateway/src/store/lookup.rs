@@ -107,7 +107,7 @@ impl Lookup for Store {
         cost: &mut Cost,
     ) -> Result<Vec<PublicKey>, LookupError> {
         self.look(|connection| {
-            let Some(list) = self.newest_follows(connection, author, cost)? else {
+            let Some(list) = self.newest(connection, author, FOLLOWS, cost)? else {
                 return Ok(Vec::new());
             };
             let mut seen = HashSet::new();
@@ -123,8 +123,23 @@ impl Lookup for Store {
         cost: &mut Cost,
     ) -> Result<bool, LookupError> {
         self.look(|connection| {
-            let list = self.newest_follows(connection, author, cost)?;
+            let list = self.newest(connection, author, FOLLOWS, cost)?;
             Ok(list.is_some_and(|list| keys(&list).any(|key| key == *whom)))
+        })
+    }
+
+    fn newest_tags(
+        &self,
+        author: &PublicKey,
+        kind: u16,
+        most: usize,
+        cost: &mut Cost,
+    ) -> Result<Vec<Vec<String>>, LookupError> {
+        self.look(|connection| {
+            let newest = self.newest(connection, author, kind, cost)?;
+            let mut tags = newest.map_or_else(Vec::new, |event| event.tags);
+            tags.truncate(most);
+            Ok(tags)
         })
     }
 }
@@ -137,17 +152,19 @@ impl Store {
         self.readers.with_own_connection(|connection| Ok(question(connection)))?
     }
 
-    fn newest_follows(
+    /// The newest event of an author and a kind.
+    fn newest(
         &self,
         connection: &Connection,
         author: &PublicKey,
+        kind: u16,
         cost: &mut Cost,
     ) -> Result<Option<Event>, LookupError> {
         cost.pay(1)?;
         let Some(number) = self.memory.author(connection, author)? else { return Ok(None) };
         let text: Option<String> = connection
             .prepare_cached(NEWEST)?
-            .query_row(params![number, FOLLOWS], |row| row.get(0))
+            .query_row(params![number, kind], |row| row.get(0))
             .optional()?;
         let Some(text) = text else { return Ok(None) };
         cost.pay(text.len() as u64 / TEXT_OF_A_ROW)?;

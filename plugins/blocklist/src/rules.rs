@@ -1,129 +1,124 @@
-//! The rules themselves, without the gateway.
+//! What the operator lists, without the gateway.
 
 use std::{collections::HashSet, fmt};
+
+use nostr_gateway_plugin::Event;
+
+use crate::{keys, patterns::Patterns};
 
 /// Whom and what to refuse.
 pub struct Rules {
     authors: HashSet<[u8; 32]>,
     /// In lower case.
     words: Vec<String>,
-    reason: Option<String>,
+    patterns: Patterns,
 }
 
 impl Rules {
-    /// `authors` are public keys of 64 hexadecimal digits; `words` are
-    /// looked for anywhere in the content, whatever their case.
+    /// `authors` are public keys of 64 hexadecimal digits; `words` are looked for anywhere in the
+    /// content, whatever their case; `patterns` are regular expressions for the content.
     ///
     /// # Errors
     /// The text names the entry that is wrong.
-    pub fn new(
-        authors: &[String],
-        words: &[String],
-        reason: Option<String>,
-    ) -> Result<Self, String> {
-        let authors = authors
-            .iter()
-            .enumerate()
-            .map(|(index, author)| {
-                hex_key(author).ok_or_else(|| {
-                    format!("config.authors[{index}]: want a public key of 64 hexadecimal digits")
-                })
-            })
-            .collect::<Result<_, _>>()?;
+    pub fn new(authors: &[String], words: &[String], patterns: &[String]) -> Result<Self, String> {
+        let authors = keys::listed("authors", authors).collect::<Result<_, _>>()?;
         if let Some(index) = words.iter().position(|word| word.trim().is_empty()) {
             return Err(format!("config.words[{index}]: an empty word would refuse every event"));
         }
         let words = words.iter().map(|word| word.to_lowercase()).collect();
-        Ok(Self { authors, words, reason })
+        Ok(Self { authors, words, patterns: Patterns::new(patterns)? })
     }
 
     /// Why an event is refused, if it is.
-    pub fn refuse(&self, pubkey: &str, content: &str) -> Option<&str> {
-        let by_author = || hex_key(pubkey).is_some_and(|key| self.authors.contains(&key));
+    pub fn refuse(&mut self, event: &Event) -> Option<&'static str> {
+        let by_author =
+            || keys::parse(&event.pubkey).is_some_and(|key| self.authors.contains(&key));
         if !self.authors.is_empty() && by_author() {
-            return Some(self.reason.as_deref().unwrap_or("this author is on the blocklist"));
+            return Some("this author is on the blocklist");
         }
-        if !self.words.is_empty() {
-            let content = content.to_lowercase();
-            if self.words.iter().any(|word| content.contains(word)) {
-                return Some(self.reason.as_deref().unwrap_or("a word is on the blocklist"));
-            }
+        if !self.words.is_empty() && has_word(&self.words, &event.content.to_lowercase()) {
+            return Some("a word is on the blocklist");
         }
-        None
+        match self.patterns.fit(&event.content) {
+            Some(false) => None,
+            Some(true) => Some("a pattern on the blocklist fits"),
+            // Whoever makes such contents knows the patterns.
+            None => Some("this content is too costly to look through"),
+        }
     }
+}
+
+/// Whether a text has one of these words anywhere. All are in lower case.
+pub fn has_word(words: &[String], text: &str) -> bool {
+    words.iter().any(|word| text.contains(word))
 }
 
 impl fmt::Display for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} authors and {} words are listed", self.authors.len(), self.words.len())
+        let (authors, words) = (self.authors.len(), self.words.len());
+        write!(
+            f,
+            "{authors} authors, {words} words and {} patterns are listed",
+            self.patterns.len()
+        )
     }
-}
-
-/// 64 hexadecimal digits of either case.
-fn hex_key(text: &str) -> Option<[u8; 32]> {
-    let digits: &[u8; 64] = text.as_bytes().try_into().ok()?;
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    let mut key = [0; 32];
-    for (byte, pair) in key.iter_mut().zip(digits.as_chunks::<2>().0) {
-        *byte = u8::try_from(digit(pair[0])? << 4 | digit(pair[1])?).ok()?;
-    }
-    Some(key)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutes::tests::{ALICE, BOB, note};
 
-    fn rules(authors: &[&str], words: &[&str]) -> Result<Rules, String> {
+    fn rules(authors: &[&str], words: &[&str], patterns: &[&str]) -> Result<Rules, String> {
         let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
-        Rules::new(&owned(authors), &owned(words), None)
+        Rules::new(&owned(authors), &owned(words), &owned(patterns))
     }
-
-    const ALICE: &str = "3bf0c63fcb93463407af97a5e5ee64fa883d107ef9e558472c4eb9aaaefa459d";
-    const BOB: &str = "82341f882b6eabcd2ba7f1ef90aad961cf074af15b9ef44a09f9d2a8fbfbe6a2";
 
     #[test]
     fn a_listed_author_is_refused() {
         for written in [ALICE.to_owned(), ALICE.to_uppercase()] {
-            let rules = rules(&[&written], &[]).unwrap();
-            assert_eq!(rules.refuse(ALICE, "hi"), Some("this author is on the blocklist"));
-            assert_eq!(rules.refuse(BOB, "hi"), None);
+            let mut rules = rules(&[&written], &[], &[]).unwrap();
+            assert_eq!(rules.refuse(&note(ALICE, "hi")), Some("this author is on the blocklist"));
+            assert_eq!(rules.refuse(&note(BOB, "hi")), None);
         }
     }
 
     #[test]
     fn words_are_found_in_any_case_and_script() {
-        let rules = rules(&[], &["Casino", "ÄRGER", "СПАМ"]).unwrap();
+        let mut rules = rules(&[], &["Casino", "ÄRGER", "СПАМ"], &[]).unwrap();
         for content in ["CASINO royale", "big casinos", "so ein ärger", "это Спам!"] {
-            assert_eq!(rules.refuse(BOB, content), Some("a word is on the blocklist"), "{content}");
+            let refused = rules.refuse(&note(BOB, content));
+            assert_eq!(refused, Some("a word is on the blocklist"), "{content}");
         }
         for content in ["", "cas ino", "arger"] {
-            assert_eq!(rules.refuse(BOB, content), None, "{content}");
+            assert_eq!(rules.refuse(&note(BOB, content)), None, "{content}");
         }
     }
 
     #[test]
-    fn the_operator_may_give_the_reason() {
-        let words = ["x".to_owned()];
-        let rules = Rules::new(&[], &words, Some("restricted: not here".to_owned())).unwrap();
-        assert_eq!(rules.refuse(BOB, "x"), Some("restricted: not here"));
+    fn patterns_fit_the_content() {
+        let mut rules = rules(&[], &[], &["f[o0]+"]).unwrap();
+        let refused = rules.refuse(&note(BOB, "a f0o"));
+        assert_eq!(refused, Some("a pattern on the blocklist fits"));
+        assert_eq!(rules.refuse(&note(BOB, "oof")), None);
     }
 
     #[test]
     fn a_wrong_entry_is_named() {
         let error = |result: Result<Rules, String>| result.err().unwrap();
         assert_eq!(
-            error(rules(&[ALICE, "alice"], &[])),
+            error(rules(&[ALICE, "alice"], &[], &[])),
             "config.authors[1]: want a public key of 64 hexadecimal digits"
         );
         assert_eq!(
-            error(rules(&[], &["a", " "])),
+            error(rules(&[], &["a", " "], &[])),
             "config.words[1]: an empty word would refuse every event"
         );
+        assert!(error(rules(&[], &[], &["a", "(x"])).starts_with("config.patterns[1]: "));
     }
 
     #[test]
     fn an_empty_list_refuses_nothing() {
-        assert_eq!(rules(&[], &[]).unwrap().refuse(ALICE, "anything"), None);
+        assert_eq!(rules(&[], &[], &[]).unwrap().refuse(&note(ALICE, "anything")), None);
     }
 }

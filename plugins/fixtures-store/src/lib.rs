@@ -63,6 +63,11 @@ impl EventFilter for Ask {
                     lookup::list_follows(key, most.parse().unwrap_or(0)).map_err(lookup_error)
                 )
             }
+            ["tags", key, kind, most] => {
+                let most = most.parse().unwrap_or(0);
+                let tags = lookup::list_tags(key, kind.parse().unwrap_or(0), most);
+                format!("{:?}", tags.map_err(lookup_error))
+            }
             ["asks", key, times] => asks(key, number(times)),
             ["asks", key] => asks(key, i64::MAX),
             _ => return Verdict::Accept,

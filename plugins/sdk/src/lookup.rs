@@ -37,3 +37,12 @@ pub fn follows(pubkey: &str, whom: &str) -> Result<bool, Error> {
 pub fn list_follows(pubkey: &str, most: u32) -> Result<Vec<String>, Error> {
     lookup::list_follows(pubkey, most)
 }
+
+/// The tags of the newest event of an author and a kind that is held; at most `most`. The kind is one
+/// of which each author has one event alone: 0, 3, or from 10000 to 19999.
+///
+/// # Errors
+/// When the key is none, the kind is another, or the limit of cost is reached.
+pub fn list_tags(pubkey: &str, kind: u16, most: u32) -> Result<Vec<Vec<String>>, Error> {
+    lookup::list_tags(pubkey, kind, most)
+}

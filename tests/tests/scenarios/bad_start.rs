@@ -137,7 +137,7 @@ async fn an_unreachable_relay_is_one_line_and_tried_again() {
 #[test]
 fn the_shipped_plugin_is_there() {
     let plugin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/blocklist");
-    for file in ["plugin.toml", "blocklist.wasm"] {
+    for file in ["plugin.toml", "blocklist.wasm", "config.schema.json"] {
         assert!(plugin.join(file).is_file(), "{file} is missing");
     }
 }

@@ -37,7 +37,11 @@ mod retention;
 mod robust;
 mod search;
 mod secrets;
+mod shipped;
+mod shipped_routes;
+mod shipped_web;
 mod sync;
+mod transfer;
 
 /// The gateway's binary, built from this tree together with these scenarios.
 const GATEWAY: &str = env!("CARGO_BIN_EXE_nostr-gateway-under-test");

@@ -18,12 +18,12 @@ use super::{
     frames::{ShortId, short_id},
     fresh::Fresh,
     latency::{Latencies, Summary},
-    progress::Progress,
     publish::{self, Source},
     scan::{self, Frame},
     server::Used,
     shapes,
 };
+use crate::cli::progress::Progress;
 
 /// What has not been delivered when nothing more came for this long will not be.
 const GRACE: Duration = Duration::from_secs(3);

@@ -15,11 +15,11 @@ use super::{
     error::BenchError,
     fresh::Fresh,
     latency::Summary,
-    progress::Progress,
     publish,
     server::Process,
     shapes,
 };
+use crate::cli::progress::Progress;
 
 /// Handshakes at the same time.
 const AT_ONCE: usize = 64;

@@ -14,10 +14,10 @@ use super::{
     error::{BenchError, advice},
     frames::{EventFrame, ShortId, short_id},
     latency::{Latencies, Summary},
-    progress::Progress,
     scan::{self, Frame},
     server::Used,
 };
+use crate::cli::progress::Progress;
 
 /// Rates are reported of the first and the last so many events.
 const EDGE: u64 = 50_000;

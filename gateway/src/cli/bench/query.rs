@@ -12,10 +12,10 @@ use super::{
     connection::{Socket, Target, Use},
     error::BenchError,
     latency::{Latencies, Summary},
-    progress::Progress,
     server::Used,
     shapes::{Group, SUBSCRIPTION},
 };
+use crate::cli::progress::Progress;
 
 #[derive(Debug, Serialize)]
 pub struct QueryReport {

@@ -15,8 +15,8 @@ use secp256k1::Keypair;
 use super::{
     dataset::{Facts, Spec, Unsigned, keypair, sign},
     generator::Generator,
-    progress::Progress,
 };
+use crate::cli::progress::Progress;
 use crate::tasks;
 
 /// Events that one thread signs at a time.

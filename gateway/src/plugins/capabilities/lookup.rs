@@ -11,7 +11,10 @@ use super::Host;
 use crate::{
     pipeline::{Cost, Lookup, LookupError},
     plugins::bindings::nostr_gateway::plugin::lookup::{self, Author, Error, Query},
-    protocol::PublicKey,
+    protocol::{
+        PublicKey,
+        kinds::{Class, class},
+    },
 };
 
 /// How far the events of an author are counted.
@@ -39,7 +42,8 @@ impl Allowance {
 
 /// The questions of one instance.
 pub struct Lookups {
-    store: Arc<dyn Lookup>,
+    /// `None` when nothing may be asked.
+    store: Option<Arc<dyn Lookup>>,
     /// What is left in this call.
     left: Allowance,
     /// How long the answers took in this call.
@@ -47,7 +51,7 @@ pub struct Lookups {
 }
 
 impl Lookups {
-    pub fn new(store: Arc<dyn Lookup>) -> Self {
+    pub fn new(store: Option<Arc<dyn Lookup>>) -> Self {
         Self { store, left: Allowance::INIT, took: Duration::ZERO }
     }
 
@@ -61,13 +65,14 @@ impl Lookups {
         &mut self,
         question: impl FnOnce(&dyn Lookup, &mut Cost) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        let Some(store) = &self.store else { return Err(Error::Unavailable) };
         if self.left.rows == 0 || self.left.time.is_zero() {
             return Err(Error::Cost);
         }
         let began = Instant::now();
         let rows = self.left.rows.min(self.left.rows_of_question);
         let mut cost = Cost::new(rows, began + self.left.time);
-        let answer = question(&*self.store, &mut cost);
+        let answer = question(&**store, &mut cost);
         let took = began.elapsed();
         // Nothing is for free.
         self.left.rows = self.left.rows.saturating_sub(cost.read().max(1));
@@ -137,6 +142,22 @@ impl lookup::Host for Host {
             let most = usize::try_from(most).unwrap_or(usize::MAX);
             let follows = store.follows(&key(&pubkey)?, most, cost)?;
             Ok(follows.iter().map(ToString::to_string).collect())
+        })
+    }
+
+    fn list_tags(
+        &mut self,
+        pubkey: String,
+        kind: u16,
+        most: u32,
+    ) -> wasmtime::Result<Result<Vec<Vec<String>>, Error>> {
+        self.look(|store, cost| {
+            // Of other kinds an author may have thousands, and some of them are for few to read.
+            if class(kind) != Class::Replaceable {
+                return Err(Error::Invalid);
+            }
+            let most = usize::try_from(most).unwrap_or(usize::MAX);
+            Ok(store.newest_tags(&key(&pubkey)?, kind, most, cost)?)
         })
     }
 }

@@ -380,6 +380,30 @@ fn what_is_not_granted_does_not_run() {
     eventually("it runs again", || living.answer("get x") == "blocked: None");
 }
 
+/// What is optional is there while it is granted, and whoever asks without learns that it is not.
+#[test]
+fn what_is_optional_and_not_granted_is_not_there() {
+    let manifest = "id = \"a\"\nversion = \"1.0.0\"\nworld = \"event-filter\"\n\
+                    file = \"plugin.wasm\"\ncapabilities = [\"log\"]\n\
+                    optional_capabilities = [\"kv\", \"lookup\"]\n";
+    let plugins = Plugins::new().folder("a", manifest, STORE_FIXTURE);
+    let mut living = Living::new(plugins, 0);
+    let follows = format!("follows {AUTHOR} {AUTHOR}");
+    let answers = |living: &mut Living| ["set x 1", "get x", &follows].map(|a| living.answer(a));
+    let none = ["Err(\"quota\")", "None", "Err(\"unavailable\")"].map(|a| format!("blocked: {a}"));
+    let both = ["Ok(())", "Some(\"1\")", "Ok(false)"].map(|a| format!("blocked: {a}"));
+    assert_eq!(answers(&mut living), none);
+    living.grant("[a]\ngrant = [\"lookup\"]\n");
+    assert_eq!(answers(&mut living), [&none[..2], &both[2..]].concat()[..]);
+    living.grant("[a]\ngrant = [\"kv\", \"lookup\"]\n");
+    assert_eq!(answers(&mut living), both);
+    let swaps = living.swaps.load(Ordering::Relaxed);
+    living.grant("[a]\ngrant = [\"lookup\", \"kv\"]\n");
+    assert_eq!(living.swaps.load(Ordering::Relaxed), swaps, "nothing is another");
+    living.grant("");
+    assert_eq!(answers(&mut living), none);
+}
+
 /// An update that asks for more leaves the old version running.
 #[test]
 fn an_update_that_wants_more_waits_for_the_grant() {

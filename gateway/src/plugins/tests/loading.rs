@@ -203,6 +203,7 @@ fn components_of_every_interface_so_far_load() {
         assert_eq!(plugins.ask("route:x"), Decision::Route(vec![topic("x")]));
         assert!(plugins.answer("echo").contains(AUTHOR));
         assert_eq!(plugins.answer("keys"), "blocked: []");
+        assert_eq!(plugins.answer("address"), "blocked: Some(\"127.0.0.1\")");
         assert!(plugins.answer("now").starts_with("blocked: 1"));
         assert!(plugins.leave("out:reject:no", Direction::ToTopics, &["x"]).is_err());
 
@@ -221,6 +222,7 @@ fn components_of_every_interface_so_far_load() {
             (&format!("count {AUTHOR} 1 0 9"), "Ok(0)"),
             (&format!("follows {AUTHOR} {AUTHOR}"), "Ok(false)"),
             (&format!("list {AUTHOR} 9"), "Ok([])"),
+            (&format!("tags {AUTHOR} 10000 9"), "Ok([])"),
         ] {
             assert_eq!(plugins.answer(asked), format!("blocked: {answer}"), "{asked}");
         }
@@ -263,7 +265,8 @@ fn another_version_of_the_interface_is_named() {
 #[test]
 fn the_blocklist_blocks_as_configured() {
     let manifest = include_str!("../../../../plugins/blocklist/plugin.toml")
-        .replace("blocklist.wasm", "plugin.wasm");
+        .replace("blocklist.wasm", "plugin.wasm")
+        .replace("config_schema = \"config.schema.json\"\n", "");
     let listing = |authors: &str, words: &str| {
         let manifest = manifest
             .replace("authors = []", &format!("authors = [{authors}]"))

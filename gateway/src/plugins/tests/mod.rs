@@ -7,6 +7,7 @@ mod limits;
 mod loading;
 mod remembering;
 mod rotation;
+mod shipped;
 mod topics;
 mod verdicts;
 
@@ -153,6 +154,17 @@ impl Lookup for Empty {
     ) -> Result<bool, LookupError> {
         cost.pay(1)?;
         Ok(false)
+    }
+
+    fn newest_tags(
+        &self,
+        _: &PublicKey,
+        _: u16,
+        _: usize,
+        cost: &mut Cost,
+    ) -> Result<Vec<Vec<String>>, LookupError> {
+        cost.pay(1)?;
+        Ok(Vec::new())
     }
 }
 

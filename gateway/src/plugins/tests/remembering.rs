@@ -92,6 +92,18 @@ impl Lookup for Full {
         }
         Ok(true)
     }
+
+    fn newest_tags(
+        &self,
+        author: &PublicKey,
+        kind: u16,
+        most: usize,
+        cost: &mut Cost,
+    ) -> Result<Vec<Vec<String>>, LookupError> {
+        cost.pay(1)?;
+        assert_eq!(kind, 10_000);
+        Ok(vec![vec!["p".to_owned(), author.to_string()]; most])
+    }
 }
 
 fn with(lookup: impl Lookup) -> Loaded {
@@ -121,6 +133,14 @@ fn a_plugin_asks_the_store() {
     assert!(log.contains("it is closed"), "{log}");
     let too_long = plugins.answer(&format!("list {AUTHOR} 5"));
     assert_eq!(too_long, "blocked: Err(\"cost\")", "more rows than one question may read");
+    assert_eq!(
+        plugins.answer(&format!("tags {AUTHOR} 10000 1")),
+        format!("blocked: Ok([[\"p\", \"{AUTHOR}\"]])")
+    );
+    for kind in [1, 5, 1_059, 20_000, 30_000] {
+        let answer = plugins.answer(&format!("tags {AUTHOR} {kind} 1"));
+        assert_eq!(answer, "blocked: Err(\"invalid\")", "of kind {kind} one may have many");
+    }
 }
 
 #[test]
@@ -168,6 +188,16 @@ impl Lookup for Slow {
 
     fn is_followed(&self, _: &PublicKey, _: &PublicKey, _: &mut Cost) -> Result<bool, LookupError> {
         Ok(false)
+    }
+
+    fn newest_tags(
+        &self,
+        _: &PublicKey,
+        _: u16,
+        _: usize,
+        _: &mut Cost,
+    ) -> Result<Vec<Vec<String>>, LookupError> {
+        Ok(Vec::new())
     }
 }
 

@@ -1,7 +1,5 @@
 //! The world `secret-rotation`, with the shipped component.
 
-use std::path::Path;
-
 use super::*;
 use crate::pipeline::{RotationAnswer, RotationMember, RotationPolicy, RotationQuestion};
 
@@ -56,7 +54,7 @@ fn only_listed_topics_are_asked_about_and_what_is_broken_rotates_nothing() {
     let listed = "[applies_to]\ntopics = [\"listed\"]\n[config]\nmax_age = 1\n";
     let plugins = Plugins::new()
         .folder("a", &manifest("a", "secret-rotation", "[config]\nmax_age = 0"), ROTATE_BY_AGE)
-        .folder("b", &manifest("b", "secret-rotation", ""), BLOCKLIST)
+        .folder("b", &manifest("b", "secret-rotation", ""), TOPICS_FIXTURE)
         .folder("c", &manifest("c", "secret-rotation", listed), ROTATE_BY_AGE);
     let mut loaded = plugins.load();
     let summary = loaded.chain.summary();
@@ -77,13 +75,4 @@ fn only_listed_topics_are_asked_about_and_what_is_broken_rotates_nothing() {
     let mut loaded = plugins.load();
     assert!(RotationPolicy::is_empty(&loaded.chain));
     assert!(matches!(loaded.ask("anything"), Decision::Reject(_)));
-}
-
-#[test]
-fn the_shipped_folder_is_whole() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/rotate-by-age");
-    let text = fs::read_to_string(folder.join("plugin.toml")).unwrap();
-    let manifest = crate::plugins::manifest::Manifest::parse(&text).unwrap();
-    assert_eq!((manifest.id.as_str(), manifest.world.name()), ("rotate-by-age", "secret-rotation"));
-    assert!(folder.join(&manifest.file).is_file());
 }

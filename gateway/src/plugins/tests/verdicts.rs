@@ -69,6 +69,28 @@ fn a_plugin_sees_the_keys_that_the_client_has_proved() {
 }
 
 #[test]
+fn a_plugin_sees_where_the_client_is() {
+    let mut plugins = Plugins::new().fixture("a", "").load();
+    let mut seen = |origin| match plugins.ask_with(&event(1, "address"), &origin, &[]) {
+        Decision::Reject(reason) => reason.text.into_owned(),
+        other => panic!("{other:?}"),
+    };
+    let at = |address: &str| Origin::Client {
+        connection: 1,
+        address: address.parse().unwrap(),
+        viewer: Arc::default(),
+    };
+    for (address, written) in [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:0:0::1", "2001:db8::1"),
+    ] {
+        assert_eq!(seen(at(address)), format!("Some(\"{written}\")"));
+    }
+    assert_eq!(seen(gossip("x")), "None");
+}
+
+#[test]
 fn the_clock_is_ours() {
     let mut plugins = Plugins::new().fixture("a", "").load();
     let before = crate::clock::unix_now();

@@ -131,6 +131,14 @@ async fn questions_about_authors_are_answered_within_their_cost() {
         assert_eq!(is, expected);
     }
 
+    let tags = |author, kind, most| {
+        look(&store, 100, move |s, cost| s.newest_tags(&author, kind, most, cost))
+    };
+    assert_eq!(tags(a, 3, 100).await.0.unwrap(), list, "those of the newest, as they are");
+    assert_eq!(tags(a, 3, 2).await.0.unwrap(), list[..2]);
+    assert!(tags(b, 3, 100).await.0.unwrap().is_empty());
+    assert!(tags(c, 10_000, 100).await.0.unwrap().is_empty());
+
     // What is too dear is given up, and no more is read than was paid for.
     for rows in [0, 1, 5, 20] {
         let (answer, read) = look(&store, rows, move |s, cost| s.author(&a, 1_000, cost)).await;

@@ -36,6 +36,18 @@ impl Progress {
         Self(bar)
     }
 
+    /// A phase of so many bytes; 0 for one whose length is not known.
+    pub fn bytes(what: &str, bytes: u64) -> Self {
+        let progress = Self::new(what, bytes);
+        if bytes > 0
+            && let Ok(style) =
+                ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} ({eta} left)")
+        {
+            progress.0.set_style(style.progress_chars("=> "));
+        }
+        progress
+    }
+
     /// Shows nothing.
     pub fn silent() -> Self {
         Self(ProgressBar::hidden())

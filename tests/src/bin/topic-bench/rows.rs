@@ -128,7 +128,7 @@ async fn sustained(setup: &Setup) -> Row {
 }
 
 async fn late(setup: &Setup) -> Row {
-    let notes = Notes::sign(setup.or(100_000, 5_000));
+    let notes = Notes::sign(setup.or(100_000, 10_000));
     // Counted on an interface where possible: what the gateway counts itself leaves out QUIC.
     let network = Network::available("bytes on the wire");
     let hosts = network

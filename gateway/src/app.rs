@@ -42,6 +42,7 @@ const STEP: Duration = Duration::from_secs(5);
 pub struct App {
     store: Arc<Store>,
     kv: Arc<Kv>,
+    plugins: Arc<PluginChain>,
     ingest: Ingest,
     gossip: Arc<Gossip>,
     /// Listener and sessions; ends first.
@@ -111,7 +112,9 @@ impl App {
             metrics: metrics.clone(),
         })
         .context("cannot start the pipeline")?;
+        let changed = ingest.policy_changes();
         let watching = plugins.watch(move || {
+            changed();
             if let Err(error) = rules.tell() {
                 tracing::error!("{error:#}");
             }
@@ -206,7 +209,7 @@ impl App {
         let admin = Arc::new(Admin {
             metrics: metrics.clone(),
             measure: Box::new({
-                let gossip = gossip.clone();
+                let (gossip, plugins) = (gossip.clone(), plugins.clone());
                 move || {
                     gossip.measure();
                     plugins.measure();
@@ -256,6 +259,7 @@ impl App {
         Ok(Self {
             store,
             kv,
+            plugins,
             ingest,
             gossip,
             clients,
@@ -276,6 +280,8 @@ impl App {
     /// pipeline, the store. What was acknowledged is on disk before; what is under way is answered.
     pub async fn stop(self) {
         let late = |what: &str| tracing::warn!("{what} did not end in time");
+        // Nothing is to wait for a program longer than a client waits for the end.
+        self.plugins.close();
         if !self.clients.stop(STEP).await {
             late("client connections");
         }
@@ -285,6 +291,11 @@ impl App {
         self.gossip.shutdown().await;
         if tokio::time::timeout(STEP, self.ingest.stop()).await.is_err() {
             late("the pipeline");
+        }
+        let plugins = self.plugins.clone();
+        let ended = tasks::blocking(move || plugins.end());
+        if !matches!(tokio::time::timeout(STEP, ended).await, Ok(Ok(()))) {
+            late("a program");
         }
         if !self.background.stop(STEP).await {
             late("background tasks");
@@ -346,6 +357,8 @@ async fn load_plugins(
         must_exist,
         data_dir: Some(data_dir.path().to_owned()),
         quarantine_after: config.plugins.quarantine_after,
+        // Whatever lies at the path by now, this is what runs.
+        launcher: cfg!(target_os = "linux").then(|| PathBuf::from("/proc/self/exe")),
     };
     let loaded = tasks::blocking(move || PluginChain::open(setup, services)).await;
     Ok(loaded.context("cannot load the plugins")??)

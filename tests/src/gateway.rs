@@ -35,6 +35,7 @@ pub struct GatewayBuilder {
     environment: Vec<(String, String)>,
     arguments: Vec<String>,
     namespace: Option<Arc<Namespace>>,
+    start: Duration,
 }
 
 impl GatewayBuilder {
@@ -49,6 +50,7 @@ impl GatewayBuilder {
             environment: Vec::new(),
             arguments: Vec::new(),
             namespace: None,
+            start: START,
         };
         builder
             .set("relay", "listen", r#""127.0.0.1:0""#)
@@ -108,6 +110,12 @@ impl GatewayBuilder {
     /// An argument after `run`.
     pub fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// How long a start may take, where a minute is not enough.
+    pub fn start_within(mut self, start: Duration) -> Self {
+        self.start = start;
         self
     }
 
@@ -291,7 +299,7 @@ pub struct Gateway {
 
 impl Gateway {
     async fn ready(builder: GatewayBuilder, child: Child) -> Self {
-        child.stdout_line(START, |line| line == "ready").await;
+        child.stdout_line(builder.start, |line| line == "ready").await;
         let banner = child.stdout();
         let field = |name: &str| {
             let mut values = banner.iter().filter_map(|line| line.trim_start().strip_prefix(name));

@@ -7,6 +7,7 @@ mod child;
 pub mod client;
 mod dht;
 pub mod events;
+pub mod figures;
 mod gateway;
 pub mod http;
 mod keyring;

@@ -95,6 +95,10 @@ pub enum Command {
         #[serde(default)]
         folder: Option<String>,
     },
+    /// Forgets what a plugin that is gone remembered.
+    PluginForget {
+        id: String,
+    },
     /// Ends a quarantine.
     PluginLift {
         id: String,

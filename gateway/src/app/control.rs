@@ -158,6 +158,15 @@ impl Commands {
                 }
                 self.plugins()
             }
+            Command::PluginForget { id } => {
+                let (plugins, name) = (self.plugins.clone(), id.clone());
+                let forgotten = tasks::blocking(move || plugins.forget(&name)).await;
+                let failed = |error: String| Refusal::new(Cause::Failed, error);
+                forgotten
+                    .map_err(|error| failed(error.to_string()))?
+                    .map_err(|error| failed(error.to_string()))?;
+                json!({ "id": id })
+            }
             Command::PluginLift { id } => match self.plugins.lift(&id) {
                 Some(lifted) => json!({ "id": id, "lifted": lifted }),
                 None => return Err(self.no_plugin(&id)),

@@ -26,11 +26,23 @@ pub(super) enum LoggingError {
     Twice,
 }
 
+/// What is worth seeing where a plugin is tried, without `RUST_LOG`.
+const OF_PLUGINS: &str = "error,plugin=debug";
+
 /// Sets up logging for the process.
 pub(super) fn init() -> Result<(), LoggingError> {
+    init_with(DEFAULT)
+}
+
+/// The same for a process that does nothing but try a plugin.
+pub(super) fn init_for_plugins() -> Result<(), LoggingError> {
+    init_with(OF_PLUGINS)
+}
+
+fn init_with(default: &str) -> Result<(), LoggingError> {
     let filter = match std::env::var(VARIABLE) {
         Ok(text) if !text.trim().is_empty() => parse(&text)?,
-        Ok(_) | Err(std::env::VarError::NotPresent) => parse(DEFAULT)?,
+        Ok(_) | Err(std::env::VarError::NotPresent) => parse(default)?,
         Err(std::env::VarError::NotUnicode(_)) => return Err(LoggingError::NotText),
     };
     tracing_subscriber::fmt()
@@ -53,7 +65,7 @@ mod tests {
 
     #[test]
     fn the_default_is_valid_and_nonsense_is_refused() {
-        assert!(parse(DEFAULT).is_ok());
+        assert!(parse(DEFAULT).is_ok() && parse(OF_PLUGINS).is_ok());
         let error = parse("info,iroh=loud").unwrap_err().to_string();
         assert!(
             error.starts_with("RUST_LOG: \"info,iroh=loud\" cannot be understood ("),

@@ -164,8 +164,24 @@ impl From<Overrides> for Flags {
     }
 }
 
+/// The exit code of what should have become another program, as shells have it.
+#[cfg(unix)]
+const CANNOT_RUN: u8 = 127;
+
+/// What follows the hidden command by which the gateway starts a plugin's program.
+#[cfg(unix)]
+fn words_of_program() -> Option<impl Iterator<Item = std::ffi::OsString>> {
+    let mut words = std::env::args_os().skip(1);
+    (words.next()? == crate::plugins::program::COMMAND).then_some(words)
+}
+
 /// The program: reads the command line, does what it says, and says how it went.
 pub fn main() -> ExitCode {
+    #[cfg(unix)]
+    if let Some(words) = words_of_program() {
+        eprintln!("{}", crate::plugins::program::become_program(words));
+        return ExitCode::from(CANNOT_RUN);
+    }
     let Cli { places, command } = match Cli::try_parse() {
         Ok(cli) => cli,
         // Also --help and --version, which clap prints to the standard output.

@@ -3,6 +3,11 @@
 //! Folders and grants are files that the gateway watches, so these commands change the files; a
 //! gateway that runs is asked to look at once, and for what it alone knows.
 
+mod build;
+mod scaffold;
+mod sdk;
+mod trial;
+
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -27,6 +32,7 @@ use crate::{
         install::{self, Package},
         manifest::Capability,
     },
+    store,
 };
 
 #[derive(Debug, Args)]
@@ -44,7 +50,8 @@ pub enum PluginCommand {
     /// Install a plugin
     ///
     /// Compiles and tries it first, and shows what it asks for. log, config and clock are every
-    /// plugin's; what goes beyond must be granted with --grant.
+    /// plugin's; what goes beyond must be granted with --grant. One that is a program is not sandboxed:
+    /// it is started with --grant program only.
     Add {
         /// The plugin's folder, or a component (.wasm) with its manifest beside or in it
         #[arg(value_name = "PATH")]
@@ -59,8 +66,14 @@ pub enum PluginCommand {
         #[command(flatten)]
         output: Output,
     },
-    /// Remove a plugin, with its configuration and its grants
-    Remove(Plugin),
+    /// Remove a plugin, with its configuration, its grants and what it remembers
+    Remove {
+        #[command(flatten)]
+        plugin: Plugin,
+        /// Keep what it remembers, for when it is installed again
+        #[arg(long)]
+        keep_data: bool,
+    },
     /// Let a plugin run: again after disable, or at once out of quarantine
     Enable {
         #[command(flatten)]
@@ -73,7 +86,7 @@ pub enum PluginCommand {
     Disable(Plugin),
     /// Compile and try a plugin without installing it
     ///
-    /// The exit code is 1 when it does not run.
+    /// The exit code is 1 when it does not run. A program, which is not sandboxed, is not started.
     Check {
         /// The plugin's folder, or a component (.wasm) with its manifest beside or in it
         #[arg(value_name = "PATH")]
@@ -81,6 +94,23 @@ pub enum PluginCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Begin a new plugin: a folder that builds, with tests and examples
+    ///
+    /// The SDK comes with it, as source in the folder sdk. It is the one of this program, so that the
+    /// plugin fits the gateway.
+    New(scaffold::NewArgs),
+    /// Build a plugin from its source
+    ///
+    /// Writes the component beside plugin.toml. Rust needs cargo and the target
+    /// wasm32-unknown-unknown, or the standard library's source (rust-src). For JavaScript, npm runs the
+    /// package's own script; for Python, what requirements.txt lists is put into the folder venv.
+    Build(build::BuildArgs),
+    /// Ask a plugin about a file of events, without installing it
+    ///
+    /// It runs as in the gateway: same sandbox, scope and limits, with everything granted. Its clock
+    /// stands at the time of each event. The exit code is 1 when what it says is not what the golden
+    /// file says; without one, when a call failed.
+    Test(trial::TestArgs),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -100,8 +130,13 @@ fn capability(name: &str) -> Result<Capability, String> {
 }
 
 pub(super) fn run(args: PluginArgs, places: Places) -> ExitCode {
-    if let PluginCommand::Check { path, output } = &args.command {
-        return told(check(path), *output);
+    // These have nothing to do with where a gateway is.
+    match &args.command {
+        PluginCommand::Check { path, output } => return told(check(path), *output),
+        PluginCommand::New(args) => return told(scaffold::new(args), args.output),
+        PluginCommand::Build(args) => return told(build::build(args), args.output),
+        PluginCommand::Test(args) => return trial::test(args),
+        _ => {}
     }
     let place = match Place::find(places) {
         Ok(place) => place,
@@ -113,12 +148,17 @@ pub(super) fn run(args: PluginArgs, places: Places) -> ExitCode {
         PluginCommand::Add { path, grant, replace, output } => {
             told(place.add(&path, &grant, replace), output)
         }
-        PluginCommand::Remove(Plugin { id, output }) => told(place.remove(&id), output),
+        PluginCommand::Remove { plugin: Plugin { id, output }, keep_data } => {
+            told(place.remove(&id, keep_data), output)
+        }
         PluginCommand::Enable { plugin: Plugin { id, output }, grant } => {
             told(place.enable(&id, &grant), output)
         }
         PluginCommand::Disable(Plugin { id, output }) => told(place.disable(&id), output),
-        PluginCommand::Check { .. } => ExitCode::SUCCESS,
+        PluginCommand::Check { .. }
+        | PluginCommand::New(_)
+        | PluginCommand::Build(_)
+        | PluginCommand::Test(_) => ExitCode::SUCCESS,
     }
 }
 
@@ -231,9 +271,12 @@ impl Place {
         let missing = granted.missing(&id, &package.manifest.capabilities);
         if !missing.is_empty() {
             let missing = listed(&missing);
+            let why = match package.manifest.is_program() {
+                true => "it is a program and would not be sandboxed. If you trust it",
+                false => "it asks for more than every plugin has. If that is right",
+            };
             return Err(Refused(format!(
-                "{asks}\nnot installed: it asks for more than every plugin has. If that is \
-                 right, add it with --grant {missing}"
+                "{asks}\nnot installed: {why}, add it with --grant {missing}"
             )));
         }
         package.check()?;
@@ -244,14 +287,23 @@ impl Place {
         self.after(&id, Some(&folder), said)
     }
 
-    fn remove(&self, id: &str) -> Result<Said, Refused> {
+    fn remove(&self, id: &str, keep_data: bool) -> Result<Said, Refused> {
         let folder = install::remove(&self.dir, id)?;
         let mut granted = self.granted()?;
         granted.forget(id);
         self.write(&granted)?;
         self.look(Some(&folder))?;
-        let text = format!("removed {id}\n");
-        Ok(Said { json: json!({ "id": id, "folder": folder }), text })
+        if !keep_data {
+            match &self.running {
+                Some(_) => drop(self.ask(&Command::PluginForget { id: id.to_owned() })?),
+                None => store::forget_plugin(&self.data_dir, id)?,
+            }
+        }
+        let text = match keep_data {
+            true => format!("removed {id}; what it remembers is kept\n"),
+            false => format!("removed {id}\n"),
+        };
+        Ok(Said { json: json!({ "id": id, "folder": folder, "kept_data": keep_data }), text })
     }
 
     fn enable(&self, id: &str, grant: &[Capability]) -> Result<Said, Refused> {
@@ -329,32 +381,58 @@ impl Place {
     }
 }
 
+/// A file in a folder, as people write it.
+fn in_folder(folder: &Path, name: &str) -> PathBuf {
+    if folder == Path::new(".") { PathBuf::from(name) } else { folder.join(name) }
+}
+
 fn check(path: &Path) -> Result<Said, Refused> {
     let package = Package::read(path)?;
-    package.check()?;
     let described = package.described(&Granted::default());
-    let text = format!("{}\nit runs\n", asks(&described));
+    let came_to = if package.manifest.is_program() {
+        package.check_program()?;
+        "it was not started: a program is not sandboxed; plugin add tries it"
+    } else {
+        package.check()?;
+        "it runs"
+    };
+    let text = format!("{}\n{came_to}\n", asks(&described));
     Ok(Said { json: described, text })
 }
 
 /// What a plugin is and asks for, in a few lines.
 fn asks(plugin: &Value) -> String {
     let limits = &plugin["limits"];
-    let limits =
-        format!("{} ms, {} MiB", number(&limits["time_ms"]), number(&limits["memory_mib"]));
+    let mut limit = format!("{} ms", number(&limits["time_ms"]));
+    if !limits["memory_mib"].is_null() {
+        limit.push_str(&format!(", {} MiB", number(&limits["memory_mib"])));
+    }
     let optional = match list(&plugin["optional_capabilities"]) {
         [] => String::new(),
         _ => format!("; if granted {}", joined(&plugin["optional_capabilities"])),
     };
-    let rows = [
+    let mut rows = vec![
         ("plugin", format!("{} {}", text(&plugin["id"]), text(&plugin["version"]))),
         ("world", text(&plugin["world"])),
         ("asks for", format!("{}{optional}", joined(&plugin["capabilities"]))),
         ("applies to", scope(&plugin["applies_to"])),
-        ("limits", limits),
+        ("limits", limit),
         ("when it fails", on_failure(plugin).to_owned()),
     ];
-    rows.map(|(name, value)| format!("{name:<15} {value}")).join("\n")
+    if is_program(plugin) {
+        // Nothing in it is for the terminal.
+        let word = |word: &Value| format!("\"{}\"", text(word).escape_debug());
+        let words: Vec<_> = list(&plugin["program"]).iter().map(word).collect();
+        rows.insert(1, ("program", words.join(" ")));
+        rows.insert(2, ("sandbox", "NONE: it may do whatever the gateway itself may".to_owned()));
+    }
+    let rows: Vec<_> = rows.iter().map(|(name, value)| format!("{name:<15} {value}")).collect();
+    rows.join("\n")
+}
+
+/// Whether it is outside of the sandbox.
+fn is_program(plugin: &Value) -> bool {
+    plugin["sandboxed"] == false
 }
 
 fn on_failure(plugin: &Value) -> &'static str {
@@ -417,6 +495,7 @@ fn state(plugin: &Value) -> String {
         },
         None => "-".to_owned(),
     };
+    let state = if is_program(plugin) { format!("{state} (not sandboxed)") } else { state };
     match plugin["update"].as_str() {
         Some(why) => format!("{state}; what lies in its folder now does not run: {why}"),
         None => state,
@@ -441,6 +520,10 @@ mod tests {
             (
                 json!({"state": {"ready": {"failures": 0}}, "update": "y"}),
                 "ready; what lies in its folder now does not run: y",
+            ),
+            (
+                json!({"state": {"ready": {"failures": 0}}, "sandboxed": false}),
+                "ready (not sandboxed)",
             ),
             (json!({}), "-"),
         ] {

@@ -12,11 +12,15 @@ pub mod kv;
 pub mod lookup;
 pub mod moderation;
 pub mod origin;
+pub mod policy;
 pub mod ports;
+mod recent;
 pub mod remembered;
 pub mod routing;
 pub mod scan;
 pub mod secrets;
+#[cfg(test)]
+mod tests;
 pub mod viewer;
 mod worker;
 
@@ -27,11 +31,13 @@ pub use kv::{KvChange, KvPair, KvStore};
 pub use lookup::{AuthorHeld, Cost, Lookup, LookupError};
 pub use moderation::{Moderation, ModerationStore};
 pub use origin::{Origin, PeerId};
+pub use policy::{
+    Answer, Context, Direction, Judged, Policy, PolicyWorker, Question, RotationAnswer,
+    RotationMember, RotationPolicy, RotationQuestion, Stays, VisitPolicy, wait_for_decision,
+};
 pub use ports::{
-    Affected, Committed, Context, Count, Direction, EventReader, EventWriter, Gone, IdSet,
-    LogEntry, Passing, Policy, PolicyWorker, Presence, Removal, RotationAnswer, RotationMember,
-    RotationPolicy, RotationQuestion, Scope, Seq, Span, Stays, StoreError, TopicIds, VisitPolicy,
-    Write,
+    Affected, Committed, Count, EventReader, EventWriter, Gone, IdSet, LogEntry, Passing, Presence,
+    Removal, Scope, Seq, Span, StoreError, TopicIds, Write,
 };
 pub use remembered::{PeerStore, RememberedPeer};
 pub use routing::Routing;

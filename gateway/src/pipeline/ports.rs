@@ -5,10 +5,8 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::{Audience, Decision, Origin, Viewer, scan::Scan};
-use crate::protocol::{
-    Event, EventId, Filter, PublicKey, Reason, TopicName, VerifiedEvent, kinds::Part,
-};
+use super::{Audience, Origin, Viewer, scan::Scan};
+use crate::protocol::{Event, EventId, Filter, PublicKey, TopicName, VerifiedEvent, kinds::Part};
 
 /// A position in the store's log: given at commit, rising, never reused. 0 is before everything.
 pub type Seq = u64;
@@ -275,112 +273,6 @@ pub struct TopicIds {
     pub ids: Vec<(u64, EventId)>,
     /// From where on all of them are there.
     pub from: u64,
-}
-
-/// Which way an event is about to go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction<'a> {
-    In,
-    /// Out to the topics of the [`Context`].
-    ToTopics,
-    /// Out to another relay, by the stream of this name.
-    ToUpstream(&'a str),
-}
-
-/// What the policy learns beside the event.
-#[derive(Debug)]
-pub struct Context<'a> {
-    pub direction: Direction<'a>,
-    pub origin: &'a Origin,
-    /// The topics that routing chose. On the way out to topics: those it is about to enter.
-    pub topics: &'a [TopicName],
-    /// Seconds since the Unix epoch.
-    pub received_at: u64,
-}
-
-/// The policy: in practice the plugin chain.
-pub trait Policy: Send + Sync + 'static {
-    /// A worker for one thread. It is made on that thread and stays there.
-    fn worker(&self) -> Box<dyn PolicyWorker>;
-}
-
-/// Evaluates events on one thread, synchronously.
-pub trait PolicyWorker {
-    /// Judges an event on its way in.
-    fn evaluate(&mut self, event: &VerifiedEvent, context: &Context<'_>) -> Decision;
-
-    /// Whether anybody judges events that go this way; else there is no need to ask.
-    fn judges(&self, direction: Direction<'_>) -> bool;
-
-    /// Judges an event on its way out: which of the context's topics it may go to. Towards another
-    /// relay they are no matter, and come back as they are.
-    ///
-    /// # Errors
-    /// When it stays: towards topics, when it may go to none of them.
-    fn may_leave(
-        &mut self,
-        event: &VerifiedEvent,
-        context: &Context<'_>,
-    ) -> Result<Vec<TopicName>, Stays>;
-}
-
-/// An event does not go out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Stays {
-    Because(Reason),
-    /// And its sender is not to notice.
-    Silently,
-}
-
-/// Decides which topics may be joined because a client visits them: in practice plugins.
-pub trait VisitPolicy: Send + Sync + 'static {
-    /// May take as long as a plugin may: not on an async worker.
-    fn may_visit(&self, topic: &TopicName) -> bool;
-}
-
-/// A private topic whose admin's key is here, for a rotation policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RotationQuestion {
-    pub name: TopicName,
-    pub epoch: u64,
-    /// When the epoch began; Unix seconds.
-    pub since: u64,
-    /// Unix seconds.
-    pub now: u64,
-    pub members: Vec<RotationMember>,
-}
-
-/// A member as a rotation policy sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RotationMember {
-    /// Endpoint id, hexadecimal.
-    pub id: String,
-    pub is_self: bool,
-    /// On the roster since; Unix seconds.
-    pub since: Option<u64>,
-    /// When it was last spoken with; Unix seconds.
-    pub last_seen: Option<u64>,
-}
-
-/// What a rotation policy wants.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RotationAnswer {
-    Keep,
-    Rotate {
-        /// Seconds for which the old secret is still read.
-        grace: u32,
-        /// Endpoint ids of members to leave out, hexadecimal. Not checked.
-        exclude: Vec<String>,
-    },
-}
-
-/// Decides when private topics get new secrets: in practice plugins.
-pub trait RotationPolicy: Send + Sync + 'static {
-    /// Whether there is nobody to ask.
-    fn is_empty(&self) -> bool;
-
-    /// May take as long as a plugin may: not on an async worker.
-    fn decide(&self, question: &RotationQuestion) -> RotationAnswer;
 }
 
 /// An ephemeral event on its way out; it has no place in the log.

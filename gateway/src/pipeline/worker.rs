@@ -1,26 +1,37 @@
 //! One thread of the CPU pool: looks the id up, verifies, asks the policy, hands over to the store.
+//!
+//! While the policy waits for somebody outside of this process the event is aside: it has its turn and
+//! its room, and no thread. Any worker goes on with it.
 
 use std::{
-    collections::{HashMap, VecDeque},
     panic,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use tokio::sync::{Semaphore, broadcast};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use tokio::sync::{Semaphore, broadcast, oneshot};
 
 use super::{
-    Audience, Committed, Context, Decision, Direction, EventWriter, Gone, Origin, Outcome, Passing,
-    Policy, PolicyWorker, Presence, Routing, Stays, Write,
-    ingest::{Evaluation, Job, MAX_UNDER_WAY},
+    Affected, Committed, Context, Decision, Direction, EventWriter, Gone, Judged, Moderation,
+    Origin, Outcome, Passing, Policy, PolicyWorker, Presence, Routing, Stays, Write,
+    ingest::{Evaluation, Held, Job, MAX_UNDER_WAY},
+    recent::Recent,
 };
 use crate::{
     metrics::Metrics,
-    protocol::{Event, EventId, Prefix, Reason, TopicName, VerifiedEvent, kinds},
+    protocol::{Event, Prefix, Reason, TopicName, VerifiedEvent, kinds},
 };
 
 /// What all worker threads use.
 pub(super) struct Shared {
     pub writer: Arc<dyn EventWriter>,
+    pub moderation: Arc<Moderation>,
+    pub jobs: Weak<Sender<Job>>,
+    /// How many events wait for somebody outside of this process.
+    pub aside: Arc<AtomicUsize>,
     pub routing: Arc<Routing>,
     pub passing: broadcast::Sender<Passing>,
     pub recent: Recent,
@@ -30,11 +41,26 @@ pub(super) struct Shared {
 }
 
 /// Runs until it is told to stop.
-pub(super) fn run(jobs: &crossbeam_channel::Receiver<Job>, shared: &Shared, policy: &dyn Policy) {
+pub(super) fn run(
+    jobs: &Receiver<Job>,
+    woken: &Receiver<()>,
+    shared: &Shared,
+    policy: &dyn Policy,
+) {
     let mut worker = policy.worker();
-    while let Ok(Job::Evaluate(job)) = jobs.recv() {
+    while let Some(job) = next(jobs, woken, &mut *worker) {
         // The event that makes us panic loses its answer; the thread and all others go on.
-        let run = panic::AssertUnwindSafe(|| evaluate(*job, shared, &mut *worker));
+        let run = panic::AssertUnwindSafe(|| match job {
+            Job::Evaluate(job) => evaluate(*job, shared, &mut *worker),
+            Job::Resume(judging, answer) => {
+                if let Some(judging) = still_wanted(*judging, shared) {
+                    let judged =
+                        worker.resume(&judging.event, &judging.context(Direction::In), answer);
+                    go_on(judging, judged, shared, &mut *worker);
+                }
+            }
+            Job::Stop => {}
+        });
         if panic::catch_unwind(run).is_err() {
             tracing::error!("processing an event panicked; this is a defect, please report it");
             worker = policy.worker();
@@ -42,13 +68,61 @@ pub(super) fn run(jobs: &crossbeam_channel::Receiver<Job>, shared: &Shared, poli
     }
 }
 
-fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
-    let Evaluation { event, origin, mut topics, for_topics, vanish, received_at, reply, _held } =
-        job;
-    let is_ephemeral = event.class() == kinds::Class::Ephemeral;
+/// Waits for something to do; `None` at the end.
+fn next(jobs: &Receiver<Job>, woken: &Receiver<()>, worker: &mut dyn PolicyWorker) -> Option<Job> {
+    loop {
+        let job = match jobs.try_recv() {
+            Err(TryRecvError::Empty) => crossbeam_channel::select! {
+                recv(jobs) -> job => job.ok()?,
+                recv(woken) -> told => {
+                    // Without anybody who could tell, there is no one to send jobs either.
+                    told.ok()?;
+                    worker.refresh();
+                    continue;
+                }
+            },
+            job => job.ok()?,
+        };
+        return (!matches!(job, Job::Stop)).then_some(job);
+    }
+}
 
+/// A verified event about which the policy is asked.
+pub(super) struct Judging {
+    event: VerifiedEvent,
+    origin: Origin,
+    topics: Vec<TopicName>,
+    /// A client published it to these very topics.
+    for_topics: bool,
+    /// It was published for all.
+    for_all: bool,
+    affected: Affected,
+    vanish: bool,
+    received_at: u64,
+    reply: oneshot::Sender<Outcome>,
+    held: Held,
+}
+
+impl Judging {
+    fn context<'a>(&'a self, direction: Direction<'a>) -> Context<'a> {
+        let (origin, topics) = (&self.origin, &self.topics);
+        Context { direction, origin, topics, received_at: self.received_at }
+    }
+
+    fn is_ephemeral(&self) -> bool {
+        self.event.class() == kinds::Class::Ephemeral
+    }
+
+    fn answer(self, outcome: Outcome) {
+        answer(self.reply, outcome);
+    }
+}
+
+fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
+    let Evaluation { event, origin, mut topics, for_topics, vanish, received_at, reply, held } =
+        job;
     // A known id is answered without verifying again: most gossip traffic ends here.
-    let presence = if is_ephemeral {
+    let presence = if event.class() == kinds::Class::Ephemeral {
         let private = shared.routing.private.hide(&topics);
         Ok(shared.recent.presence(&event.id, &topics, private))
     } else {
@@ -82,7 +156,7 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         Ok(affected) => affected,
         Err(error) => return answer(reply, store_failure(&error)),
     };
-    let mut for_all = topics.is_empty();
+    let for_all = topics.is_empty();
     // A new version that is meant for private topics alone does not leave them.
     let stays = shared.routing.private.hide(&topics)
         && !matches!(event.kind, kinds::DELETION | kinds::VANISH);
@@ -94,53 +168,123 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         }
     }
 
-    let direction = Direction::In;
-    let context = Context { direction, origin: &origin, topics: &topics, received_at };
-    match policy.evaluate(&event, &context) {
+    let judging = Judging {
+        event,
+        origin,
+        topics,
+        for_topics,
+        for_all,
+        affected,
+        vanish,
+        received_at,
+        reply,
+        held,
+    };
+    let judged = policy.judge(&judging.event, &judging.context(Direction::In));
+    go_on(judging, judged, shared, policy);
+}
+
+/// Puts the policy's question, or does what it decided.
+fn go_on(judging: Judging, judged: Judged, shared: &Shared, policy: &mut dyn PolicyWorker) {
+    let question = match judged {
+        Judged::Decided(decision) => return conclude(judging, decision, shared, policy),
+        Judged::Asks(question) => question,
+    };
+    // At the end nobody goes on with it.
+    let Some(jobs) = shared.jobs.upgrade() else { return };
+    let aside = Aside::new(&shared.aside);
+    question.put(Box::new(move |answer| {
+        drop(aside);
+        // There is room for every event under way.
+        let _ = jobs.send(Job::Resume(Box::new(judging), answer));
+    }));
+}
+
+/// Counts an event as aside while it lives.
+struct Aside(Arc<AtomicUsize>);
+
+impl Aside {
+    fn new(aside: &Arc<AtomicUsize>) -> Self {
+        aside.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(aside))
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An event that was aside for seconds, if the operator has not banned it and none of its topics was
+/// left meanwhile: outside of them it might be for others than was meant. What the store knows of it,
+/// the store looks up itself.
+fn still_wanted(judging: Judging, shared: &Shared) -> Option<Judging> {
+    if let Some(reason) = shared.moderation.refusal(&judging.event) {
+        judging.answer(Outcome::Refused(reason));
+        return None;
+    }
+    let ours = shared.routing.ours(&judging.topics);
+    if !judging.topics.iter().all(|topic| ours.contains(topic)) {
+        let reason = Reason::error("this gateway has left the topic");
+        judging.answer(Outcome::Refused(reason));
+        return None;
+    }
+    Some(judging)
+}
+
+/// Does what the policy decided.
+fn conclude(
+    mut judging: Judging,
+    decision: Decision,
+    shared: &Shared,
+    policy: &mut dyn PolicyWorker,
+) {
+    match decision {
         Decision::Accept => {}
         Decision::Reject(reason) => {
             if is_lasting(reason.prefix) {
-                remember(&event, &origin, shared);
+                remember(&judging.event, &judging.origin, shared);
             }
-            return answer(reply, Outcome::Refused(reason));
+            return judging.answer(Outcome::Refused(reason));
         }
         Decision::ShadowReject => {
-            remember(&event, &origin, shared);
-            return answer(reply, Outcome::Shadowed);
+            remember(&judging.event, &judging.origin, shared);
+            return judging.answer(Outcome::Shadowed);
         }
         Decision::Route(chosen) => {
-            topics = shared.routing.ours(&chosen);
-            for_all = false;
-            if kinds::barred_from_public_topics(&event, received_at).is_some() {
+            let mut topics = shared.routing.ours(&chosen);
+            judging.for_all = false;
+            if kinds::barred_from_public_topics(&judging.event, judging.received_at).is_some() {
                 topics.retain(|topic| shared.routing.private.contains(topic));
             }
             // What a swarm brought stays part of the topic it came by.
-            if let Some(own) = origin.topic()
+            if let Some(own) = judging.origin.topic()
                 && !topics.contains(own)
             {
                 topics.push(own.clone());
             }
+            judging.topics = topics;
         }
     }
 
     // Published for all, it does not become private by acting on what is in a private topic too.
-    let is_private =
-        |topics: &[TopicName]| shared.routing.private.hide(topics) && !(for_all && affected.public);
-    let was_private = is_private(&topics);
-    if let Err(stays) = keep_in(&event, &origin, &mut topics, received_at, policy) {
+    let stays_public = judging.for_all && judging.affected.public;
+    let is_private = |topics: &[TopicName]| shared.routing.private.hide(topics) && !stays_public;
+    let was_private = is_private(&judging.topics);
+    if let Err(stays) = keep_in(&mut judging, policy) {
         // Outside its private topics it would be for everybody. Who published it in a topic wanted
         // nothing else.
-        if was_private || for_topics {
-            return answer(
-                reply,
-                match stays {
-                    Stays::Because(reason) => Outcome::Refused(reason),
-                    Stays::Silently => Outcome::Shadowed,
-                },
-            );
+        if was_private || judging.for_topics {
+            return judging.answer(match stays {
+                Stays::Because(reason) => Outcome::Refused(reason),
+                Stays::Silently => Outcome::Shadowed,
+            });
         }
     }
-    let private = is_private(&topics);
+    let private = is_private(&judging.topics);
+    let is_ephemeral = judging.is_ephemeral();
+    let Judging { event, origin, topics, vanish, reply, held, .. } = judging;
     if is_ephemeral {
         let Some((topics, audience)) = shared.recent.remember(&event.id, topics, private) else {
             return answer(reply, Outcome::Duplicate);
@@ -165,9 +309,11 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
         };
         answer(reply, outcome);
         // A frozen submitter is not to keep other copies waiting: not its end, ours counts.
-        drop(_held);
+        drop(held);
     });
-    let under_way = MAX_UNDER_WAY - shared.permits.available_permits();
+    // What is aside does not come to the store soon.
+    let under_way = (MAX_UNDER_WAY - shared.permits.available_permits())
+        .saturating_sub(shared.aside.load(Ordering::Relaxed));
     let write = Write { event, topics, private, vanish, under_way, origin, done };
     if let Err(error) = shared.writer.write(write) {
         // The write took the reply with it: the submitter learns of it by the closed channel.
@@ -182,21 +328,17 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
 ///
 /// # Errors
 /// When no topic is left of those that there were.
-fn keep_in(
-    event: &VerifiedEvent,
-    origin: &Origin,
-    topics: &mut Vec<TopicName>,
-    received_at: u64,
-    policy: &mut dyn PolicyWorker,
-) -> Result<(), Stays> {
-    if topics.is_empty() || !policy.judges(Direction::ToTopics) {
+fn keep_in(judging: &mut Judging, policy: &mut dyn PolicyWorker) -> Result<(), Stays> {
+    if judging.topics.is_empty() || !policy.judges(Direction::ToTopics) {
         return Ok(());
     }
+    let Judging { event, origin, topics, received_at, .. } = judging;
     let own = origin.topic();
     let out: Vec<_> = topics.iter().filter(|topic| Some(*topic) != own).cloned().collect();
     if out.is_empty() {
         return Ok(());
     }
+    let received_at = *received_at;
     let context = Context { direction: Direction::ToTopics, origin, topics: &out, received_at };
     let left = policy.may_leave(event, &context);
     let may = left.as_deref().unwrap_or_default();
@@ -241,152 +383,6 @@ fn vanished() -> Reason {
 }
 
 /// A submitter that went away does not need its answer.
-fn answer(reply: tokio::sync::oneshot::Sender<Outcome>, outcome: Outcome) {
+fn answer(reply: oneshot::Sender<Outcome>, outcome: Outcome) {
     let _ = reply.send(outcome);
-}
-
-/// How many ephemeral events are remembered, each once and once more for each of its topics.
-const REMEMBERED: usize = 8_192;
-
-/// Ephemeral events that passed lately, so that one which comes back by another way is not passed on
-/// a second time.
-#[derive(Default)]
-pub(super) struct Recent(Mutex<RecentSet>);
-
-#[derive(Default)]
-struct RecentSet {
-    known: HashMap<EventId, Passed>,
-    order: VecDeque<EventId>,
-    /// What they take of [`REMEMBERED`].
-    size: usize,
-}
-
-/// Where an event passed, in this order.
-struct Passed {
-    topics: Vec<TopicName>,
-    /// Only there so far: not for everybody on `/`.
-    private: bool,
-}
-
-impl Recent {
-    /// Whether it passed by all of these topics; if not `private`, for everybody.
-    fn presence(&self, id: &EventId, topics: &[TopicName], private: bool) -> Presence {
-        let set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match set.known.get(id) {
-            None => Presence::Unknown,
-            Some(passed) => {
-                let seen = private || !passed.private;
-                if seen && topics.iter().all(|topic| passed.topics.contains(topic)) {
-                    Presence::Known
-                } else {
-                    Presence::KnownElsewhere
-                }
-            }
-        }
-    }
-
-    /// Takes note of an event. Returns the topics that it is new to, and for whom it is news on `/`;
-    /// `None` when it is no news.
-    fn remember(
-        &self,
-        id: &EventId,
-        topics: Vec<TopicName>,
-        private: bool,
-    ) -> Option<(Vec<TopicName>, Audience)> {
-        let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let set = &mut *set;
-        let (news, audience) = match set.known.get_mut(id) {
-            None => {
-                set.known.insert(*id, Passed { topics: topics.clone(), private });
-                set.order.push_back(*id);
-                set.size += 1;
-                (topics, Audience::first(private))
-            }
-            Some(passed) => {
-                let is_new = |topic: &TopicName| !passed.topics.contains(topic);
-                let news: Vec<_> = topics.into_iter().filter(is_new).collect();
-                let but = if passed.private { passed.topics.clone() } else { Vec::new() };
-                let audience = match (passed.private, private) {
-                    (false, _) => Audience::Nobody,
-                    (true, true) => Audience::Readers { but },
-                    (true, false) => Audience::Everybody { but },
-                };
-                if news.is_empty() && (private || !passed.private) {
-                    return None;
-                }
-                passed.private &= private;
-                passed.topics.extend_from_slice(&news);
-                (news, audience)
-            }
-        };
-        set.size += news.len();
-        while set.size > REMEMBERED {
-            let Some(oldest) = set.order.pop_front() else { break };
-            if let Some(passed) = set.known.remove(&oldest) {
-                set.size -= 1 + passed.topics.len();
-            }
-        }
-        Some((news, audience))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn topics(names: &[&str]) -> Vec<TopicName> {
-        names.iter().map(|name| TopicName::new(name).unwrap()).collect()
-    }
-
-    #[test]
-    fn an_ephemeral_event_is_news_once_and_once_in_each_topic() {
-        let (recent, id) = (Recent::default(), EventId([1; 32]));
-        let (a, both) = (topics(&["a"]), topics(&["a", "b"]));
-        assert_eq!(recent.presence(&id, &both, false), Presence::Unknown);
-        let first = recent.remember(&id, a.clone(), false);
-        assert_eq!(first, Some((a.clone(), Audience::first(false))));
-        assert_eq!(recent.presence(&id, &a, false), Presence::Known);
-        assert_eq!(recent.presence(&id, &both, false), Presence::KnownElsewhere);
-        let second = recent.remember(&id, both.clone(), false);
-        assert_eq!(second, Some((topics(&["b"]), Audience::Nobody)));
-        assert_eq!(recent.remember(&id, both.clone(), false), None);
-        // It stays public.
-        assert_eq!(recent.remember(&id, both, true), None);
-    }
-
-    #[test]
-    fn one_that_passed_in_a_private_topic_is_news_for_the_others() {
-        let (recent, id) = (Recent::default(), EventId([1; 32]));
-        let (a, b) = (topics(&["a"]), topics(&["b"]));
-        let first = recent.remember(&id, a.clone(), true);
-        assert_eq!(first, Some((a.clone(), Audience::Readers { but: vec![] })));
-        assert_eq!(recent.presence(&id, &a, true), Presence::Known);
-        assert_eq!(recent.presence(&id, &[], false), Presence::KnownElsewhere);
-        let second = recent.remember(&id, b.clone(), true);
-        assert_eq!(second, Some((b.clone(), Audience::Readers { but: a })));
-        let third = recent.remember(&id, vec![], false);
-        assert_eq!(third, Some((vec![], Audience::Everybody { but: topics(&["a", "b"]) })));
-        assert_eq!(recent.presence(&id, &[], false), Presence::Known);
-        assert_eq!(recent.remember(&id, b, true), None);
-    }
-
-    #[test]
-    fn what_is_remembered_is_bounded() {
-        let recent = Recent::default();
-        let id = |n: usize| {
-            let mut id = [0; 32];
-            id[..8].copy_from_slice(&(n as u64).to_be_bytes());
-            EventId(id)
-        };
-        for n in 0..REMEMBERED {
-            recent.remember(&id(n), topics(&["a", "b"]), false);
-        }
-        assert_eq!(recent.presence(&id(0), &[], false), Presence::Unknown);
-        let last = recent.presence(&id(REMEMBERED - 1), &[], false);
-        assert_eq!(last, Presence::Known);
-        let set = recent.0.lock().unwrap();
-        assert_eq!(set.known.len(), set.order.len());
-        assert_eq!(set.size, set.known.len() * 3);
-        assert!(set.size <= REMEMBERED && set.size > REMEMBERED - 3);
-    }
 }

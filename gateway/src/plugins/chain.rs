@@ -15,20 +15,19 @@ use serde_json::{Map, Value, json};
 use super::{
     compiled::Cache,
     engine::EngineError,
-    entry::{self, Entry, Loaded, PluginState, PluginSummary},
+    entry::{self, Entry, PluginState, PluginSummary},
     folders::{Stamp, folders, warn_of_misplaced},
     granted::{self, Granted},
     instance::Instance,
-    loader::{self, Found, Loader},
+    loader::{Found, Loader},
     manifest::{self, Manifest, World},
-    quarantine::Rest,
     services::Services,
     watch::{Look, Watcher},
     worker::ChainWorker,
 };
 use crate::{
     metrics::{Metrics, PluginIdLabels, PluginLabels, PluginStateLabels},
-    pipeline::{Policy, PolicyWorker},
+    pipeline::{Policy, PolicyWorker, StoreError},
     tasks,
 };
 
@@ -52,6 +51,8 @@ pub struct Setup {
     pub data_dir: Option<PathBuf>,
     /// Failures in a row that lead into quarantine; 0 for never.
     pub quarantine_after: u32,
+    /// The gateway's own executable, if programs are to end with it whatever ends it.
+    pub launcher: Option<PathBuf>,
 }
 
 /// The chain of plugins. Cheap to clone; clones are the same chain.
@@ -120,37 +121,6 @@ impl Generation {
     }
 }
 
-impl Entry {
-    /// The same plugin, which does not run because another has its id.
-    fn twin(&self) -> Arc<Self> {
-        let cause = format!("another plugin has the id \"{}\" already", self.id);
-        let twin = Self {
-            id: self.id.clone(),
-            version: self.version.clone(),
-            folder: self.folder.clone(),
-            order: self.order,
-            world: self.world,
-            applies_to: self.applies_to.clone(),
-            on_failure: self.on_failure,
-            loaded: Loaded::Broken(cause),
-            digest: [0; 32],
-            failures: 0.into(),
-            rest: Rest::new(0),
-            times: 0.into(),
-            busy_ns: 0.into(),
-            update: Mutex::default(),
-            spares: Mutex::default(),
-        };
-        loader::tell_broken(&twin, &self.folder.join(manifest::FILE_NAME));
-        Arc::new(twin)
-    }
-
-    /// Whether it does not run for no other reason than its id.
-    pub(super) fn is_twin(&self) -> bool {
-        self.digest == [0; 32] && matches!(self.loaded, Loaded::Broken(_))
-    }
-}
-
 impl PluginChain {
     /// [`Self::open`] with everything granted that manifests list, and nothing kept.
     ///
@@ -158,7 +128,8 @@ impl PluginChain {
     /// As there.
     pub fn load(dir: &Path, must_exist: bool, services: Services) -> Result<Self, PluginsError> {
         let dir = dir.to_owned();
-        Self::open(Setup { dir, must_exist, data_dir: None, quarantine_after: 0 }, services)
+        let (data_dir, quarantine_after, launcher) = (None, 0, None);
+        Self::open(Setup { dir, must_exist, data_dir, quarantine_after, launcher }, services)
     }
 
     /// Reads, compiles and tries the plugins in a directory: each folder in it, or symbolic link to
@@ -197,7 +168,8 @@ impl PluginChain {
             }
             None => Granted::everything(),
         };
-        let loader = Loader::new(cache, setup.quarantine_after, services.clone());
+        let loader = Loader::new(cache, setup.quarantine_after, services.clone())
+            .launching_with(setup.launcher.clone());
         if !folders.is_empty() {
             loader.start_engine()?;
         }
@@ -242,6 +214,27 @@ impl PluginChain {
         looks.send(Look { folder, done }).is_ok() && wait.recv().is_ok()
     }
 
+    /// Forgets all that a plugin remembers, if it is none of those that are here: theirs is theirs.
+    ///
+    /// # Errors
+    /// When the store cannot be changed.
+    pub fn forget(&self, id: &str) -> Result<(), StoreError> {
+        if self.shared.current.load().entries.iter().any(|entry| entry.id == id) {
+            return Err(StoreError(format!("there is a plugin {id}")));
+        }
+        self.shared.services.kv.forget(id)
+    }
+
+    /// Announces the end: what waits for a program has two seconds left, and is refused then.
+    pub fn close(&self) {
+        self.shared.loader.programs.close();
+    }
+
+    /// Ends the programs, and waits for that. Blocks.
+    pub fn end(&self) {
+        self.shared.loader.programs.end();
+    }
+
     /// The directory that the plugins are in.
     pub fn dir(&self) -> &Path {
         &self.shared.setup.dir
@@ -260,13 +253,15 @@ impl PluginChain {
         let mut told = json!(entry.summary());
         // What runs, which may not be what lies there by now.
         let read = || Manifest::read(&entry.folder.join(manifest::FILE_NAME)).ok();
-        let manifest = entry.plugin().map(|plugin| plugin.manifest.clone()).or_else(read);
+        let manifest = entry.manifest().cloned().or_else(read);
         let described = manifest.map(|manifest| entry::described(&manifest, &granted));
         if let (Some(all), Some(Value::Object(more))) = (told.as_object_mut(), described) {
             all.extend(more);
         }
         told["folder"] = json!(entry.folder);
-        told["memory_bytes"] = json!(self.shared.memory(id));
+        if !entry.is_program {
+            told["memory_bytes"] = json!(self.shared.memory(id));
+        }
         let metrics = self.metrics();
         let calls = |verdict| {
             let labels = PluginLabels { plugin: id.to_owned(), verdict };
@@ -274,6 +269,7 @@ impl PluginChain {
         };
         let verdicts = match entry.world {
             World::SecretRotation => ["keep", "rotate", "failed"].as_slice(),
+            _ if entry.is_program => &["accept", "reject", "shadow-reject", "busy", "failed"],
             _ => &["accept", "reject", "shadow-reject", "route", "failed"],
         };
         let calls: Map<_, _> =

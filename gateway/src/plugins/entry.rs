@@ -16,8 +16,10 @@ use serde_json::{Value, json};
 use super::{
     granted::Granted,
     instance::Instance,
-    manifest::{AppliesTo, Manifest, OnFailure, World},
+    loader,
+    manifest::{self, AppliesTo, Manifest, OnFailure, World},
     plugin::Plugin,
+    program::Program,
     quarantine::{Quarantine, Rest},
 };
 
@@ -31,6 +33,8 @@ pub struct Entry {
     pub folder: PathBuf,
     /// Where it stands in the chain; those with an unreadable manifest stand first.
     pub order: Option<i32>,
+    /// Whether it is a program, which is not sandboxed.
+    pub is_program: bool,
     /// One with an unreadable manifest counts as an event filter.
     pub world: World,
     pub applies_to: AppliesTo,
@@ -52,6 +56,7 @@ pub struct Entry {
 
 pub enum Loaded {
     Ready(Arc<Plugin>),
+    Program(Arc<Program>),
     /// Why it does not run. It keeps its place: what it was to judge must not pass unjudged.
     Broken(String),
     /// The operator switched it off: nobody is asked.
@@ -65,6 +70,8 @@ pub struct PluginSummary {
     pub id: String,
     /// Empty when the manifest is unreadable.
     pub version: String,
+    /// Whether it can do nothing but what it was granted; a program can.
+    pub sandboxed: bool,
     pub state: PluginState,
     /// Why a newer version that lies in the folder does not run.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,6 +81,9 @@ pub struct PluginSummary {
 impl fmt::Display for PluginSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.state {
+            PluginState::Ready { .. } if !self.sandboxed => {
+                write!(f, "{} {} (program, not sandboxed)", self.id, self.version)
+            }
             PluginState::Ready { .. } => write!(f, "{} {}", self.id, self.version),
             PluginState::Broken { .. } => write!(f, "{} (broken)", self.id),
             PluginState::Quarantined { .. } => write!(f, "{} (quarantined)", self.id),
@@ -116,7 +126,7 @@ impl Entry {
     pub fn summary(&self) -> PluginSummary {
         let failures = self.failures.load(Ordering::Relaxed);
         let state = match &self.loaded {
-            Loaded::Ready(_) => match self.rest.quarantine(Instant::now()) {
+            Loaded::Ready(_) | Loaded::Program(_) => match self.rest.quarantine(Instant::now()) {
                 Some(Quarantine { cause, retry_in }) => {
                     PluginState::Quarantined { failures, cause, retry_in_s: retry_in.as_secs() }
                 }
@@ -126,7 +136,43 @@ impl Entry {
             Loaded::Disabled => PluginState::Disabled {},
         };
         let update = self.update.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        PluginSummary { id: self.id.clone(), version: self.version.clone(), state, update }
+        PluginSummary {
+            id: self.id.clone(),
+            version: self.version.clone(),
+            sandboxed: !self.is_program,
+            state,
+            update,
+        }
+    }
+
+    /// The same plugin, which does not run because another has its id.
+    pub fn twin(&self) -> Arc<Self> {
+        let cause = format!("another plugin has the id \"{}\" already", self.id);
+        let twin = Self {
+            id: self.id.clone(),
+            version: self.version.clone(),
+            folder: self.folder.clone(),
+            order: self.order,
+            is_program: self.is_program,
+            world: self.world,
+            applies_to: self.applies_to.clone(),
+            on_failure: self.on_failure,
+            loaded: Loaded::Broken(cause),
+            digest: [0; 32],
+            failures: 0.into(),
+            rest: Rest::new(0),
+            times: 0.into(),
+            busy_ns: 0.into(),
+            update: Mutex::default(),
+            spares: Mutex::default(),
+        };
+        loader::tell_broken(&twin, &self.folder.join(manifest::FILE_NAME));
+        Arc::new(twin)
+    }
+
+    /// Whether it does not run for no other reason than its id.
+    pub fn is_twin(&self) -> bool {
+        self.digest == [0; 32] && matches!(self.loaded, Loaded::Broken(_))
     }
 
     /// Notes a call.
@@ -158,6 +204,22 @@ impl Entry {
         }
     }
 
+    pub fn program(&self) -> Option<&Arc<Program>> {
+        match &self.loaded {
+            Loaded::Program(program) => Some(program),
+            _ => None,
+        }
+    }
+
+    /// The manifest of what runs.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        match &self.loaded {
+            Loaded::Ready(plugin) => Some(&plugin.manifest),
+            Loaded::Program(program) => Some(&program.manifest),
+            Loaded::Broken(_) | Loaded::Disabled => None,
+        }
+    }
+
     /// Whether it is asked about anything.
     pub fn is_on(&self) -> bool {
         !matches!(self.loaded, Loaded::Disabled)
@@ -167,9 +229,9 @@ impl Entry {
 /// What a manifest says and the operator grants. The configuration is left out: it may hold what is
 /// nobody else's business.
 pub fn described(manifest: &Manifest, granted: &Granted) -> Value {
-    json!({
+    let mut described = json!({
         "world": manifest.world.name(),
-        "file": manifest.file,
+        "sandboxed": !manifest.is_program(),
         "order": manifest.order,
         "capabilities": manifest.capabilities,
         "optional_capabilities": manifest.optional_capabilities,
@@ -178,5 +240,14 @@ pub fn described(manifest: &Manifest, granted: &Granted) -> Value {
         "limits": manifest.limits,
         "on_failure": manifest.on_failure,
         "config_keys": manifest.config.keys().collect::<Vec<_>>(),
-    })
+    });
+    if manifest.is_program() {
+        let limits = &manifest.limits;
+        described["program"] = json!(manifest.program);
+        described["limits"] =
+            json!({ "time_ms": limits.time_ms, "output_bytes": limits.output_bytes });
+    } else {
+        described["file"] = json!(manifest.file);
+    }
+    described
 }

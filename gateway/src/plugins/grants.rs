@@ -48,6 +48,8 @@ pub fn linker(
             Capability::Lookup => {
                 plugin::lookup::add_to_linker::<_, HasSelf<_>>(&mut linker, |h| h)
             }
+            // No component has it.
+            Capability::Program => continue,
         }
         .map_err(GrantError::Link)?;
     }
@@ -69,7 +71,9 @@ fn check(import: &str, is_interface: bool, granted: &[Capability]) -> Result<(),
     if interface == "types" {
         return Ok(());
     }
-    let capability = Capability::parse(interface).ok_or_else(unknown)?;
+    let capability = Capability::parse(interface)
+        .filter(|capability| *capability != Capability::Program)
+        .ok_or_else(unknown)?;
     if !granted.contains(&capability) {
         return Err(GrantError::NotGranted(interface.to_owned(), capability.name()));
     }

@@ -12,10 +12,13 @@ use super::{
     entry,
     folders::folders,
     granted::{Granted, GrantedError},
-    loader::{Found, Loader, folder_name},
+    loader::{Found, Loader, Running, folder_name},
     manifest::{self, Manifest, ManifestError},
     plugin::{self, PluginError},
+    program::{self, Launch, Packed},
+    section::section,
     services::Services,
+    trial::Trial,
 };
 
 /// The name under which a component can carry its manifest: a custom section of WebAssembly.
@@ -36,6 +39,12 @@ pub enum InstallError {
         path.file_stem().unwrap_or_default().to_string_lossy()
     )]
     NoManifest { path: PathBuf },
+    #[error("{}: {error}", path.display())]
+    Files { path: PathBuf, error: io::Error },
+    #[error(
+        "it is a program, which is not sandboxed: it is started when it is installed, never to be tried"
+    )]
+    Program,
     #[error("it does not run: {0}")]
     Broken(String),
     #[error(
@@ -53,9 +62,19 @@ pub enum InstallError {
 pub struct Package {
     pub manifest: Manifest,
     text: String,
-    component: Vec<u8>,
+    content: Content,
     /// Name and text of the configuration's schema.
     schema: Option<(String, Vec<u8>)>,
+}
+
+/// What does the work.
+enum Content {
+    Component(Vec<u8>),
+    /// A program, in the folder where it lies now.
+    Program {
+        folder: PathBuf,
+        files: Vec<Packed>,
+    },
 }
 
 impl Package {
@@ -69,6 +88,13 @@ impl Package {
         if is_folder {
             let manifest_file = path.join(manifest::FILE_NAME);
             let (text, manifest) = read_manifest(&manifest_file)?;
+            if manifest.is_program() {
+                let files = program::pack(path);
+                let failed = |error| InstallError::Files { path: path.to_owned(), error };
+                let (folder, files) = (path.to_owned(), files.map_err(failed)?);
+                let content = Content::Program { folder, files };
+                return Ok(Self { manifest, text, content, schema: None });
+            }
             let component = read_component(&path.join(&manifest.file))?;
             return Self::whole(text, manifest, component, path);
         }
@@ -108,19 +134,61 @@ impl Package {
             let text = read.map_err(|error| failed(ManifestError::Read(error)))?;
             schema = Some((name.clone(), text.ok_or_else(|| failed(ManifestError::TooLarge))?));
         }
-        Ok(Self { manifest, text, component, schema })
+        Ok(Self { manifest, text, content: Content::Component(component), schema })
     }
 
     /// Compiles it and tries whether it starts, with everything that it asks for. Takes as long as the
-    /// compiler does and runs guest code.
+    /// compiler does and runs guest code; a program is started, with all that it may do.
     ///
     /// # Errors
     /// When it does not run.
     pub fn check(&self) -> Result<(), InstallError> {
         let services = Services::none().map_err(|error| InstallError::Broken(error.to_string()))?;
         let loader = Loader::new(None, 0, services);
-        let found = Found::of(&self.manifest, &self.component, self.schema.clone());
+        let found = match &self.content {
+            Content::Component(component) => {
+                Found::of(&self.manifest, component, self.schema.clone())
+            }
+            Content::Program { folder, .. } => Found::of_program(&self.manifest, folder),
+        };
         loader.check(&found, &Granted::everything()).map_err(InstallError::Broken)
+    }
+
+    /// The same, and it goes on running: it is to be asked about events.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn trial(&self, services: Services) -> Result<Trial, InstallError> {
+        let Content::Component(component) = &self.content else {
+            return Err(InstallError::Program);
+        };
+        let budget = services.budget;
+        let loader = Loader::new(None, 0, services);
+        let found = Found::of(&self.manifest, component, self.schema.clone());
+        match loader.run(&found, &self.manifest.id, &Granted::everything()) {
+            Ok(Running::Component(plugin, instance)) => {
+                Ok(Trial::new(loader, plugin, instance, budget))
+            }
+            Ok(Running::Program(_)) => Err(InstallError::Program),
+            Err(why) => Err(InstallError::Broken(why)),
+        }
+    }
+
+    /// Whether it may ask the store.
+    pub fn asks_store(&self) -> bool {
+        let Manifest { capabilities, optional_capabilities, .. } = &self.manifest;
+        let mut wanted = capabilities.iter().chain(optional_capabilities);
+        wanted.any(|wanted| *wanted == manifest::Capability::Lookup)
+    }
+
+    /// Whether a program could be started, without doing so: what it does nobody can take back.
+    ///
+    /// # Errors
+    /// When it is not there or cannot be executed.
+    pub fn check_program(&self) -> Result<(), InstallError> {
+        let Content::Program { folder, .. } = &self.content else { return Ok(()) };
+        let launch = Launch::new(folder, &self.manifest.program, None);
+        launch.map(drop).map_err(InstallError::Broken)
     }
 
     /// What its manifest says.
@@ -170,10 +238,20 @@ impl Package {
     fn write(&self, folder: &Path, dir: &Path) -> io::Result<()> {
         fs::create_dir(folder)?;
         let schema = self.schema.as_ref().map(|(name, text)| (name.as_str(), text.as_slice()));
-        let files = [
-            (self.manifest.file.as_str(), self.component.as_slice()),
-            (manifest::FILE_NAME, self.text.as_bytes()),
-        ];
+        let mut files = vec![(manifest::FILE_NAME, self.text.as_bytes())];
+        match &self.content {
+            Content::Component(bytes) => files.push((&self.manifest.file, bytes)),
+            Content::Program { files, .. } => {
+                for file in files {
+                    let path = file.write(folder)?;
+                    give_to_owner_of(dir, &path)?;
+                    // The folders that it lies in.
+                    for above in path.ancestors().skip(1).take_while(|above| *above != folder) {
+                        give_to_owner_of(dir, above)?;
+                    }
+                }
+            }
+        }
         for (name, bytes) in files.into_iter().chain(schema) {
             fs::write(folder.join(name), bytes)?;
             give_to_owner_of(dir, &folder.join(name))?;
@@ -321,37 +399,6 @@ pub fn give_to_owner_of(dir: &Path, path: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 pub fn give_to_owner_of(_: &Path, _: &Path) -> io::Result<()> {
     Ok(())
-}
-
-/// A custom section of a component, outside of what is nested in it: after a head of 8 bytes each
-/// section is a number, its length (LEB128) and its content; a custom one has number 0 and begins with
-/// its name.
-fn section<'a>(component: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
-    let mut rest = component.get(8..)?;
-    while let Some((number, after)) = rest.split_first() {
-        let (length, after) = leb128(after)?;
-        let (content, after) = after.split_at_checked(length)?;
-        rest = after;
-        if *number == 0 {
-            let (length, content) = leb128(content)?;
-            let (name, content) = content.split_at_checked(length)?;
-            if name == wanted {
-                return Some(content);
-            }
-        }
-    }
-    None
-}
-
-fn leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
-    let mut value = 0_u32;
-    for (at, byte) in bytes.iter().enumerate().take(5) {
-        value |= u32::from(byte & 0x7f).checked_shl(7 * u32::try_from(at).ok()?)?;
-        if byte & 0x80 == 0 {
-            return Some((usize::try_from(value).ok()?, &bytes[at + 1..]));
-        }
-    }
-    None
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ pub const INIT_MS: u64 = 2_000;
 /// What interpreters compiled to WebAssembly need; the memory itself is bounded by the manifest.
 const MAX_CORE_INSTANCES: usize = 64;
 const MAX_TABLES: usize = 64;
+/// `Memory` bounds all of them together.
+const MAX_MEMORIES: usize = 8;
 const MAX_TABLE_ELEMENTS: usize = 100_000;
 
 /// The longest cause that is logged, in bytes.
@@ -48,6 +50,9 @@ pub enum Failure {
     Init(String),
     #[error("{0}")]
     Verdict(String),
+    /// Of a program.
+    #[error("{0}")]
+    Program(String),
 }
 
 /// An instance with its memory.
@@ -180,8 +185,7 @@ pub fn store(plugin: &Plugin, engine: &Engine) -> Store<Host> {
 fn limits_of(limits: &LimitsOfCall) -> StoreLimits {
     StoreLimitsBuilder::new()
         .memory_size(bytes(limits.memory_mib.saturating_mul(1024 * 1024)))
-        // The size is a bound for each memory.
-        .memories(1)
+        .memories(MAX_MEMORIES)
         .instances(MAX_CORE_INSTANCES)
         .tables(MAX_TABLES)
         .table_elements(MAX_TABLE_ELEMENTS)

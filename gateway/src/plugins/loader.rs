@@ -22,6 +22,7 @@ use super::{
     manifest::{self, AppliesTo, Manifest, ManifestError, OnFailure, World},
     plugin::{self, Plugin, PluginError},
     printable::one_line,
+    program::{self, Program, Programs},
     quarantine::Rest,
     schema,
     services::Services,
@@ -37,6 +38,7 @@ pub struct Loader {
     /// Failures in a row that lead into quarantine.
     quarantine_after: u32,
     services: Services,
+    pub programs: Programs,
     /// By id, for as long as the gateway runs.
     logs: Mutex<BTreeMap<String, Arc<PluginLog>>>,
 }
@@ -56,8 +58,15 @@ impl Loader {
             cache,
             quarantine_after,
             services,
+            programs: Programs::new(None),
             logs: Mutex::default(),
         }
+    }
+
+    /// Starts programs by this executable.
+    pub fn launching_with(mut self, launcher: Option<PathBuf>) -> Self {
+        self.programs = Programs::new(launcher);
+        self
     }
 
     /// From now on events are judged while plugins are loaded.
@@ -111,15 +120,9 @@ impl Loader {
             self.services.metrics.plugin_swaps.get_or_create(&labels).inc();
         };
         match (result, earlier) {
-            (Ok((plugin, first)), _) => {
-                let mut spares: Vec<_> = first.into_iter().collect();
-                while !spares.is_empty() && spares.len() < workers {
-                    // One that cannot be made here fails when it is asked for.
-                    let Ok(spare) = Instance::new(&plugin) else { break };
-                    spares.push(spare);
-                }
-                let mut entry =
-                    found.entry(id.clone(), Loaded::Ready(plugin), self.quarantine_after);
+            (Ok(running), _) => {
+                let (loaded, spares) = running.for_workers(workers);
+                let mut entry = found.entry(id.clone(), loaded, self.quarantine_after);
                 entry.spares = Mutex::new(spares);
                 if self.is_live.load(Ordering::Relaxed) {
                     tracing::info!(plugin = %id, version = %entry.version, "the plugin runs");
@@ -145,13 +148,11 @@ impl Loader {
         }
     }
 
-    /// The plugin, with the instance in which it was tried.
-    fn run(
-        &self,
-        found: &Found,
-        id: &str,
-        granted: &Granted,
-    ) -> Result<(Arc<Plugin>, Option<Instance>), String> {
+    /// Loads it and tries whether it starts.
+    ///
+    /// # Errors
+    /// Why it does not run.
+    pub fn run(&self, found: &Found, id: &str, granted: &Granted) -> Result<Running, String> {
         let in_manifest =
             |error: &dyn std::fmt::Display| format!("{}: {error}", manifest::FILE_NAME);
         let manifest = found.manifest.as_ref().map_err(|error| in_manifest(error))?;
@@ -159,6 +160,11 @@ impl Loader {
         if !missing.is_empty() {
             let error = PluginError::NotGranted { id: id.to_owned(), missing };
             return Err(in_manifest(&error));
+        }
+        if manifest.is_program() {
+            let (log, metrics) = (self.log(id), &self.services.metrics);
+            let program = self.programs.start(manifest.clone(), &found.folder, log, metrics);
+            return program.map(Running::Program).map_err(|error| error.to_string());
         }
         if let Some((name, text)) = &found.schema {
             let text = text.as_ref().map_err(|error| format!("{name}: {error}"))?;
@@ -169,6 +175,7 @@ impl Loader {
         let component = self.component(found).map_err(in_component)?;
         let denied = granted.missing(id, &manifest.optional_capabilities);
         Plugin::load(&component, manifest.clone(), denied, self.log(id), &self.services)
+            .map(|(plugin, first)| Running::Component(plugin, first))
             .map_err(in_component)
     }
 
@@ -204,13 +211,38 @@ impl Loader {
     }
 }
 
+/// What was tried and runs.
+pub enum Running {
+    /// With the instance in which it was tried.
+    Component(Arc<Plugin>, Option<Instance>),
+    Program(Arc<Program>),
+}
+
+impl Running {
+    /// With an instance for each of so many workers.
+    fn for_workers(self, workers: usize) -> (Loaded, Vec<Instance>) {
+        let (plugin, first) = match self {
+            Self::Program(program) => return (Loaded::Program(program), Vec::new()),
+            Self::Component(plugin, first) => (plugin, first),
+        };
+        let mut spares: Vec<_> = first.into_iter().collect();
+        while !spares.is_empty() && spares.len() < workers {
+            // One that cannot be made here fails when it is asked for.
+            let Ok(spare) = Instance::new(&plugin) else { break };
+            spares.push(spare);
+        }
+        (Loaded::Ready(plugin), spares)
+    }
+}
+
 /// Whether what runs may go on, with neither more nor less than it has.
 pub fn is_allowed(entry: &Entry, granted: &Granted) -> bool {
-    entry.plugin().is_some_and(|plugin| {
+    entry.manifest().is_some_and(|manifest| {
         let missing = |wanted| granted.missing(&entry.id, wanted);
+        let denied = entry.plugin().map(|plugin| plugin.denied.as_slice()).unwrap_or_default();
         granted.is_enabled(&entry.id)
-            && missing(&plugin.manifest.capabilities).is_empty()
-            && missing(&plugin.manifest.optional_capabilities) == plugin.denied
+            && missing(&manifest.capabilities).is_empty()
+            && missing(&manifest.optional_capabilities) == denied
     })
 }
 
@@ -249,7 +281,11 @@ impl Found {
         hash(text.as_deref().unwrap_or_default().as_bytes());
         let manifest = text.and_then(|text| Manifest::parse(&text));
         let (mut component, mut schema) = (Err(PluginError::TooLarge), None);
-        if let Ok(manifest) = &manifest {
+        if let Ok(manifest) = &manifest
+            && manifest.is_program()
+        {
+            program::hash(folder, hash);
+        } else if let Ok(manifest) = &manifest {
             component = plugin::read(&folder.join(&manifest.file));
             hash(component.as_deref().unwrap_or_default());
             schema = manifest.config_schema.as_ref().map(|name| {
@@ -281,6 +317,11 @@ impl Found {
         }
     }
 
+    /// A program in the folder from which it is to be installed.
+    pub fn of_program(manifest: &Manifest, folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), ..Self::of(manifest, &[], None) }
+    }
+
     /// The manifest's id, or the folder's name.
     pub fn id(&self) -> String {
         match &self.manifest {
@@ -291,8 +332,9 @@ impl Found {
 
     /// The file that a failure is most likely about.
     fn file(&self) -> PathBuf {
-        let name = self.manifest.as_ref().map_or(manifest::FILE_NAME, |m| m.file.as_str());
-        self.folder.join(name)
+        let component = self.manifest.as_ref().ok().map(|manifest| manifest.file.as_str());
+        let component = component.filter(|name| !name.is_empty());
+        self.folder.join(component.unwrap_or(manifest::FILE_NAME))
     }
 
     fn entry(&self, id: String, loaded: Loaded, quarantine_after: u32) -> Entry {
@@ -302,6 +344,7 @@ impl Found {
             version: manifest.map(|m| m.version.clone()).unwrap_or_default(),
             folder: self.folder.clone(),
             order: manifest.map(|m| m.order),
+            is_program: manifest.is_some_and(Manifest::is_program),
             world: manifest.map_or(World::EventFilter, |m| m.world),
             applies_to: manifest.map_or_else(AppliesTo::default, |m| m.applies_to.clone()),
             on_failure: manifest.map_or(OnFailure::Stop, |m| m.on_failure),

@@ -36,13 +36,14 @@ impl ResourceLimiter for Memory {
         &mut self,
         current: usize,
         desired: usize,
-        maximum: Option<usize>,
+        _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let allowed = self.limits.memory_growing(current, desired, maximum)?;
-        self.growth = match allowed {
-            true => i64::try_from(desired.saturating_sub(current)).unwrap_or(0),
-            false => 0,
-        };
+        let growth = desired.saturating_sub(current);
+        // All memories of the instance together are what is limited, not each of them. The bound that
+        // one declares for itself is the engine's business.
+        let held = usize::try_from(self.own).unwrap_or(0);
+        let allowed = self.limits.memory_growing(held, held.saturating_add(growth), None)?;
+        self.growth = if allowed { i64::try_from(growth).unwrap_or(0) } else { 0 };
         self.grow(self.growth);
         Ok(allowed)
     }
@@ -104,5 +105,17 @@ mod tests {
         assert_eq!(all.get(), 10);
         drop(two);
         assert_eq!(all.get(), 0);
+    }
+
+    #[test]
+    fn several_memories_share_one_limit() {
+        let all = Gauge::default();
+        let limits = StoreLimitsBuilder::new().memory_size(100).build();
+        let mut memory = Memory::new(limits, all.clone());
+        assert!(memory.memory_growing(0, 60, None).unwrap());
+        assert!(!memory.memory_growing(0, 41, None).unwrap());
+        assert!(memory.memory_growing(0, 40, None).unwrap());
+        assert!(!memory.memory_growing(60, 61, None).unwrap());
+        assert_eq!(all.get(), 100);
     }
 }

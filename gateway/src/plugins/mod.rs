@@ -7,6 +7,7 @@
 
 mod bindings;
 mod budget;
+mod calls;
 mod capabilities;
 pub mod chain;
 mod compiled;
@@ -26,13 +27,18 @@ mod loader;
 mod lower;
 pub mod manifest;
 mod memory;
+mod once;
 mod plugin;
 mod printable;
+pub mod program;
+mod progress;
 mod quarantine;
 mod rotation;
 mod schema;
+mod section;
 mod services;
 mod target;
+pub mod trial;
 mod verdict;
 mod visits;
 mod watch;

@@ -37,7 +37,7 @@ pub enum PluginError {
     Read(#[from] io::Error),
     #[error("it is larger than {MAX_COMPONENT_BYTES} bytes")]
     TooLarge,
-    #[error("it is a core module, not a component: docs/plugins.md tells how to make one")]
+    #[error("it is a core module, not a component: docs/writing-plugins.md tells how to make one")]
     CoreModule,
     #[error("it is no component that compiles: {0}")]
     Compile(String),
@@ -49,6 +49,8 @@ pub enum PluginError {
     Kv(StoreError),
     #[error("it does not fit the world {0}: {1}")]
     World(&'static str, String),
+    #[error("{0}")]
+    Program(String),
     #[error("it did not start: {0}")]
     Start(#[from] Failure),
     #[error(

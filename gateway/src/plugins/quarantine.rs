@@ -79,6 +79,12 @@ impl Rest {
         now >= until && self.until.compare_exchange(until, trial, order, order).is_ok()
     }
 
+    /// Whether it would be of no use to ask whether it may be called.
+    pub fn is_resting(&self, now: Instant) -> bool {
+        let until = self.until.load(Ordering::Relaxed);
+        until != 0 && self.at(now) < until
+    }
+
     /// Takes note of a call that ended with a verdict. Returns whether that ended a quarantine.
     pub fn succeeded(&self) -> bool {
         // Nearly always nothing is to be written, and a cache line stays shared.

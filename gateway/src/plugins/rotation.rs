@@ -1,6 +1,6 @@
 //! Plugins of the world `secret-rotation`: when a private topic gets a new secret.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use wasmtime::Store;
 
@@ -11,16 +11,11 @@ use super::{
     },
     capabilities::Host,
     chain::PluginChain,
-    entry::Entry,
     instance::{self, Failure},
     manifest::World,
     plugin::{Guest, Plugin},
-    worker,
 };
-use crate::{
-    metrics::{PluginIdLabels, PluginLabels},
-    pipeline::{RotationAnswer, RotationPolicy, RotationQuestion},
-};
+use crate::pipeline::{RotationAnswer, RotationPolicy, RotationQuestion};
 
 /// One living instance.
 pub struct RotationInstance {
@@ -48,7 +43,11 @@ impl RotationInstance {
         }
     }
 
-    fn decide(&mut self, topic: &Topic) -> Result<Decision, Failure> {
+    /// Asks about one topic. Runs guest code: never on an async worker.
+    ///
+    /// # Errors
+    /// When it breaks a limit or traps. The instance must not be used again.
+    pub fn decide(&mut self, topic: &Topic) -> Result<Decision, Failure> {
         let time_ms = self.plugin.manifest.limits.time_ms;
         instance::begin(&mut self.store, time_ms);
         let guest = self.exports.nostr_gateway_plugin_rotation();
@@ -71,7 +70,12 @@ impl RotationPolicy for PluginChain {
             if !topics.is_empty() && !topics.contains(&question.name) {
                 continue;
             }
-            if let Some(Decision::Rotate(plan)) = self.ask(entry, &topic) {
+            let decided = self.ask_once(
+                entry,
+                |plugin| RotationInstance::new(plugin)?.decide(&topic),
+                |decision| if matches!(decision, Decision::Keep) { "keep" } else { "rotate" },
+            );
+            if let Some(Decision::Rotate(plan)) = decided {
                 return RotationAnswer::Rotate { grace: plan.grace, exclude: plan.exclude };
             }
         }
@@ -79,38 +83,8 @@ impl RotationPolicy for PluginChain {
     }
 }
 
-impl PluginChain {
-    /// A new instance for each question: they are rare.
-    fn ask(&self, entry: &Entry, topic: &Topic) -> Option<Decision> {
-        let count = |verdict| {
-            let labels = PluginLabels { plugin: entry.id.clone(), verdict };
-            self.metrics().plugin_calls.get_or_create(&labels).inc();
-        };
-        let may_run = entry.rest.may_run(Instant::now());
-        let Some(plugin) = entry.plugin().filter(|_| may_run) else {
-            count("failed");
-            return None;
-        };
-        let _span = tracing::debug_span!("plugin", name = %entry.id).entered();
-        let decided = RotationInstance::new(plugin).and_then(|mut policy| policy.decide(topic));
-        match decided {
-            Ok(decision) => {
-                entry.rest.succeeded();
-                count(if matches!(decision, Decision::Keep) { "keep" } else { "rotate" });
-                Some(decision)
-            }
-            Err(failure) => {
-                count("failed");
-                let labels = PluginIdLabels { plugin: entry.id.clone() };
-                self.metrics().plugin_traps.get_or_create(&labels).inc();
-                worker::failed(entry, plugin, &failure);
-                None
-            }
-        }
-    }
-}
-
-fn lowered(question: &RotationQuestion) -> Topic {
+/// As the plugin is told.
+pub fn lowered(question: &RotationQuestion) -> Topic {
     let members = question.members.iter().map(|member| Member {
         id: member.id.clone(),
         is_self: member.is_self,

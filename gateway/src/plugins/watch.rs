@@ -154,7 +154,7 @@ impl Watcher {
         let is_whole = ready.map_or(settling.is_taken(&stamp), |ready| *ready == stamp)
             && stamp == Stamp::of_folder(folder);
         let must_go = earlier
-            .is_some_and(|entry| entry.plugin().is_some() && !is_allowed(entry, &self.granted));
+            .is_some_and(|entry| entry.manifest().is_some() && !is_allowed(entry, &self.granted));
         if !is_whole && !must_go {
             return earlier.cloned();
         }

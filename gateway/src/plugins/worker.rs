@@ -6,23 +6,27 @@ use std::{
     time::Instant,
 };
 
-use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
-
 use super::{
     bindings::nostr_gateway::plugin::log::Level,
     budget::Budget,
+    calls::Calls,
+    capabilities::PluginLog,
     chain::{Generation, Shared},
     entry::Entry,
     instance::{Failure, Instance},
     lower::{self, LoweredEvent},
     manifest::OnFailure,
     plugin::Plugin,
+    program::Told,
+    progress::{self, Answered, ProgramQuestion, Progress},
     quarantine::Step,
     verdict::Verdict,
 };
 use crate::{
-    metrics::{Metrics, PluginIdLabels, PluginLabels},
-    pipeline::{Context, Decision, Direction, PolicyWorker, Stays},
+    metrics::Metrics,
+    pipeline::{
+        Answer, Context, Decision, Direction, Judged, PolicyWorker, Stays, wait_for_decision,
+    },
     protocol::{Reason, TopicName, VerifiedEvent},
 };
 
@@ -61,6 +65,67 @@ impl ChainWorker {
     }
 }
 
+impl ChainWorker {
+    /// Asks the plugins that were not asked yet. The first rejection ends the chain. A route does not:
+    /// plugins further on are asked with the new topics, and the last route counts.
+    fn go_on(
+        &mut self,
+        event: &VerifiedEvent,
+        context: &Context<'_>,
+        mut progress: Progress,
+    ) -> Judged {
+        let mut lowered: Option<LoweredEvent<'_>> = None;
+        let mut budget = Budget::new(progress.left);
+        // Of plugins that have changed since this event was put aside.
+        let mut gone = Vec::new();
+        let judged = loop {
+            let at = progress.next;
+            progress.next += 1;
+            let slot = match &progress.former {
+                None => self.slots.get_mut(at),
+                Some(former) => former.judges().nth(at).and_then(|entry| {
+                    match self.slots.iter().position(|slot| Arc::ptr_eq(&slot.entry, entry)) {
+                        Some(at) => self.slots.get_mut(at),
+                        None => {
+                            gone.push(Slot::new(entry, &self.shared.services.metrics));
+                            gone.last_mut()
+                        }
+                    }
+                }),
+            };
+            let Some(slot) = slot else {
+                break Judged::Decided(progress.routed.map_or(Decision::Accept, Decision::Route));
+            };
+            let topics = progress.routed.as_deref().unwrap_or(context.topics);
+            if !slot.covers(event, context, topics) {
+                continue;
+            }
+            let verdict = if slot.entry.program().is_some() {
+                if !slot.entry.rest.is_resting(Instant::now()) {
+                    let entry = Arc::clone(&slot.entry);
+                    progress.left = budget.left().unwrap_or_default();
+                    progress.former.get_or_insert_with(|| Arc::clone(&self.generation));
+                    let question = ProgramQuestion::new(entry, event, context, progress);
+                    break Judged::Asks(Box::new(question));
+                }
+                slot.calls.failed.inc();
+                None
+            } else {
+                let lowered =
+                    lowered.get_or_insert_with(|| LoweredEvent::new(event, context.origin));
+                slot.ask(lowered, context, topics, &mut budget)
+            };
+            if let Some(decision) = progress.take(&slot.entry, verdict, context) {
+                break Judged::Decided(decision);
+            }
+        };
+        if !gone.is_empty() {
+            self.shared.retire(gone.into_iter().filter_map(|slot| slot.instance));
+        }
+        judged
+    }
+}
+
 impl Drop for ChainWorker {
     fn drop(&mut self) {
         self.shared.worker_left();
@@ -68,38 +133,44 @@ impl Drop for ChainWorker {
 }
 
 impl PolicyWorker for ChainWorker {
-    /// The first rejection ends the chain. A route does not: plugins further on are asked with the
-    /// new topics, and the last route counts.
     fn evaluate(&mut self, event: &VerifiedEvent, context: &Context<'_>) -> Decision {
+        wait_for_decision(self, event, context)
+    }
+
+    fn judge(&mut self, event: &VerifiedEvent, context: &Context<'_>) -> Judged {
         self.follow();
-        let mut routed: Option<Vec<TopicName>> = None;
-        let mut lowered: Option<LoweredEvent<'_>> = None;
-        let mut budget = Budget::new(self.shared.services.budget);
-        for slot in &mut self.slots {
-            let topics = routed.as_deref().unwrap_or(context.topics);
-            if !slot.covers(event, context, topics) {
-                continue;
+        self.go_on(event, context, Progress::begin(self.shared.services.budget))
+    }
+
+    /// With the plugins that it was begun with.
+    fn resume(&mut self, event: &VerifiedEvent, context: &Context<'_>, answer: Answer) -> Judged {
+        self.follow();
+        let Ok(answered) = answer.0.downcast::<Answered>() else {
+            return Judged::Decided(Decision::Reject(Reason::error("that was not asked")));
+        };
+        let Answered { entry, told, mut progress } = *answered;
+        progress.former.take_if(|former| Arc::ptr_eq(former, &self.generation));
+        let verdict = match told {
+            Told::Verdict(verdict) => Some(verdict),
+            Told::Failed => None,
+            // Whoever fills the queue is not to get past the plugin by that, whatever the manifest says.
+            Told::Busy => {
+                let reason = Reason::error(format!("plugin {} is busy", entry.id));
+                return Judged::Decided(Decision::Reject(reason));
             }
-            let lowered = lowered.get_or_insert_with(|| LoweredEvent::new(event, context.origin));
-            match slot.ask(lowered, context, topics, &mut budget) {
-                Some(Verdict::Accept) => {}
-                Some(Verdict::Route(mut topics)) => {
-                    // What a swarm brought stays in the topic it came by: whoever guards that topic
-                    // is asked even after a route elsewhere.
-                    if let Some(own) = context.origin.topic()
-                        && !topics.contains(own)
-                    {
-                        topics.push(own.clone());
-                    }
-                    routed = Some(topics);
-                }
-                Some(Verdict::Reject(reason)) => return Decision::Reject(reason),
-                Some(Verdict::ShadowReject) => return Decision::ShadowReject,
-                None if slot.entry.on_failure == OnFailure::Pass => {}
-                None => return Decision::Reject(slot.failed()),
+            Told::Stopping => {
+                let reason = Reason::error("the gateway is shutting down");
+                return Judged::Decided(Decision::Reject(reason));
             }
+        };
+        match progress.take(&entry, verdict, context) {
+            Some(decision) => Judged::Decided(decision),
+            None => self.go_on(event, context, progress),
         }
-        routed.map_or(Decision::Accept, Decision::Route)
+    }
+
+    fn refresh(&mut self) {
+        self.follow();
     }
 
     fn judges(&self, direction: Direction<'_>) -> bool {
@@ -144,7 +215,7 @@ impl PolicyWorker for ChainWorker {
                 Some(Verdict::Reject(reason)) => Stays::Because(reason),
                 Some(Verdict::ShadowReject) => Stays::Silently,
                 None if slot.entry.on_failure == OnFailure::Pass => continue,
-                None => Stays::Because(slot.failed()),
+                None => Stays::Because(progress::failed(&slot.entry)),
             };
             left.retain(|topic| !asked.contains(topic));
             if left.is_empty() || !to_topics {
@@ -174,11 +245,6 @@ impl Slot {
     /// Whether the plugin is to be asked.
     fn covers(&self, event: &VerifiedEvent, context: &Context<'_>, topics: &[TopicName]) -> bool {
         self.entry.applies_to.covers(context.direction, event.kind, context.origin, topics)
-    }
-
-    /// What the sender hears of a failure. The cause is the operator's business.
-    fn failed(&self) -> Reason {
-        Reason::error(format!("plugin {} failed", self.entry.id))
     }
 
     /// The plugin's verdict; nothing when it failed, or may not run at the moment.
@@ -211,7 +277,7 @@ impl Slot {
                 self.instance.take_if(|instance| !instance.is_alive());
                 self.calls.failed.inc();
                 self.calls.traps.inc();
-                failed(&self.entry, plugin, &failure);
+                failed(&self.entry, &plugin.log, &failure);
                 None
             }
         }
@@ -219,10 +285,10 @@ impl Slot {
 }
 
 /// Takes note of a call that failed.
-pub fn failed(entry: &Entry, plugin: &Plugin, failure: &Failure) {
+pub fn failed(entry: &Entry, log: &PluginLog, failure: &Failure) {
     entry.failures.fetch_add(1, Ordering::Relaxed);
     let cause = failure.to_string();
-    plugin.log.write(Level::Error, &format!("the plugin failed: {cause}"));
+    log.write(Level::Error, &format!("the plugin failed: {cause}"));
     // For what the plugins before it took, it is not to rest.
     if matches!(failure, Failure::Budget(_)) {
         return entry.rest.was_not_asked();
@@ -243,7 +309,11 @@ pub fn failed(entry: &Entry, plugin: &Plugin, failure: &Failure) {
     }
 }
 
-fn call(
+/// One call, in the instance that there is or a new one.
+///
+/// # Errors
+/// Why there is no verdict; an instance that is dead then is left where it is.
+pub fn call(
     instance: &mut Option<Instance>,
     plugin: &Arc<Plugin>,
     event: &LoweredEvent<'_>,
@@ -262,44 +332,4 @@ fn call(
     let (tags, names, keys) = (event.tags(), lower::names(topics), event.keys());
     let context = lower::context(context, &names, &keys, event.address());
     instance.evaluate(event.record(&tags), context, budget)
-}
-
-/// The plugin's counters, looked up once.
-struct Calls {
-    accept: Counter,
-    reject: Counter,
-    shadow_reject: Counter,
-    route: Counter,
-    failed: Counter,
-    traps: Counter,
-    seconds: Histogram,
-}
-
-impl Calls {
-    fn new(id: &str, metrics: &Metrics) -> Self {
-        let own = PluginIdLabels { plugin: id.to_owned() };
-        let counter = |verdict| {
-            let labels = PluginLabels { plugin: id.to_owned(), verdict };
-            metrics.plugin_calls.get_or_create_owned(&labels)
-        };
-        Self {
-            accept: counter("accept"),
-            reject: counter("reject"),
-            shadow_reject: counter("shadow-reject"),
-            route: counter("route"),
-            failed: counter("failed"),
-            traps: metrics.plugin_traps.get_or_create_owned(&own),
-            seconds: metrics.plugin_seconds.get_or_create_owned(&own),
-        }
-    }
-
-    fn count(&self, verdict: &Verdict) {
-        match verdict {
-            Verdict::Accept => &self.accept,
-            Verdict::Reject(_) => &self.reject,
-            Verdict::ShadowReject => &self.shadow_reject,
-            Verdict::Route(_) => &self.route,
-        }
-        .inc();
-    }
 }

@@ -20,7 +20,9 @@ pub mod text;
 pub mod topic;
 pub mod work;
 
-pub use event::{Event, EventError, EventId, PublicKey, Tag, VerifiedEvent, VerifyError};
+pub use event::{
+    Event, EventError, EventId, PublicKey, Tag, VerifiedEvent, VerifyError, compute_id,
+};
 pub use filter::{Filter, FilterError};
 pub use network::Network;
 pub use reason::{Prefix, Reason};

@@ -3,9 +3,12 @@
 //! What is removed gets there in the transaction that removes it; what is refused, a little later and
 //! many at a time.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -25,6 +28,10 @@ use crate::{
 pub(super) const MAX_OF_TOPIC: u64 = 1_000_000;
 /// Rows dropped with one order.
 const CHUNK: u64 = 2_000;
+/// How long one order may look for what to forget while events wait, and rows between two looks at
+/// the clock.
+const SLICE: Duration = Duration::from_millis(2);
+const STEP: u64 = 100;
 /// Refused events that wait to be written.
 const WAITING: usize = 10_000;
 
@@ -273,23 +280,71 @@ pub(super) fn forget_evicted(
 }
 
 /// With other limits, plugins or retention, what these refused may be welcome: forgets it, once.
-/// `rules` stands for all of them.
+/// `rules` stands for all of them. Plugins change while events are stored, and there may be a million
+/// rows, so it is done in slices, each a moment of the writer's time.
 pub(super) fn rules_are(writes: &Writes, rules: i64) -> Result<u64, StoreError> {
-    let change = Box::new(move |connection: &Connection, changed: &Changed| {
+    let known = Box::new(move |connection: &Connection, _: &Changed| {
         let known: Option<i64> = connection
             .query_row("SELECT value FROM state WHERE name = 'rules'", [], |row| row.get(0))
             .optional()?;
-        if known == Some(rules) {
-            return Ok(0);
-        }
-        let forgotten = connection.execute(
-            "DELETE FROM gone WHERE cause & 15 IN (?1, ?2)",
-            [number(Gone::Refused), number(Gone::Evicted)],
-        )?;
-        connection
-            .execute("INSERT OR REPLACE INTO state (name, value) VALUES ('rules', ?1)", [rules])?;
-        changed.all();
-        Ok(forgotten as u64)
+        Ok(u64::from(known == Some(rules)))
     });
-    writes.ask(|answer| Order::Run(change, answer))
+    if writes.ask(|answer| Order::Run(known, answer))? == 1 {
+        return Ok(0);
+    }
+    let mut forgotten = 0;
+    let reached = Arc::new(Mutex::new(Some((0, 0, 0, EventId([0; 32])))));
+    while reached.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+        let reached = Arc::clone(&reached);
+        let slice = Box::new(move |connection: &Connection, changed: &Changed| {
+            let mut after = reached.lock().unwrap_or_else(PoisonError::into_inner);
+            forget_refused(connection, changed, &mut after)
+        });
+        forgotten += writes.ask(|answer| Order::Run(slice, answer))?;
+    }
+    // At the end: what was interrupted begins anew at the next start.
+    let done = Box::new(move |connection: &Connection, changed: &Changed| {
+        changed.all();
+        let done = connection
+            .execute("INSERT OR REPLACE INTO state (name, value) VALUES ('rules', ?1)", [rules])?;
+        Ok(done as u64)
+    });
+    writes.ask(|answer| Order::Run(done, answer))?;
+    Ok(forgotten)
+}
+
+/// For [`SLICE`], from this row on; leaves nothing there at the end of the table.
+fn forget_refused(
+    connection: &Connection,
+    changed: &Changed,
+    after: &mut Option<Key>,
+) -> rusqlite::Result<u64> {
+    let mut next = connection.prepare_cached(
+        "SELECT topic, part, created_at, id, cause & 15 FROM gone \
+         WHERE (topic, part, created_at, id) > (?1, ?2, ?3, ?4) \
+         ORDER BY topic, part, created_at, id LIMIT ?5",
+    )?;
+    let mut delete = connection.prepare_cached(
+        "DELETE FROM gone WHERE topic = ?1 AND part = ?2 AND created_at = ?3 AND id = ?4",
+    )?;
+    let began = Instant::now();
+    let mut forgotten = 0;
+    while let Some((topic, part, at, id)) = *after
+        && began.elapsed() < SLICE
+    {
+        let asked = params![topic, part, at, id.0, STEP.cast_signed()];
+        let rows = next.query_map(asked, |row| {
+            let key = (row.get(0)?, row.get(1)?, row.get(2)?, EventId(row.get(3)?));
+            Ok((key, row.get::<_, i64>(4)?))
+        })?;
+        let rows: Vec<(Key, i64)> = rows.collect::<rusqlite::Result<_>>()?;
+        for ((topic, part, at, id), cause) in &rows {
+            if [number(Gone::Refused), number(Gone::Evicted)].contains(cause) {
+                forgotten += delete.execute(params![topic, part, at, id.0])? as u64;
+                changed.topic(*topic);
+            }
+        }
+        *after = rows.last().filter(|_| rows.len() as u64 == STEP).map(|(key, _)| *key);
+    }
+    Ok(forgotten)
 }

@@ -1,7 +1,9 @@
 //! What plugins remember, on disk. The writer commits it with what else is waiting, so nobody else
 //! takes the file's lock.
 
-use rusqlite::{Connection, params};
+use std::{path::Path, time::Duration};
+
+use rusqlite::{Connection, OpenFlags, params};
 
 use super::{
     Store, open,
@@ -12,7 +14,11 @@ use crate::pipeline::{KvChange, KvPair, KvStore, StoreError};
 pub(super) const LOAD: &str = "SELECT key, value, expires_at FROM plugin_kv WHERE plugin = ?1";
 const SET: &str =
     "INSERT OR REPLACE INTO plugin_kv (plugin, key, value, expires_at) VALUES (?1, ?2, ?3, ?4)";
+const FORGET: &str = "DELETE FROM plugin_kv WHERE plugin = ?1";
 const REMOVE: &str = "DELETE FROM plugin_kv WHERE plugin = ?1 AND key = ?2";
+
+/// How long another program may have the file.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 impl KvStore for Store {
     fn load(&self, plugin: &str) -> Result<Vec<KvPair>, StoreError> {
@@ -39,6 +45,25 @@ impl KvStore for Store {
         });
         self.writes.ask(|answer| Order::Run(change, answer)).map(drop)
     }
+}
+
+/// Forgets what a plugin remembered, in a data directory where no gateway runs. One that was never used
+/// is left as it is.
+///
+/// # Errors
+/// When the database cannot be changed.
+pub fn forget_plugin(data_dir: &Path, plugin: &str) -> Result<(), StoreError> {
+    let file = data_dir.join("gateway.db");
+    if !file.exists() {
+        return Ok(());
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(file, flags)?;
+    connection.busy_timeout(PATIENCE)?;
+    if connection.table_exists(None, "plugin_kv")? {
+        connection.execute(FORGET, [plugin])?;
+    }
+    Ok(())
 }
 
 fn apply(connection: &Connection, change: &KvChange) -> rusqlite::Result<()> {

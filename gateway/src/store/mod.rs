@@ -52,6 +52,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use config::{RetentionConfig, StorageConfig};
 pub use joined::JoinedTable;
+pub use kv::forget_plugin;
 pub use moderation::ModerationTable;
 pub use open::OpenError;
 pub use peers::PeerTable;

@@ -62,7 +62,7 @@ export_secret_rotation!(RotateByAge);
 
 #[cfg(test)]
 mod tests {
-    use nostr_gateway_plugin::rotation::Member;
+    use nostr_gateway_plugin::{rotation::Member, testing::Gateway};
 
     use super::*;
 
@@ -93,5 +93,35 @@ mod tests {
         plugin.drop_unseen_after = 0;
         let nobody = Plan { grace: 7, exclude: Vec::new() };
         assert_eq!(plugin.decide(topic(900)), Decision::Rotate(nobody));
+    }
+
+    #[test]
+    fn it_is_configured_as_its_manifest_says() {
+        let gateway = Gateway::of("plugin.toml");
+        let topic = |since| Topic {
+            name: "t".to_owned(),
+            epoch: 1,
+            since,
+            now: 100_000_000,
+            members: vec![member("gone", Some(1), Some(1))],
+        };
+        let mut plugin = gateway.start_secret_rotation::<RotateByAge>().unwrap();
+        assert_eq!(plugin.decide(topic(100_000_000 - MAX_AGE + 1)), Decision::Keep);
+        let nobody = Plan { grace: GRACE, exclude: Vec::new() };
+        assert_eq!(plugin.decide(topic(100_000_000 - MAX_AGE)), Decision::Rotate(nobody));
+        assert_eq!(gateway.log(), [""; 0]);
+
+        let gateway = gateway.with_config("drop_unseen_after", 3_600).with_config("max_age", 5);
+        let mut plugin = gateway.start_secret_rotation::<RotateByAge>().unwrap();
+        let without = Plan { grace: GRACE, exclude: vec!["gone".to_owned()] };
+        assert_eq!(plugin.decide(topic(100_000_000 - 5)), Decision::Rotate(without));
+        assert_eq!(gateway.log(), ["info: leaving out 1 unseen members"]);
+
+        let refused = |key, value: i64| {
+            let gateway = Gateway::new().with_config(key, value);
+            gateway.start_secret_rotation::<RotateByAge>().err().unwrap()
+        };
+        assert_eq!(refused("max_age", 0), "max_age: want a number of seconds above 0");
+        assert_eq!(refused("grace", -1), "config.grace: invalid value: integer `-1`, expected u32");
     }
 }

@@ -15,7 +15,10 @@ macro_rules! export_event_filter {
 
         #[cfg(target_family = "wasm")]
         const _: () = {
-            use $crate::__private::{Context, Event, Exported, Guest, Verdict};
+            use $crate::{
+                __private::{Exported, FilterGuest},
+                Context, Event, EventFilter, Verdict,
+            };
 
             thread_local! {
                 static FILTER: Exported<$filter> = const { Exported::new() };
@@ -23,13 +26,15 @@ macro_rules! export_event_filter {
 
             struct Component;
 
-            impl Guest for Component {
+            impl FilterGuest for Component {
                 fn init() -> Result<(), String> {
-                    FILTER.with(Exported::init)
+                    FILTER.with(|filter| filter.init(<$filter as EventFilter>::init))
                 }
 
                 fn evaluate(event: Event, context: Context) -> Verdict {
-                    FILTER.with(|filter| filter.evaluate(event, context))
+                    FILTER.with(|filter| {
+                        filter.call(|filter| EventFilter::evaluate(filter, event, context))
+                    })
                 }
             }
 
@@ -43,28 +48,29 @@ pub mod __private {
     use std::cell::RefCell;
 
     pub use crate::{
-        Context, Event, Verdict, bindings::exports::nostr_gateway::plugin::filter::Guest,
+        bindings::exports::nostr_gateway::plugin::filter::Guest as FilterGuest,
+        rotation::bindings::exports::nostr_gateway::plugin::rotation::Guest as RotationGuest,
+        topics::bindings::exports::nostr_gateway::plugin::routing::Guest as TopicsGuest,
     };
 
-    /// Where the exported functions find the filter.
-    pub struct Exported<F>(RefCell<Option<F>>);
+    /// Where the exported functions find the plugin, of whatever world.
+    pub struct Exported<P>(RefCell<Option<P>>);
 
-    impl<F: crate::EventFilter> Exported<F> {
+    impl<P> Exported<P> {
         #[expect(clippy::new_without_default, reason = "used in a constant only")]
         pub const fn new() -> Self {
             Self(RefCell::new(None))
         }
 
-        pub fn init(&self) -> Result<(), String> {
+        /// Makes the plugin. From here on the message and place of a panic are logged.
+        pub fn init(&self, init: impl FnOnce() -> Result<P, String>) -> Result<(), String> {
             std::panic::set_hook(Box::new(|info| crate::log::error(&info.to_string())));
-            *self.0.borrow_mut() = Some(F::init()?);
+            *self.0.borrow_mut() = Some(init()?);
             Ok(())
         }
 
-        pub fn evaluate(&self, event: Event, context: Context) -> Verdict {
-            let mut filter = self.0.borrow_mut();
-            let filter = filter.as_mut().expect("the host calls init first");
-            filter.evaluate(event, context)
+        pub fn call<T>(&self, call: impl FnOnce(&mut P) -> T) -> T {
+            call(self.0.borrow_mut().as_mut().expect("the host calls init first"))
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::bindings::nostr_gateway::plugin::kv;
+use crate::host::kv;
 
 #[doc(inline)]
-pub use kv::Error;
+pub use crate::bindings::nostr_gateway::plugin::kv::Error;
 
 /// The value under a key; `None` when there is none, or not any more.
 pub fn get(key: &str) -> Option<Vec<u8>> {

@@ -1,8 +1,9 @@
 //! Write plugins for nostr-gateway in Rust.
 //!
 //! Implement [`EventFilter`], name the type in [`export_event_filter!`], build the crate as a
-//! `cdylib` for `wasm32-unknown-unknown` and make a component of it. `docs/plugins.md` walks
-//! through it.
+//! `cdylib` for `wasm32-unknown-unknown` and make a component of it: `nostr-gateway plugin new` and
+//! `plugin build` do that. `docs/writing-plugins.md` walks through it, and [`testing`] runs plugins in
+//! ordinary tests.
 //!
 //! ```
 //! use nostr_gateway_plugin::{Context, Event, EventFilter, Verdict, export_event_filter};
@@ -28,11 +29,14 @@
 pub mod config;
 #[macro_use]
 mod export;
+mod host;
 pub mod kv;
 pub mod log;
 pub mod lookup;
 #[macro_use]
 pub mod rotation;
+#[cfg(not(target_family = "wasm"))]
+pub mod testing;
 #[macro_use]
 pub mod topics;
 
@@ -72,5 +76,5 @@ pub trait EventFilter: Sized + 'static {
 
 /// The gateway's clock, in seconds since the Unix epoch. Needs the capability `clock`.
 pub fn now() -> u64 {
-    bindings::nostr_gateway::plugin::clock::now()
+    host::clock::now()
 }

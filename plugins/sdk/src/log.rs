@@ -1,6 +1,6 @@
 //! Lines in the gateway's log. Need the capability `log`.
 
-use crate::bindings::nostr_gateway::plugin::log::{Level, write};
+use crate::{bindings::nostr_gateway::plugin::log::Level, host::log::write};
 
 /// For whoever debugs this plugin.
 pub fn trace(message: &str) {

@@ -1,10 +1,10 @@
 //! Questions to the gateway's store. Need the capability `lookup`. What they may cost is limited:
 //! keep what was learned for a while.
 
-use crate::bindings::nostr_gateway::plugin::lookup;
+use crate::host::lookup;
 
 #[doc(inline)]
-pub use lookup::{Author, Error, Query};
+pub use crate::bindings::nostr_gateway::plugin::lookup::{Author, Error, Query};
 
 /// What is held of an author.
 ///

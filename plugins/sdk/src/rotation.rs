@@ -44,9 +44,9 @@ macro_rules! export_secret_rotation {
 
         #[cfg(target_family = "wasm")]
         const _: () = {
-            use $crate::rotation::{
-                __private::{Exported, Guest},
-                Decision, Topic,
+            use $crate::{
+                __private::{Exported, RotationGuest},
+                rotation::{Decision, SecretRotation, Topic},
             };
 
             thread_local! {
@@ -55,46 +55,17 @@ macro_rules! export_secret_rotation {
 
             struct Component;
 
-            impl Guest for Component {
+            impl RotationGuest for Component {
                 fn init() -> Result<(), String> {
-                    POLICY.with(Exported::init)
+                    POLICY.with(|policy| policy.init(<$policy as SecretRotation>::init))
                 }
 
                 fn decide(topic: Topic) -> Decision {
-                    POLICY.with(|policy| policy.decide(topic))
+                    POLICY.with(|policy| policy.call(|policy| policy.decide(topic)))
                 }
             }
 
             $crate::rotation::bindings::export_rotation!(Component with_types_in $crate::rotation::bindings);
         };
     };
-}
-
-#[doc(hidden)]
-pub mod __private {
-    use std::cell::RefCell;
-
-    pub use super::bindings::exports::nostr_gateway::plugin::rotation::Guest;
-    use super::{Decision, SecretRotation, Topic};
-
-    /// Where the exported functions find the policy.
-    pub struct Exported<P>(RefCell<Option<P>>);
-
-    impl<P: SecretRotation> Exported<P> {
-        #[expect(clippy::new_without_default, reason = "used in a constant only")]
-        pub const fn new() -> Self {
-            Self(RefCell::new(None))
-        }
-
-        pub fn init(&self) -> Result<(), String> {
-            std::panic::set_hook(Box::new(|info| crate::log::error(&info.to_string())));
-            *self.0.borrow_mut() = Some(P::init()?);
-            Ok(())
-        }
-
-        pub fn decide(&self, topic: Topic) -> Decision {
-            let mut policy = self.0.borrow_mut();
-            policy.as_mut().expect("the host calls init first").decide(topic)
-        }
-    }
 }

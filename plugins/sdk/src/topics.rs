@@ -51,8 +51,9 @@ macro_rules! export_topic_policy {
         #[cfg(target_family = "wasm")]
         const _: () = {
             use $crate::{
+                __private::{Exported, TopicsGuest},
                 Context, Event,
-                topics::__private::{Exported, Guest},
+                topics::TopicPolicy,
             };
 
             thread_local! {
@@ -61,56 +62,21 @@ macro_rules! export_topic_policy {
 
             struct Component;
 
-            impl Guest for Component {
+            impl TopicsGuest for Component {
                 fn init() -> Result<(), String> {
-                    POLICY.with(Exported::init)
+                    POLICY.with(|policy| policy.init(<$policy as TopicPolicy>::init))
                 }
 
                 fn topics(event: Event, context: Context) -> Option<Vec<String>> {
-                    POLICY.with(|policy| policy.topics(event, context))
+                    POLICY.with(|policy| policy.call(|policy| policy.topics(event, context)))
                 }
 
                 fn may_visit(topic: String) -> bool {
-                    POLICY.with(|policy| policy.may_visit(topic))
+                    POLICY.with(|policy| policy.call(|policy| policy.may_visit(topic)))
                 }
             }
 
             $crate::topics::bindings::export_topics!(Component with_types_in $crate::topics::bindings);
         };
     };
-}
-
-#[doc(hidden)]
-pub mod __private {
-    use std::cell::RefCell;
-
-    use super::TopicPolicy;
-    pub use super::bindings::exports::nostr_gateway::plugin::routing::Guest;
-    use crate::{Context, Event};
-
-    /// Where the exported functions find the policy.
-    pub struct Exported<P>(RefCell<Option<P>>);
-
-    impl<P: TopicPolicy> Exported<P> {
-        #[expect(clippy::new_without_default, reason = "used in a constant only")]
-        pub const fn new() -> Self {
-            Self(RefCell::new(None))
-        }
-
-        pub fn init(&self) -> Result<(), String> {
-            std::panic::set_hook(Box::new(|info| crate::log::error(&info.to_string())));
-            *self.0.borrow_mut() = Some(P::init()?);
-            Ok(())
-        }
-
-        pub fn topics(&self, event: Event, context: Context) -> Option<Vec<String>> {
-            let mut policy = self.0.borrow_mut();
-            policy.as_mut().expect("the host calls init first").topics(event, context)
-        }
-
-        pub fn may_visit(&self, topic: String) -> bool {
-            let mut policy = self.0.borrow_mut();
-            policy.as_mut().expect("the host calls init first").may_visit(topic)
-        }
-    }
 }

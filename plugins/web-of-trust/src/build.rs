@@ -20,7 +20,7 @@ const MOST_FOLLOWS: u32 = 10_000;
 
 /// How many follows are read at the start, and with one event. A follow takes a microsecond or two; what
 /// the store may be asked for is bounded as well.
-const AT_START: usize = 150_000;
+const AT_START: usize = 100_000;
 const WITH_EVENT: usize = 1_500;
 /// How many lists with one event.
 const LISTS_WITH_EVENT: usize = 8;

@@ -246,6 +246,49 @@ async fn a_flood_of_what_is_remembered_does_not_hold_up_others() {
     assert!(gateway.metric(bytes).await <= 1_048_576);
 }
 
+/// A question may read only so much, a call only so much in all, and asking without an end ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_asks_the_store_without_end_does_not_hold_up_others() {
+    let _alone = alone().await;
+    let manifest = "capabilities = [\"log\", \"kv\", \"lookup\"]\n[applies_to]\nkinds = [7]";
+    let gateway = fixture(builder("A"), "fixtures-store", "event-filter", manifest).start().await;
+    let author = Keys::generate();
+    let mut good = RawClient::connect(&gateway.url()).await;
+    for n in 0..300 {
+        good.accept(&events::event(&author, 1, &format!("{n}"), &[], events::now() - n)).await;
+    }
+    let asks = |more: &str| {
+        let content = format!("asks {}{more}", author.public_key().to_hex());
+        events::event(&Keys::generate(), 7, &content, &[], events::now())
+    };
+    // Each answer counts 300 events, and a call may read 5000 rows.
+    let mut bad = RawClient::connect(&gateway.url()).await;
+    let (_, said) = bad.publish(&asks(" 100")).await;
+    let words: Vec<&str> = said.trim_start_matches("blocked: ").split([' ', ',']).collect();
+    let answered: u32 = words[0].parse().expect(&said);
+    assert!((1..=16).contains(&answered), "{said}");
+    assert!(said.ends_with(&format!("{} refused", 100 - answered)), "{said}");
+
+    let mut slowest = Duration::ZERO;
+    for _ in 0..2 {
+        let endless = asks("");
+        bad.send_event(&endless).await;
+        for n in 0..20 {
+            let began = Instant::now();
+            good.accept(&note(&format!("note {n}"))).await;
+            slowest = slowest.max(began.elapsed());
+        }
+        let (accepted, reason) = bad.ok(&endless.id.to_hex()).await;
+        assert_eq!((accepted, reason.as_str()), (false, "error: plugin fixtures-store failed"));
+        gateway.log_line(SOON, |line| line.contains("it ran longer than 1000 ms")).await;
+        // Never two failures in a row: it would rest.
+        let again = events::event(&Keys::generate(), 7, "get x", &[], events::now());
+        assert_eq!(bad.publish(&again).await.1, "blocked: None");
+    }
+    report(&format!("slowest OK for others beside endless questions: {slowest:?}"));
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+}
+
 /// Each is stopped within its limit, the operator is told why, and nobody else waits for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_plugins_are_stopped_and_hold_up_nobody() {

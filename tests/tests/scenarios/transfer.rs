@@ -38,21 +38,21 @@ async fn what_is_exported_is_imported_elsewhere_in_the_same_order() {
     let (a, b) = (gateway("A").await, gateway("B").await);
     let all = events::assortment(400);
     let (_dir, path) = file(&lines(&all));
-    let imported = a.command(&["import", &path, "--json"]).await;
+    let imported = a.command(&["import", &path, "--topic", "town", "--json"]).await;
     let counts: Value = serde_json::from_str(&imported.stdout).unwrap();
     assert_eq!((&counts["lines"], &counts["known"]), (&json!(400), &json!(0)), "{counts}");
-    let again = a.command(&["import", &path, "--json"]).await;
+    let again = a.command(&["import", &path, "--topic", "town", "--json"]).await;
     let again: Value = serde_json::from_str(&again.stdout).unwrap();
     assert_eq!(again["added"], 0, "{again}");
 
     // The topic has them, and whoever listens there.
     let mut client = RawClient::connect(&a.topic_url("town")).await;
-    assert!(client.count(&[json!({})]).await > 300);
+    assert!(client.count(&[json!({})]).await > 100);
 
     let exported = a.command(&["export"]).await;
     exported.succeeded();
     let order = ids(&exported.stdout);
-    assert!(order.len() > 300 && order.iter().collect::<HashSet<_>>().len() == order.len());
+    assert!(order.len() > 100 && order.iter().collect::<HashSet<_>>().len() == order.len());
     let written: Vec<String> = exported.stdout.lines().map(str::to_owned).collect();
     let known: HashSet<String> = lines(&all).into_iter().collect();
     assert!(written.iter().all(|line| known.contains(line)), "not as it came");

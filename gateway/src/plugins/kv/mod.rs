@@ -16,7 +16,7 @@ pub use table::{KvError, Quota, Table};
 
 use crate::{
     metrics::{Metrics, PluginIdLabels},
-    pipeline::{KvStore, StoreError},
+    pipeline::{KvChange, KvPair, KvStore, StoreError},
     tasks,
 };
 
@@ -30,6 +30,8 @@ pub struct Kv {
     wake: Sender<Wake>,
     saver: Mutex<Option<JoinHandle<()>>>,
     metrics: Arc<Metrics>,
+    /// Held by who writes to the store: what is forgotten is not to be saved after that.
+    writing: Mutex<()>,
 }
 
 /// What the saving thread hears.
@@ -47,7 +49,14 @@ impl Kv {
         // One wake-up is as good as many.
         let (wake, woken) = crossbeam_channel::bounded(1);
         let saver = Mutex::default();
-        let kv = Arc::new(Self { store, tables: Mutex::default(), wake, saver, metrics });
+        let kv = Arc::new(Self {
+            store,
+            tables: Mutex::default(),
+            wake,
+            saver,
+            metrics,
+            writing: Mutex::default(),
+        });
         let saved = Arc::downgrade(&kv);
         let thread = tasks::thread("plugin-kv", move || {
             while wait(&woken) {
@@ -79,6 +88,25 @@ impl Kv {
         Ok(table)
     }
 
+    /// Forgets all that a plugin remembers. One that still runs goes on with what it has, but that is
+    /// not saved any more. Blocks.
+    ///
+    /// # Errors
+    /// When the store cannot be changed. In memory it is forgotten all the same.
+    pub fn forget(&self, plugin: &str) -> Result<(), StoreError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).remove(plugin);
+        self.metrics.plugin_kv_bytes.remove(&PluginIdLabels { plugin: plugin.to_owned() });
+        let name: Arc<str> = plugin.into();
+        let pairs = self.store.load(plugin)?;
+        for pairs in pairs.chunks(table::MAX_CHANGES) {
+            let removed =
+                |pair: &KvPair| KvChange::Removed { plugin: name.clone(), key: pair.key.clone() };
+            self.store.save(pairs.iter().map(removed).collect())?;
+        }
+        Ok(())
+    }
+
     /// Saves all changes; false when some could not be saved, and are kept.
     fn save(&self) -> bool {
         let tables: Vec<_> = {
@@ -87,6 +115,11 @@ impl Kv {
         };
         let mut saved = true;
         for table in tables {
+            let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            // It may have been forgotten meanwhile.
+            if !self.is_open(&table) {
+                continue;
+            }
             let labels = PluginIdLabels { plugin: table.plugin().to_owned() };
             let bytes = i64::try_from(table.bytes()).unwrap_or(i64::MAX);
             self.metrics.plugin_kv_bytes.get_or_create_owned(&labels).set(bytes);
@@ -104,6 +137,11 @@ impl Kv {
             }
         }
         saved
+    }
+
+    fn is_open(&self, table: &Arc<Table>) -> bool {
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.get(table.plugin()).is_some_and(|open| Arc::ptr_eq(open, table))
     }
 
     /// Saves what is not saved yet, and ends the thread. Not from an async worker.
@@ -133,7 +171,6 @@ fn wait(woken: &Receiver<Wake>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{table::MAX_CHANGES, *};
-    use crate::pipeline::{KvChange, KvPair};
 
     /// Keeps what is saved; fails as often as told.
     #[derive(Default)]
@@ -202,6 +239,24 @@ mod tests {
         assert_eq!(table.len(), 299);
         kv.stop();
         assert_eq!(disk.rows.lock().unwrap().len(), 299);
+    }
+
+    #[test]
+    fn what_is_forgotten_stays_forgotten() {
+        let disk = Arc::new(Disk::default());
+        let (kv, table) = open(&disk, 0);
+        for n in 0..600 {
+            table.set(&n.to_string(), vec![2], None, 0).unwrap();
+        }
+        assert!(kv.save());
+        table.set("late", vec![2], None, 0).unwrap();
+        kv.forget("p").unwrap();
+        assert!(disk.rows.lock().unwrap().is_empty());
+        // An instance that still runs.
+        table.set("later", vec![2], None, 0).unwrap();
+        assert!(kv.save() && disk.rows.lock().unwrap().is_empty());
+        let again = kv.open("p", Quota { bytes: 100_000, keys: 1_000 }, 0).unwrap();
+        assert_eq!(again.get("later", 0), None);
     }
 
     #[test]

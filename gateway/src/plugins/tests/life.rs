@@ -16,26 +16,27 @@ use crate::{
 const SOON: Duration = Duration::from_secs(20);
 
 /// A directory of plugins that is watched, with a data directory beside it.
-struct Living {
+pub(super) struct Living {
     plugins: Plugins,
     data: TempDir,
     chain: PluginChain,
-    worker: Box<dyn PolicyWorker>,
+    pub(super) worker: Box<dyn PolicyWorker>,
     metrics: Arc<Metrics>,
     swaps: Arc<AtomicU64>,
 }
 
 impl Living {
-    fn new(plugins: Plugins, quarantine_after: u32) -> Self {
+    pub(super) fn new(plugins: Plugins, quarantine_after: u32) -> Self {
         Self::with(plugins, TempDir::new().unwrap(), quarantine_after)
     }
 
-    fn with(plugins: Plugins, data: TempDir, quarantine_after: u32) -> Self {
+    pub(super) fn with(plugins: Plugins, data: TempDir, quarantine_after: u32) -> Self {
         let setup = Setup {
             dir: plugins.0.path().to_owned(),
             must_exist: false,
             data_dir: Some(data.path().to_owned()),
             quarantine_after,
+            launcher: None,
         };
         let services = services();
         let metrics = Arc::clone(&services.metrics);
@@ -46,7 +47,7 @@ impl Living {
         Self { plugins, data, worker: chain.worker(), chain, metrics, swaps }
     }
 
-    fn ask(&mut self, content: &str) -> Decision {
+    pub(super) fn ask(&mut self, content: &str) -> Decision {
         let origin = client();
         let context = Context {
             direction: Direction::In,
@@ -57,7 +58,7 @@ impl Living {
         self.worker.evaluate(&event(1, content), &context)
     }
 
-    fn answer(&mut self, content: &str) -> String {
+    pub(super) fn answer(&mut self, content: &str) -> String {
         match self.ask(content) {
             Decision::Reject(reason) => reason.to_string(),
             other => panic!("not rejected: {other:?}"),
@@ -65,17 +66,17 @@ impl Living {
     }
 
     /// Writes the fixture's manifest anew, to be taken whenever it is noticed.
-    fn rewrite(&self, id: &str, more: &str) {
+    pub(super) fn rewrite(&self, id: &str, more: &str) {
         let path = self.plugins.0.path().join(id).join("plugin.toml");
         fs::write(path, fixture_manifest(id, more)).unwrap();
     }
 
     /// Takes what changed in this folder now.
-    fn look(&self, folder: &str) {
+    pub(super) fn look(&self, folder: &str) {
         assert!(self.chain.look(Some(folder.to_owned())));
     }
 
-    fn state(&self, id: &str) -> PluginState {
+    pub(super) fn state(&self, id: &str) -> PluginState {
         self.summary(id).state
     }
 
@@ -84,7 +85,7 @@ impl Living {
         all.into_iter().find(|plugin| plugin.id == id).expect("the plugin is listed")
     }
 
-    fn grant(&self, text: &str) {
+    pub(super) fn grant(&self, text: &str) {
         fs::write(self.data.path().join(granted::FILE_NAME), text).unwrap();
         assert!(self.chain.look(None));
     }

@@ -151,7 +151,7 @@ fn a_core_module_is_told_apart() {
     let cause = |bytes: &[u8]| Plugins::new().folder("a", manifest, bytes).load().cause("a");
     assert_eq!(
         cause(b"\0asm\x01\0\0\0"),
-        "plugin.wasm: it is a core module, not a component: docs/plugins.md tells how to make one"
+        "plugin.wasm: it is a core module, not a component: docs/writing-plugins.md tells how to make one"
     );
     // A valid component that exports nothing.
     assert!(

@@ -5,6 +5,8 @@ mod directions;
 mod life;
 mod limits;
 mod loading;
+#[cfg(unix)]
+mod programs;
 mod remembering;
 mod rotation;
 mod shipped;
@@ -93,6 +95,9 @@ impl Plugins {
 
 /// An empty store, and time enough on a busy machine.
 fn services() -> Services {
+    // Without one for all threads, a line that a thread without a log comes to at the same moment is
+    // missing in the log of another: whether anybody wants it is found out once.
+    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
     let metrics = Arc::new(Metrics::default());
     Services {
         kv: Kv::start(Arc::new(Forgetful), Arc::clone(&metrics)).unwrap(),

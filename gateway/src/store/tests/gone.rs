@@ -177,6 +177,35 @@ async fn refusals_are_remembered_as_long_as_the_rules_are_the_same() {
     }
 }
 
+/// A plugin that changes is no reason for events to wait: what it refused is forgotten bit by bit.
+#[tokio::test]
+async fn refusals_are_forgotten_in_slices_and_nothing_else_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let author = Author::new(1);
+    let mut kept = Vec::new();
+    for n in 1..3_000 {
+        let (event, topic) = (author.verified(n, 1, &[], ""), ["x", "y"][n as usize % 2]);
+        let why = if n % 10 == 0 { Gone::Banned } else { Gone::Refused };
+        store.refused(&event, &[self::topic(topic)], why);
+        if why == Gone::Banned {
+            kept.push(event);
+        }
+        // Only so many may wait.
+        if n % 1_000 == 0 {
+            flush(&store).await;
+        }
+    }
+    flush(&store).await;
+    let commits = store.metrics.store_commits.get();
+    let told = store.clone();
+    tasks::blocking(move || told.rules_are(7)).await.unwrap().unwrap();
+    assert!(store.metrics.store_commits.get() > commits + 3, "several orders");
+    // Those of even numbers are in x.
+    assert_eq!(ids(&store, Part::Rest).await, sorted(kept.iter().collect()));
+    store.close().await;
+}
+
 #[tokio::test]
 async fn a_topic_remembers_only_so_many() {
     let dir = tempfile::tempdir().unwrap();

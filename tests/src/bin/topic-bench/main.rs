@@ -8,7 +8,6 @@
 )]
 
 mod load;
-mod report;
 mod rows;
 mod swarm;
 
@@ -17,7 +16,9 @@ use std::{panic::AssertUnwindSafe, path::PathBuf, process::ExitCode};
 use clap::Parser;
 use futures_util::FutureExt;
 
-use crate::{report::Row, swarm::Setup};
+use nostr_gateway_tests::figures::{self, Row, program};
+
+use crate::swarm::Setup;
 
 /// Measures topics between gateways
 #[derive(Parser)]
@@ -66,26 +67,15 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
         done.extend(rows);
     }
-    let json = serde_json::to_string_pretty(&report::json(&done, setup.quick))?;
+    let json = serde_json::to_string_pretty(&figures::json(&done, setup.quick))?;
     match arguments.json {
         Some(path) if path.as_os_str() == "-" => println!("{json}"),
         Some(path) => {
             std::fs::write(path, json)?;
-            print!("{}", report::table(&done));
+            print!("{}", figures::table(&done));
         }
-        None => print!("{}", report::table(&done)),
+        None => print!("{}", figures::table(&done)),
     }
     let failed = done.iter().any(|row| row.failure.is_some());
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-fn program(given: Option<PathBuf>, names: &[&str]) -> anyhow::Result<PathBuf> {
-    if let Some(path) = given {
-        return Ok(path);
-    }
-    let here = std::env::current_exe()?;
-    let found = names.iter().map(|name| here.with_file_name(name)).find(|path| path.exists());
-    found.ok_or_else(|| {
-        anyhow::anyhow!("there is no {} beside {}; build it first", names[0], here.display())
-    })
 }

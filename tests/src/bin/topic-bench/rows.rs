@@ -4,12 +4,11 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use clap::ValueEnum;
 use futures_util::future::join_all;
-use nostr_gateway_tests::{Gateway, Namespace, Network, Testnet};
+use nostr_gateway_tests::{Gateway, Namespace, Network, Testnet, figures::Row};
 use tokio::time::{Instant, sleep};
 
 use crate::{
     load::{self, Latencies, Listener, Notes},
-    report::Row,
     swarm::{Setup, TOPIC, all_have, settle, stored},
 };
 

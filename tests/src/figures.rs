@@ -1,6 +1,6 @@
-//! What was measured, as a table and as JSON.
+//! What the measuring programs found, as a table and as JSON.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, path::PathBuf};
 
 use serde_json::{Map, Value, json};
 
@@ -72,4 +72,19 @@ pub fn json(rows: &[Row], quick: bool) -> Value {
         .collect();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     json!({"quick": quick, "cores": cores, "rows": rows})
+}
+
+/// The program that was named, or the first of these beside the one that runs.
+///
+/// # Errors
+/// When there is none.
+pub fn program(given: Option<PathBuf>, names: &[&str]) -> anyhow::Result<PathBuf> {
+    if let Some(path) = given {
+        return Ok(path);
+    }
+    let here = std::env::current_exe()?;
+    let found = names.iter().map(|name| here.with_file_name(name)).find(|path| path.exists());
+    found.ok_or_else(|| {
+        anyhow::anyhow!("there is no {} beside {}; build it first", names[0], here.display())
+    })
 }

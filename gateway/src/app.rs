@@ -68,7 +68,6 @@ impl App {
         let relay_socket = relay::bind("relay.listen", config.relay.listen)?;
         let admin_socket = relay::bind("admin.listen", config.admin.listen);
         let secrets = secrets::open(&config.secrets, data_dir.path()).await?;
-        let resting_place = secrets.rests_in().as_str();
         let store = Store::open(data_dir.path(), &config.storage, metrics.clone()).await?;
         store.start_upkeep(&config.retention)?;
         let store = Arc::new(store);
@@ -135,7 +134,7 @@ impl App {
             endpoint: &config.endpoint,
             discovery: &config.discovery,
             sync: &config.sync,
-            secrets,
+            secrets: secrets.clone(),
             data_dir: data_dir.path(),
             joined: joined.clone(),
             private: private.clone(),
@@ -204,7 +203,7 @@ impl App {
             streams,
             plugins: plugins.clone(),
             trouble: Box::new(trouble.clone()),
-            secrets: resting_place,
+            secrets,
             counted: Default::default(),
         };
         let admin = Arc::new(Admin {

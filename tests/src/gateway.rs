@@ -165,6 +165,17 @@ impl GatewayBuilder {
         )
     }
 
+    /// Lets that plugin leave out members that were not seen for so many seconds.
+    pub fn drop_unseen_after(self, seconds: u64) -> Self {
+        let file = self.plugin_folder("rotate-by-age").join("plugin.toml");
+        let manifest = fs::read_to_string(&file).unwrap();
+        let wanted = format!("drop_unseen_after = {seconds}");
+        let manifest = manifest.replace("drop_unseen_after = 0", &wanted);
+        assert!(manifest.contains(&wanted), "{manifest}");
+        fs::write(file, manifest).unwrap();
+        self
+    }
+
     /// The folder of a plugin in the data directory, created.
     pub fn plugin_folder(&self, id: &str) -> PathBuf {
         let folder = self.data_dir().join("plugins").join(id);

@@ -142,6 +142,19 @@ impl SessionBus {
         builder.env("DBUS_SESSION_BUS_ADDRESS", &self.address)
     }
 
+    /// How many entries the Secret Service has under this service, whether it is unlocked or not.
+    pub fn entries(&self, service: &str) -> usize {
+        let output = Command::new("dbus-send")
+            .args(["--session", "--print-reply", "--dest=org.freedesktop.secrets"])
+            .args(["/org/freedesktop/secrets", "org.freedesktop.Secret.Service.SearchItems"])
+            .arg(format!("dict:string:string:service,{service}"))
+            .env("DBUS_SESSION_BUS_ADDRESS", &self.address)
+            .output()
+            .expect("dbus-send comes with dbus-daemon");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).matches("object path").count()
+    }
+
     async fn wait_for_service(&self) {
         crate::eventually("the Secret Service is on the bus", START, async || {
             let output = Command::new("dbus-send")

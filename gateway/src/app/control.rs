@@ -18,14 +18,16 @@ use crate::{
     },
     gossip::{
         Gossip, Joining, PeerStatus, TopicError,
+        check::{Check, KEYRING, Verdict},
         config::{DiscoveryConfig, EndpointConfig},
     },
-    pipeline::{HowJoined, Ingest},
+    pipeline::{HowJoined, Ingest, SecretStore},
     plugins::PluginChain,
     protocol::{
         TopicName,
         private::{admin_key::AdminKey, invite::Joinable},
     },
+    secrets,
     store::Store,
     tasks,
     upstream::Stream,
@@ -48,8 +50,7 @@ pub(super) struct Commands {
     pub plugins: Arc<PluginChain>,
     /// What keeps the gateway from its work at the moment.
     pub trouble: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,
-    /// Where secrets rest.
-    pub secrets: &'static str,
+    pub secrets: Arc<dyn SecretStore>,
     pub counted: tokio::sync::Mutex<Option<Counted>>,
 }
 
@@ -77,7 +78,9 @@ impl Commands {
             Command::Status => self.status().await?,
             Command::Peers => self.peers(),
             Command::Doctor => {
-                let checks = self.gossip.check(&self.endpoint, &self.discovery).await;
+                let network = self.gossip.check(&self.endpoint, &self.discovery);
+                let (mut checks, secrets) = tokio::join!(network, self.check_secrets());
+                checks.push(secrets);
                 json!({ "checks": checks })
             }
             Command::TopicList => json!({ "topics": self.gossip.status() }),
@@ -202,8 +205,23 @@ impl Commands {
             "topics": self.gossip.status(),
             "upstreams": self.streams.iter().map(|stream| stream.status()).collect::<Vec<_>>(),
             "plugins": self.plugins.summary(),
-            "secrets": self.secrets,
+            "secrets": self.secrets.rests_in().as_str(),
         }))
+    }
+
+    /// Whether secrets can still be kept where they rest: a keyring may have been locked meanwhile.
+    async fn check_secrets(&self) -> Check {
+        let place = self.secrets.rests_in().as_str();
+        match secrets::probe_open(&*self.secrets).await {
+            Ok(()) => {
+                let found = format!("secrets rest in: {place}; it gave back what was put in");
+                Check::new(KEYRING, Verdict::Ok, found)
+            }
+            Err(error) => Check::new(KEYRING, Verdict::Failed, error.to_string()).advise(
+                "the gateway goes on with what it has read, and cannot keep new secrets: unlock the \
+                 keyring or start its service, or see to the file that is named",
+            ),
+        }
     }
 
     async fn events(&self) -> Result<u64, Refusal> {

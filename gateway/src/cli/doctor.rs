@@ -2,6 +2,7 @@
 
 mod clock;
 mod disk;
+mod keyring;
 mod ports;
 
 use std::process::ExitCode;
@@ -12,7 +13,7 @@ use super::{Output, control, print};
 use crate::{
     admin::api::Command,
     config::Loaded,
-    gossip::check::{self, Check, Verdict},
+    gossip::check::{self, Check, KEYRING, Verdict},
     tasks,
 };
 
@@ -49,14 +50,25 @@ pub(super) fn run(loaded: &Loaded, output: Output) -> ExitCode {
             None => check::network(&config.endpoint, &config.discovery).await,
         }
     };
-    let (mut checks, clock) =
-        runtime.block_on(async { tokio::join!(network, clock::check(loaded)) });
+    let secrets = async {
+        match (&running, &silent) {
+            (None, None) => Some(keyring::check(loaded).await),
+            // It has the secrets, and tells of them with the rest.
+            _ => None,
+        }
+    };
+    let (mut checks, clock, secrets) =
+        runtime.block_on(async { tokio::join!(network, clock::check(loaded), secrets) });
     checks.push(clock);
     if let Some(failure) = &silent {
         checks.push(Check::new("gateway", Verdict::Failed, failure.to_string()));
     }
     checks.extend(ports::check(loaded, &running));
-    checks.push(keyring(&running));
+    checks.extend(secrets);
+    if !checks.iter().any(|check| check.what == KEYRING) {
+        let found = "the gateway that is running does not tell";
+        checks.push(Check::new(KEYRING, Verdict::NotChecked, found));
+    }
     checks.extend(disk::check(&loaded.data_dir));
     // The port mapper may still wait for a router.
     runtime.shutdown_background();
@@ -81,17 +93,6 @@ async fn network_of(loaded: &Loaded, running: &Running) -> Option<Vec<Check>> {
         Ok(Ok(answer)) => serde_json::from_value(answer["checks"].clone()).ok(),
         Ok(Err(error)) => Some(vec![Check::new("network", Verdict::Failed, error.to_string())]),
         Err(error) => Some(vec![Check::new("network", Verdict::Failed, error.to_string())]),
-    }
-}
-
-/// Where the keys rest, if the running gateway says so.
-fn keyring(running: &Running) -> Check {
-    match running.as_ref().and_then(|status| status["secrets"].as_str()) {
-        Some(place) => Check::new("keyring", Verdict::Ok, format!("secrets rest in: {place}")),
-        None => {
-            let found = "secrets.store decides where secrets rest; a running gateway tells";
-            Check::new("keyring", Verdict::NotChecked, found)
-        }
     }
 }
 

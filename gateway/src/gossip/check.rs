@@ -66,6 +66,8 @@ const MDNS: &str = "mDNS";
 const RELAY: &str = "iroh relay";
 const NAT: &str = "NAT";
 const MAPPING: &str = "port mapping";
+/// Not of the network; here so that all names of checks stand together.
+pub const KEYRING: &str = "keyring";
 
 /// How long names, the DHT, an iroh relay, a router may take to answer.
 const DNS_ANSWERS: Duration = Duration::from_secs(10);

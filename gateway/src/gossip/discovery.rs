@@ -307,3 +307,6 @@ fn jitter(most_ms: u64) -> Duration {
 fn unix_minute() -> u64 {
     unix_now() / 60
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,6 +169,15 @@ impl SecretStore for MemorySecrets {
 mod tests {
     use super::*;
 
+    /// Does not compile otherwise.
+    #[test]
+    fn a_secret_is_zeroed_when_dropped() {
+        fn zeroed<T: zeroize::ZeroizeOnDrop>(_: &T) {}
+        let secret = Secret::new(vec![1; 32]);
+        zeroed(&secret.0);
+        zeroed(&secret.array::<32>().unwrap());
+    }
+
     #[test]
     fn a_secret_shows_nothing_of_itself() {
         let secret = Secret::new(b"correct horse".to_vec());

@@ -35,6 +35,26 @@ pub(super) struct SecretFile {
 }
 
 impl SecretFile {
+    /// Whether there is a file, and it opens. Changes nothing, other than [`Self::open`].
+    ///
+    /// # Errors
+    /// When the file is damaged, or its key is missing or another one.
+    pub fn look(data_dir: &Path, given: Option<Source>) -> Result<bool, SecretsError> {
+        let path = data_dir.join(FILE);
+        let Some(sealed) = disk::read(&path)? else { return Ok(false) };
+        let own = Source::beside(data_dir);
+        let source = given.unwrap_or_else(|| own.clone());
+        let key = source.read()?.ok_or_else(|| SecretsError::NoKey(path.clone()))?;
+        match unseal(&path, &sealed, &key, &source) {
+            // A key that was given later takes over at the next start.
+            Err(wrong @ SecretsError::WrongKey { .. }) => match own.read()? {
+                Some(earlier) if unseal(&path, &sealed, &earlier, &own).is_ok() => Ok(true),
+                _ => Err(wrong),
+            },
+            opened => opened.map(|_| true),
+        }
+    }
+
     /// Opens the file, or takes note that there is none yet: it is made when the first secret is put
     /// in.
     ///

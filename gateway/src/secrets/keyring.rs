@@ -54,7 +54,8 @@ impl Keyring {
         Ok(keyring)
     }
 
-    fn try_out(&self) -> Result<(), SecretsError> {
+    /// Puts an entry of its own in, reads it and removes it.
+    pub fn try_out(&self) -> Result<(), SecretsError> {
         let secret = Secret::new(rand::random::<[u8; 16]>().to_vec());
         self.put(TRIAL, &secret)?;
         let kept = self.entry(TRIAL)?.get_secret().map_err(failed).map(decode)?;

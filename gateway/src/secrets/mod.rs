@@ -11,6 +11,7 @@ mod index;
 mod key;
 mod keyring;
 mod plan;
+mod probe;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -22,7 +23,6 @@ use std::{
     time::Duration,
 };
 
-pub use self::error::SecretsError;
 use self::{
     config::{SecretsConfig, StoreChoice},
     file::SecretFile,
@@ -31,6 +31,10 @@ use self::{
     keyring::Keyring,
     plan::{Found, Plan},
     worker::Worker,
+};
+pub use self::{
+    error::SecretsError,
+    probe::{Probed, probe, probe_open},
 };
 use crate::pipeline::{MemorySecrets, SecretStore};
 
@@ -80,11 +84,9 @@ impl Opening {
         }
     }
 
-    async fn open(
-        self,
-        open_keyring: impl OpenKeyring,
-    ) -> Result<Arc<dyn SecretStore>, SecretsError> {
-        let plan = match self.choice {
+    /// What this start is to do.
+    fn plan(&self) -> Result<Plan, SecretsError> {
+        Ok(match self.choice {
             // What is on disk is left alone, damaged or not.
             StoreChoice::Memory => Plan::Memory,
             choice => {
@@ -97,8 +99,14 @@ impl Opening {
                 };
                 plan::plan(choice, found)
             }
-        };
-        match plan {
+        })
+    }
+
+    async fn open(
+        self,
+        open_keyring: impl OpenKeyring,
+    ) -> Result<Arc<dyn SecretStore>, SecretsError> {
+        match self.plan()? {
             Plan::Memory => {
                 tracing::info!("secrets are kept in memory alone: they are gone after this run");
                 Ok(Arc::new(MemorySecrets::default()))

@@ -2,10 +2,10 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use nostr_gateway_tests::{Child, GatewayBuilder, RawClient, free_port};
+use nostr_gateway_tests::{Child, GatewayBuilder, Network, RawClient, free_port, report};
 use serde_json::Value;
 
-use crate::{GATEWAY, alone};
+use crate::{DHT_TESTNET, GATEWAY, alone};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -181,4 +181,37 @@ async fn bench_ends_at_once_when_it_is_interrupted() {
     child.signal("INT");
     assert_eq!(child.exit(Duration::from_secs(5)).await.code(), Some(130));
     assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0, "what was begun is gone");
+}
+
+/// Not the figures: that each row of `topic-bench` can be measured. One of them is none of time, and
+/// holds here as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_benchmark_of_topics_measures_every_row() {
+    let scenario = "the_benchmark_of_topics_measures_every_row";
+    if Network::available(scenario).is_none() {
+        return;
+    }
+    let _alone = alone().await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_topic-bench"));
+    command.args(["--gateway", GATEWAY, "--dht-testnet", DHT_TESTNET, "--quick", "--json", "-"]);
+    let mut bench = Child::spawn("topic-bench", command);
+    let status = bench.exit(Duration::from_secs(300)).await;
+    assert!(status.success(), "{:#?}", bench.stderr());
+    let figures: Value = serde_json::from_str(&bench.stdout().join("\n")).unwrap();
+    assert_eq!(figures["quick"], true);
+    let rows = figures["rows"].as_array().unwrap();
+    for start in ["2 gateways", "3 gateways", "6 gateways", "5 gateways, 500/s", "late joiner"]
+        .into_iter()
+        .chain(["partition", "5 gateways, one frozen", "5 topics, idle"])
+    {
+        let of_it = |row: &&Value| row["name"].as_str().unwrap().starts_with(start);
+        let row = rows.iter().find(of_it).unwrap_or_else(|| panic!("{start}: {figures}"));
+        assert!(row["failure"].is_null() && row["met"].is_null(), "{row}");
+        assert!(row["figures"].as_object().is_some_and(|figures| !figures.is_empty()), "{row}");
+        assert_eq!(row["figures"]["missing"].as_f64().unwrap_or_default(), 0.0, "{row}");
+    }
+    let late = rows.iter().find(|row| row["name"].as_str().unwrap().starts_with("late")).unwrap();
+    let wire = late["figures"]["wire_×_events"].as_f64().unwrap();
+    report(&format!("a late joiner needs {wire:.2} × the bytes of its events on the wire"));
+    assert!((1.0..=1.3).contains(&wire), "{late}");
 }

@@ -328,7 +328,15 @@ async fn within_the_grace_both_epochs_are_read() {
     let a = home(None).await;
     let b = joined("B", None, &invite(&a, false).await).await;
     b.wait_for_neighbors("den", 1, SOON).await;
-    a.command(&["topic", "rotate", "den", "--grace", "6s"]).await.succeeded();
+    // As long as a member has not got the new secret, the topic is rotating.
+    b.signal("STOP");
+    a.command(&["topic", "rotate", "den", "--grace", "8s"]).await.succeeded();
+    eventually("it is seen to rotate", SOON, async || {
+        (a.topic_status("den").await["state"] == "rotating").then_some(())
+    })
+    .await;
+    assert_eq!(a.metric(r#"nostr_gateway_topic_state{topic="den",state="rotating""#).await, 1);
+    b.signal("CONT");
     reaches_epoch(&b, 2).await;
     assert_eq!(show(&b).await["private"]["reads"], json!([1, 2]));
     let all = notes(5, "in the grace");
@@ -367,4 +375,55 @@ async fn a_plugin_rotates_and_the_members_follow() {
     // Nobody was left out: the invite still counts.
     assert_eq!(show(&a).await["private"]["invites"], 1);
     a.log_line(SOON, |line| line.contains("a plugin gave a private topic a new secret")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_leaves_out_who_was_not_seen_for_long() {
+    let _alone = alone().await;
+    let dht = Testnet::on_loopback(DHT_TESTNET).await;
+    let a = builder("A", Some(&dht)).rotate_by_age(10).drop_unseen_after(8).start().await;
+    a.command(&["topic", "create", "den", "--private"]).await.succeeded();
+    let text = invite(&a, false).await;
+    let b = joined("B", Some(&dht), &text).await;
+    let mut c = joined("C", Some(&dht), &text).await;
+    let before = notes(5, "before");
+    publish(&a, &before).await;
+    becomes(&b, &before).await;
+    becomes(&c, &before).await;
+    let members = async || {
+        let members = show(&a).await["private"]["members"].take();
+        let ids = members.as_array().unwrap().iter();
+        ids.map(|member| member["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    eventually("the admin knows both", SOON, async || {
+        let members = members().await;
+        (members.contains(&b.endpoint) && members.contains(&c.endpoint)).then_some(())
+    })
+    .await;
+    c.kill9().await;
+    eventually("C is left out", Duration::from_secs(60), async || {
+        (!members().await.contains(&c.endpoint)).then_some(())
+    })
+    .await;
+    let without_c = epoch(&a).await;
+    a.log_line(SOON, |line| line.contains("leaving out 1 unseen members")).await;
+
+    // B was seen all the time and keeps everything.
+    eventually("B follows", SOON, async || (epoch(&b).await >= without_c).then_some(())).await;
+    let after = notes(5, "after");
+    publish(&a, &after).await;
+    let mut all = [before.clone(), after].concat();
+    becomes(&b, &all).await;
+    let more = notes(2, "from B");
+    publish(&b, &more).await;
+    all.extend(more);
+    becomes(&a, &all).await;
+
+    // C comes back with all that it had, and stays there.
+    let c = c.restart().await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let at_c = epoch(&c).await;
+    assert!((1..without_c).contains(&at_c), "C is at {at_c}, the others went on in {without_c}");
+    assert_eq!(held(&c).await, events::ids(&before), "what came after is for members");
+    assert!(members().await.contains(&b.endpoint) && !members().await.contains(&c.endpoint));
 }

@@ -80,8 +80,8 @@ fn post(body: &str) -> String {
 async fn without_a_gateway_the_commands_say_so() {
     let builder = builder("nobody");
     let data_dir = builder.data_dir().to_str().unwrap().to_owned();
-    let (invite, mistyped) = (invite(), mistyped());
-    let commands: [&[&str]; 14] = [
+    let (invite, mistyped, admin_key) = (invite(), mistyped(), admin_key());
+    let commands: [&[&str]; 16] = [
         &["status"],
         &["status", "--json"],
         &["peers"],
@@ -95,7 +95,9 @@ async fn without_a_gateway_the_commands_say_so() {
         &["topic", "peers", "cats"],
         &["topic", "rotate", "cats"],
         &["topic", "sync", "cats"],
+        &["topic", "invite", "cats"],
         &["topic", "export-admin", "cats"],
+        &["topic", "import-admin", &admin_key],
     ];
     for command in commands {
         builder.command(command).await.refuses(1, &["no gateway is running in", &data_dir]);
@@ -109,7 +111,7 @@ async fn without_a_gateway_the_commands_say_so() {
         (&["topic", "join", &mistyped], &["mistyped"]),
         (&["topic", "leave", &invite], &["invite"]),
         (&["topic", "import-admin", &invite], &["admin key", "mistyped"]),
-        (&["topic", "join", &admin_key()], &["admin key", "import-admin"]),
+        (&["topic", "join", &admin_key], &["admin key", "import-admin"]),
         (&["topic", "create", "a\nb"], &["control characters"]),
         (&["topic", "rotate", "cats", "--grace", "10"], &["10m"]),
         (&["topic", "dance", "cats"], &["dance"]),

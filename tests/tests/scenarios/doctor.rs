@@ -1,15 +1,19 @@
 //! `nostr-gateway doctor`, with parts that work and parts that do not.
 
-use std::net::{TcpListener, UdpSocket};
+use std::{
+    net::{TcpListener, UdpSocket},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use nostr_gateway_tests::{Finished, GatewayBuilder, Testnet};
+use nostr_gateway_tests::{Finished, GatewayBuilder, Keyring, Network, Testnet};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net,
 };
 
-use crate::{DHT_TESTNET, GATEWAY, alone};
+use crate::{DHT_TESTNET, GATEWAY, alone, nat::start_iroh_relay};
 
 /// The verdict of one check, and all that is said of it.
 fn check(finished: &Finished, what: &str) -> (String, String) {
@@ -50,8 +54,6 @@ async fn what_works_is_told_with_and_without_a_gateway() {
             let (verdict, text) = check(finished, what);
             assert_eq!(verdict, "ok", "{text}");
         }
-        let (keyring, text) = check(finished, "keyring");
-        assert_ne!(keyring, "failed", "{text}");
         for what in ["mDNS", "iroh relay", "NAT", "port mapping", "clock"] {
             let (verdict, text) = check(finished, what);
             assert_eq!(verdict, "not_checked", "{text}");
@@ -62,6 +64,8 @@ async fn what_works_is_told_with_and_without_a_gateway() {
     assert!(text.contains(&gateway.relay), "{text}");
     let answer: Value = serde_json::from_str(&while_it_runs.stdout).unwrap();
     assert_eq!(answer["gateway_running"], true);
+    assert_eq!(check(&before, "keyring").0, "not_checked", "there were no secrets yet");
+    assert_eq!(check(&while_it_runs, "keyring").0, "ok");
     assert_eq!(check(&before, "data directory").0, "not_checked", "there was none yet");
     assert_eq!(check(&while_it_runs, "data directory").0, "ok");
     let told = gateway.command(&["doctor"]).await;
@@ -102,4 +106,110 @@ async fn what_fails_is_told_with_what_to_do() {
     assert!(told.stdout.contains("-> set the clock"), "{told:?}");
     // A configuration that is wrong is said first.
     builder.command(&["doctor", "--listen", "nowhere"]).await.refuses(2, &["--listen"]);
+}
+
+fn with_keyring(store: &str) -> GatewayBuilder {
+    GatewayBuilder::new(GATEWAY, store)
+        .set("secrets", "store", &format!("{store:?}"))
+        .set("secrets", "timeout_ms", "2000")
+        .env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent/bus")
+}
+
+async fn doctor(builder: &GatewayBuilder) -> Finished {
+    builder.command(&["doctor", "--json"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyring_is_tried_out_before_the_first_start() {
+    let scenario = "a_keyring_is_tried_out_before_the_first_start";
+    let Some(keyring) = Keyring::available(scenario) else { return };
+    let _alone = alone().await;
+    for (which, session, says) in [
+        ("locked", keyring.locked().await, "the keyring"),
+        ("missing", keyring.without_service().await, "the keyring"),
+        ("hanging", keyring.with_service_that_hangs().await, "secrets.timeout_ms"),
+    ] {
+        for (store, expected) in [("keyring", "failed"), ("auto", "warning")] {
+            let builder = session.for_gateway(with_keyring(store));
+            let began = Instant::now();
+            let finished = doctor(&builder).await;
+            assert!(began.elapsed() < Duration::from_secs(20), "{which}: {:?}", began.elapsed());
+            let (verdict, text) = check(&finished, "keyring");
+            assert_eq!(verdict, expected, "{which}, {store}: {text}");
+            assert!(text.contains(says), "{which}, {store}: {text}");
+            assert!(text.contains("unlock the keyring"), "{which}, {store}: {text}");
+            assert_eq!(finished.code, Some(i32::from(expected == "failed")), "{finished:?}");
+            assert!(!builder.data_dir().exists(), "asking makes no data directory");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyring_that_works_is_told_from_one_that_went() {
+    let scenario = "a_keyring_that_works_is_told_from_one_that_went";
+    let Some(keyring) = Keyring::available(scenario) else { return };
+    let _alone = alone().await;
+    let session = keyring.unlocked().await;
+    let builder = session.for_gateway(with_keyring("keyring"));
+    let (verdict, text) = check(&doctor(&builder).await, "keyring");
+    assert_eq!(verdict, "ok", "{text}");
+    assert!(text.contains("gave back"), "{text}");
+    assert_eq!(session.entries("nostr-gateway"), 0, "what was put in is gone again");
+    let mut gateway = builder.clone().start().await;
+    let (verdict, text) = check(&gateway.command(&["doctor", "--json"]).await, "keyring");
+    assert_eq!(verdict, "ok", "{text}");
+    assert!(text.contains("secrets rest in: keyring"), "{text}");
+    assert_eq!(session.entries("nostr-gateway"), 1, "the identity, and nothing else");
+
+    // The session ends under the gateway's feet.
+    drop(session);
+    let finished = gateway.command(&["doctor", "--json"]).await;
+    let (verdict, text) = check(&finished, "keyring");
+    assert_eq!((verdict.as_str(), finished.code), ("failed", Some(1)), "{text}");
+    assert!(text.contains("unlock the keyring"), "{text}");
+    gateway.interrupt().await;
+    // Nor would it start again.
+    let finished = doctor(&builder).await;
+    let (verdict, text) = check(&finished, "keyring");
+    assert_eq!((verdict.as_str(), finished.code), ("failed", Some(1)), "{text}");
+    assert!(text.contains("keyring.json") && text.contains("unlock the keyring"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_lacks_something_is_told_with_what_to_do() {
+    let scenario = "a_network_that_lacks_something_is_told_with_what_to_do";
+    let Some(network) = Network::available(scenario) else { return };
+    let _alone = alone().await;
+    let host = Arc::new(network.add("a", 2, 1));
+    let elsewhere = network.add("relay", 3, 1);
+    let (mut relay, url) = start_iroh_relay(&elsewhere).await;
+    let builder = GatewayBuilder::new(GATEWAY, "network")
+        .namespace(host.clone())
+        .set("discovery", "mdns", "true")
+        .set("endpoint", "iroh_relays", &format!("{url:?}"));
+    let well = doctor(&builder).await;
+    for what in ["mDNS", "iroh relay"] {
+        let (verdict, text) = check(&well, what);
+        assert_eq!(verdict, "ok", "{text}");
+    }
+    // There is no router that could be asked.
+    let (verdict, text) = check(&well, "port mapping");
+    assert_eq!(verdict, "warning", "{text}");
+    assert!(text.contains("forward a UDP port"), "{text}");
+
+    host.filter("multicast", "output", "ip daddr 224.0.0.0/4 drop");
+    relay.kill().await;
+    let ill = doctor(&builder).await;
+    assert_eq!(ill.code, Some(1), "{ill:?}");
+    for (what, expected, advice) in
+        [("mDNS", "warning", "224.0.0.251"), ("iroh relay", "failed", "endpoint.iroh_relays")]
+    {
+        let (verdict, text) = check(&ill, what);
+        assert_eq!(verdict, expected, "{text}");
+        assert!(text.contains(advice), "{text}");
+    }
+    let off = builder.set("discovery", "mdns", "false");
+    let (verdict, text) = check(&doctor(&off).await, "mDNS");
+    assert_eq!(verdict, "not_checked", "{text}");
+    assert!(text.contains("discovery.mdns"), "{text}");
 }

@@ -31,7 +31,7 @@ const SOON: Duration = Duration::from_secs(20);
 pub struct Peer {
     pub sender: GossipSender,
     receiver: GossipReceiver,
-    router: Router,
+    pub router: Router,
 }
 
 impl Peer {

@@ -1,20 +1,29 @@
 //! What a private topic's outsiders get, and its former members: each of them writes down all that it
 //! was sent.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
+use distributed_topic_tracker::{
+    EncryptedRecord, RotationHandle, TopicId as Place, encryption_keypair, salt, signing_keypair,
+};
 use futures_util::StreamExt;
 use iroh_gossip::{TopicId, api::Event as GossipEvent};
+use mainline::{Dht, async_dht::AsyncDht};
 use nostr_gateway::protocol::private::{
-    admission::Admission, invite::Invite, message::Message, proof::Role, seal::Sealer,
+    admission::Admission,
+    derive::{EpochKeys, EpochSecret},
+    invite::Invite,
+    message::Message,
+    proof::Role,
+    seal::Sealer,
 };
-use nostr_gateway_tests::{RawClient, events};
+use nostr_gateway_tests::{RawClient, Testnet, events, eventually};
 use nostr_sdk::Keys;
 use serde_json::json;
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256, Sha512};
 
 use crate::{
-    alone,
+    DHT_TESTNET, alone,
     circles::{becomes, epoch, held, home, invite, joined, notes, publish, reaches_epoch},
     hostile_node::{Loot, Member, NOTHING, Node, ask, asks_by_name, framed, requests},
 };
@@ -176,4 +185,97 @@ async fn outsiders_and_former_members_get_nothing() {
     loot.is_nothing();
     let mut page = RawClient::connect_from_page(&a.url(), "https://evil.example").await;
     assert!(page.stored_ids(&[json!({"kinds": [1]})]).await.is_empty());
+}
+
+/// All that the DHT has for a topic and a minute.
+async fn slot(dht: &AsyncDht, place: &Place, minute: u64) -> Vec<Vec<u8>> {
+    let key = signing_keypair(place, minute).verifying_key().to_bytes();
+    let items = dht.get_mutable(&key, Some(&salt(place, minute)), None);
+    let values = items.map(|item| item.value().to_vec()).collect::<BTreeSet<_>>();
+    let values = tokio::time::timeout(SOON, values).await.expect("the DHT answers");
+    values.into_iter().collect()
+}
+
+/// Who wrote a record, for whoever has the epoch's keys.
+fn writer(keys: &EpochKeys, minute: u64, value: &[u8]) -> String {
+    let place = Place::from_hash(&keys.discovery_topic);
+    let mut secret = [0; 32];
+    secret.copy_from_slice(&Sha512::digest(*keys.discovery_secret)[..32]);
+    let opens = encryption_keypair(&place, &RotationHandle::default(), secret, minute);
+    let sealed = EncryptedRecord::from_bytes(value.to_vec()).unwrap();
+    let record = sealed.decrypt(&opens).unwrap();
+    record.verify(&place.hash(), minute).unwrap();
+    data_encoding::HEXLOWER.encode(&record.pub_key())
+}
+
+/// Everybody can read the DHT; only members know where in it they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn outsiders_and_former_members_do_not_find_the_topic_in_the_dht() {
+    let _alone = alone().await;
+    let testnet = Testnet::on_loopback(DHT_TESTNET).await;
+    let dht = Dht::builder().bootstrap(&testnet.bootstrap).build().unwrap().as_async();
+    let a = home(Some(&testnet)).await;
+    let text = invite(&a, false).await;
+    let b = joined("B", Some(&testnet), &text).await;
+    let old = Invite::parse(&text).unwrap();
+    let derive = |epoch: u64, secret: &EpochSecret| EpochKeys::derive(&old.topic, epoch, secret);
+    let old_place = Place::from_hash(&derive(1, &old.secret).discovery_topic);
+    let minute = || events::now() / 60;
+    eventually("who has the secret finds the topic", SOON, async || {
+        let now = minute();
+        let found = [slot(&dht, &old_place, now).await, slot(&dht, &old_place, now - 1).await];
+        (!found.concat().is_empty()).then_some(())
+    })
+    .await;
+
+    a.command(&["topic", "rotate", "den", "--grace", "0s"]).await.succeeded();
+    reaches_epoch(&b, 2).await;
+    let rotated = minute();
+    let new = Invite::parse(&invite(&a, false).await).unwrap();
+    assert_eq!(new.epoch, 2);
+    let new_keys = derive(2, &new.secret);
+    let new_place = Place::from_hash(&new_keys.discovery_topic);
+    // What was written in the minute of the rotation stays there; later ones show who looks where.
+    let later = Duration::from_secs(60) + SOON;
+    let (now, values) = eventually("members write in a later minute", later, async || {
+        let now = minute();
+        let values = match now > rotated {
+            true => slot(&dht, &new_place, now).await,
+            false => Vec::new(),
+        };
+        (!values.is_empty()).then_some((now, values))
+    })
+    .await;
+    for value in values {
+        let writer = writer(&new_keys, now, &value);
+        assert!([&a.endpoint, &b.endpoint].contains(&&writer), "{writer}");
+    }
+    assert!(
+        !slot(&dht, &Place::new("town"), now).await.is_empty(),
+        "public ones are found by name"
+    );
+
+    // By the name, by the name and the admin, by old secrets for this epoch and others, by the topic
+    // key that former members keep.
+    let mut guesses = vec![
+        ("name", Place::new("den")),
+        ("hashed name", Place::from_hash(&Sha256::digest("den").into())),
+        ("name, hashed twice", Place::from_hash(&Sha256::digest(Sha256::digest("den")).into())),
+        ("admin", Place::from_hash(&old.topic.admin)),
+        ("old gossip topic", Place::from_hash(&derive(1, &old.secret).gossip_topic)),
+    ];
+    let topic_key = EpochSecret::new(*old.topic_key.expose());
+    for epoch in 0..4 {
+        let keys = derive(epoch, &old.secret);
+        guesses.push(("old secret", Place::from_hash(&keys.discovery_topic)));
+        let keys = derive(epoch, &topic_key);
+        guesses.push(("topic key", Place::from_hash(&keys.discovery_topic)));
+    }
+    for (what, place) in &guesses {
+        for minute in [now, now + 1] {
+            let found = slot(&dht, place, minute).await;
+            assert!(found.is_empty(), "{what}: {found:?}");
+        }
+    }
+    assert!(!slot(&dht, &new_place, now).await.is_empty(), "it was there all the time");
 }

@@ -43,7 +43,7 @@ async fn neighbor(gateway: &Gateway) -> Value {
     .await
 }
 
-async fn start_iroh_relay(namespace: &Namespace) -> (Child, String) {
+pub async fn start_iroh_relay(namespace: &Namespace) -> (Child, String) {
     let address = format!("{}:3340", namespace.address());
     let mut command = namespace.command(Path::new(IROH_RELAY));
     command.args(["--bind", &address]).env("RUST_LOG", "warn");

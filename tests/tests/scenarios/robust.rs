@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use iroh::endpoint::Connection;
 use nostr_gateway_tests::{
     Gateway, GatewayBuilder, Network, RawClient, Testnet, events, eventually, http, report,
 };
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 use crate::{
     DHT_TESTNET, GATEWAY, alone,
     hostile::Peer,
+    hostile_node::requests,
     namespaces::{MEETING, stock_node},
 };
 
@@ -237,6 +239,24 @@ async fn two_gateways_go_on_beside_a_hostile_neighbor() {
         report(&format!("a hostile neighbor said {said} frames"));
         assert!(said > 500, "that is no flood: {said}");
     }
+    // More than any gateway has to say is not even looked at. Nobody is banned for it: gossip forwards
+    // before anybody verifies, so the last hop may be as honest as we are.
+    let [abuser, flooder] = &hostile;
+    let over_budget = r#"nostr_gateway_frames_dropped_total{cause="over budget""#;
+    flood_until(flooder, &b, over_budget).await;
+    for gateway in [&a, &b] {
+        assert!(!gateway.log().iter().any(|line| says_banned(line, flooder)));
+    }
+    is_answered(&flooder.connect(&b, b"/nostr-gateway/sync/1").await).await;
+    // Whoever says nonsense on streams of its own is to blame for it.
+    for gateway in [&a, &b] {
+        gateway.log_line(SOON, |line| says_banned(line, abuser)).await;
+        assert!(gateway.metric("nostr_gateway_lies_total").await >= 8);
+        let again = abuser.connect(gateway, b"/nostr-gateway/sync/1").await;
+        let closed = timeout(Duration::from_secs(5), again.closed()).await;
+        assert!(closed.is_ok(), "no more streams with it");
+    }
+
     for gateway in [&a, &b] {
         let mut client = RawClient::connect(&gateway.topic_url("town")).await;
         let mut held = client.stored_ids(&[json!({"limit": 5000})]).await;
@@ -247,6 +267,44 @@ async fn two_gateways_go_on_beside_a_hostile_neighbor() {
         // Gossip forwards before anybody verifies: nobody is blamed for it.
         assert!(!gateway.log().iter().any(|line| line.contains("panicked")));
     }
+}
+
+fn says_banned(line: &str, peer: &Peer) -> bool {
+    let id = peer.router.endpoint().id().fmt_short().to_string();
+    line.contains("broke the protocol again and again") && line.contains(&id)
+}
+
+/// Asks for an event that there is nowhere, and is told so.
+async fn is_answered(connection: &Connection) {
+    let (mut send, mut receive) = connection.open_bi().await.expect("not banned");
+    let nowhere = events::note(&Keys::generate(), "nowhere");
+    send.write_all(&requests("town", &nowhere)[0]).await.unwrap();
+    let _ = send.finish();
+    let answer = timeout(Duration::from_secs(5), receive.read_to_end(1_000)).await;
+    answer.expect("an answer").expect("a whole answer");
+}
+
+/// Says things without a meaning as fast as gossip takes them, until a metric counts.
+async fn flood_until(peer: &Peer, gateway: &Gateway, metric: &str) {
+    let stop = AtomicBool::new(false);
+    let flooding = async {
+        for n in 0_u32.. {
+            if stop.load(Ordering::Relaxed) {
+                return n;
+            }
+            let frame = [&n.to_be_bytes()[..], &[0xff; 3_900]].concat();
+            if peer.sender.broadcast(frame.into()).await.is_err() {
+                return n;
+            }
+        }
+        0
+    };
+    let counting = async {
+        gateway.wait_for_metric(metric, 1, SOON).await;
+        stop.store(true, Ordering::Relaxed);
+    };
+    let (said, ()) = tokio::join!(flooding, counting);
+    report(&format!("over budget after {said} frames of 4 kB"));
 }
 
 /// A member that stops without a word must not hold up what the others say to one another.
@@ -322,6 +380,8 @@ async fn a_frozen_member_harms_nobody_for_long_and_catches_up() {
         "frozen for {FROZEN:?}: p99 of the others {before:?} before, {after:?} from {GIVEN_UP:?} on; \
          equal {equal:?} after"
     ));
-    assert!(after < before * 4 + Duration::from_millis(250), "{before:?} → {after:?}");
-    assert!(equal < Duration::from_secs(15), "{equal:?}");
+    // Twice what it was; below 50 ms the machine's other work decides.
+    let unharmed = (before * 2).max(Duration::from_millis(50));
+    assert!(after <= unharmed, "{before:?} → {after:?}");
+    assert!(equal <= Duration::from_secs(5), "{equal:?}");
 }

@@ -1,12 +1,16 @@
 //! What a gateway missed comes afterwards: from late joiners to partitions, between separate processes.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use futures_util::future::join_all;
 use nostr_gateway_tests::{
-    Gateway, GatewayBuilder, Network, RawClient, Testnet, events, eventually,
+    Gateway, GatewayBuilder, Network, RawClient, Testnet, events, eventually, report,
 };
 use nostr_sdk::{Event, Keys};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{DHT_TESTNET, GATEWAY, alone, management::call};
 
@@ -339,6 +343,10 @@ async fn a_cut_in_the_middle_is_gone_on_with() {
     publish(&a, &history).await;
     let mut b = builder("B", &[&a]).await.start().await;
     let stored = r#"nostr_gateway_events_total{origin="sync",outcome="stored""#;
+    eventually("it is seen to reconcile", SOON, async || {
+        (b.topic_status("town").await["state"] == "syncing").then_some(())
+    })
+    .await;
     b.wait_for_metric(stored, 500, SOON).await;
     b.kill9().await;
     let b = b.restart().await;
@@ -372,34 +380,154 @@ async fn whoever_crashed_and_is_back_at_another_port_is_asked_for_what_it_has() 
     .await;
 }
 
-/// Each side writes while the other cannot be reached.
+/// How many events a gateway has stored.
+async fn stored(gateway: &Gateway) -> usize {
+    gateway.metric(r#"nostr_gateway_events_total{outcome="stored""#).await as usize
+}
+
+async fn all_store(gateways: &[Gateway], count: usize) {
+    eventually("all have stored what they can reach", SOON, async || {
+        let stored = join_all(gateways.iter().map(stored)).await;
+        stored.iter().all(|stored| *stored == count).then_some(())
+    })
+    .await;
+}
+
+/// Whether one of these is a neighbor of one of the others.
+async fn know_one_another(these: &[Gateway], others: &[Gateway]) -> bool {
+    let topics = join_all(these.iter().map(|gateway| gateway.topic_status("town"))).await;
+    let neighbors = topics.iter().flat_map(|topic| topic["neighbors"].as_array().unwrap());
+    let mut ids = neighbors.map(|neighbor| &neighbor["id"]);
+    ids.any(|id| others.iter().any(|other| *id == json!(other.endpoint)))
+}
+
+/// Each side writes while the other cannot be reached: three gateways here, three there.
 #[tokio::test(flavor = "multi_thread")]
 async fn both_sides_of_a_partition_have_all_afterwards() {
+    const EACH: usize = 200;
+    // From when the first two of them are neighbors again. Until then it is discovery: nobody here is
+    // alone, and with few neighbors a look comes every 15 s.
+    const EQUAL: Duration = Duration::from_secs(5);
     let Some(network) = Network::available("both_sides_of_a_partition") else { return };
     let _alone = alone().await;
     let dht = network.add("dht", 1, 1);
     let testnet = Testnet::in_namespace(DHT_TESTNET, &dht).await;
-    let hosts: Vec<_> = (2..=3).map(|n| Arc::new(network.add(&format!("h{n}"), n, 1))).collect();
-    let start = async |host: usize| {
-        let name = format!("{host}");
-        let builder = GatewayBuilder::new(GATEWAY, &name).topics(&["town"]).dht(&testnet);
-        builder.namespace(hosts[host].clone()).start().await
-    };
-    let (a, b) = (start(0).await, start(1).await);
-    a.wait_for_neighbors("town", 1, Duration::from_secs(60)).await;
-    network.cut(&hosts[1], true);
+    let hosts: Vec<_> = (2..=7).map(|n| Arc::new(network.add(&format!("h{n}"), n, 1))).collect();
+    let mut gateways = join_all(hosts.iter().map(|host| {
+        let builder = GatewayBuilder::new(GATEWAY, &host.address().to_string()).topics(&["town"]);
+        builder.dht(&testnet).namespace(host.clone()).start()
+    }))
+    .await;
+    for gateway in &gateways {
+        gateway.wait_for_neighbors("town", 1, Duration::from_secs(60)).await;
+    }
+    let together = notes(&Keys::generate(), 1, "together");
+    publish(&gateways[0], &together).await;
+    all_store(&gateways, 1).await;
+
+    let across: Vec<_> =
+        hosts[..3].iter().flat_map(|one| hosts[3..].iter().map(move |two| (one, two))).collect();
+    across.iter().for_each(|(one, two)| network.part(one, two));
+    let there = gateways.split_off(3);
+    let here = gateways;
     // Longer than a connection lasts without a sign of life.
     eventually("they miss one another", SOON, async || {
-        let status = a.topic_status("town").await;
-        status["neighbors"].as_array().unwrap().is_empty().then_some(())
+        let (one, two) =
+            tokio::join!(know_one_another(&here, &there), know_one_another(&there, &here));
+        (!one && !two).then_some(())
     })
     .await;
-    network.cut(&hosts[1], false);
-    publish(&a, &notes(&Keys::generate(), 200, "at A")).await;
-    publish(&b, &notes(&Keys::generate(), 200, "at B")).await;
-    eventually("both have all", Duration::from_secs(60), async || {
-        let (at_a, at_b) = (held(&a).await, held(&b).await);
-        (at_a.len() == 400 && at_a == at_b).then_some(())
+    let (ours, theirs) =
+        (notes(&Keys::generate(), EACH, "here"), notes(&Keys::generate(), EACH, "there"));
+    tokio::join!(publish(&here[0], &ours), publish(&there[0], &theirs));
+    tokio::join!(all_store(&here, 1 + EACH), all_store(&there, 1 + EACH));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for (side, own) in [(&here, &ours), (&there, &theirs)] {
+        let expected = events::ids(together.iter().chain(own));
+        for gateway in side {
+            assert_eq!(held(gateway).await, expected, "they are apart");
+        }
+    }
+
+    across.iter().for_each(|(one, two)| network.heal(one, two));
+    let healed = Instant::now();
+    eventually("they are neighbors again", SOON, async || {
+        know_one_another(&here, &there).await.then_some(())
     })
     .await;
+    let met = Instant::now();
+    tokio::join!(all_store(&here, 1 + 2 * EACH), all_store(&there, 1 + 2 * EACH));
+    let equal = met.elapsed();
+    report(&format!(
+        "3 | 3 apart, {EACH} events on each side: neighbors {:?} after the link is back, equal \
+         {equal:?} after that",
+        met - healed
+    ));
+    assert!(equal <= EQUAL, "{equal:?}");
+    let all = events::ids(together.iter().chain(&ours).chain(&theirs));
+    for gateway in here.iter().chain(&there) {
+        assert_eq!(held(gateway).await, all);
+    }
+}
+
+/// What `topic sync` told, step by step, and its result.
+async fn synced(gateway: &Gateway, code: i32) -> (Vec<Value>, Value) {
+    let told = gateway.command(&["topic", "sync", "town", "--json"]).await;
+    assert_eq!(told.code, Some(code), "{told:?}");
+    let mut lines: Vec<Value> =
+        told.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let result = lines.pop().unwrap()["result"].take();
+    let steps: Vec<Value> = lines.into_iter().map(|mut line| line["progress"].take()).collect();
+    assert!(steps.iter().all(Value::is_object), "{told:?}");
+    (steps, result)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_on_demand_brings_what_is_missing_and_says_how_it_goes() {
+    let _alone = alone().await;
+    let (admin, author) = (Keys::generate(), Keys::generate());
+    let a = builder("A", &[]).await.set("sync", "interval_s", "3600").start().await;
+    let b = builder("B", &[&a])
+        .await
+        .set("sync", "interval_s", "3600")
+        .set("relay", "admins", &format!("[{:?}]", admin.public_key().to_hex()))
+        .start()
+        .await;
+    for gateway in [&a, &b] {
+        gateway.wait_for_neighbors("town", 1, SOON).await;
+    }
+    // B refuses what gossip says of this author, and then would take it: nothing brings it but a
+    // comparison, and none is due.
+    let key = json!([author.public_key().to_hex()]);
+    call(&b, &admin, "banpubkey", key.clone()).await;
+    let missing = notes(&author, 300, "missing");
+    publish(&a, &missing).await;
+    let heard = events::note(&Keys::generate(), "heard");
+    publish(&a, std::slice::from_ref(&heard)).await;
+    becomes(&b, &[heard.id.to_hex()]).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    call(&b, &admin, "unbanpubkey", key).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(held(&b).await, [heard.id.to_hex()], "nothing comes by itself");
+
+    let (steps, result) = synced(&b, 0).await;
+    let number = |step: &Value, field: &str| step[field].as_u64().unwrap();
+    assert_eq!((&steps[0]["finished"], &steps[0]["neighbors_left"]), (&json!(false), &json!(1)));
+    assert!(steps.iter().any(|step| number(step, "needed") > 0), "{steps:?}");
+    assert!(steps.windows(2).all(|two| number(&two[0], "fetched") <= number(&two[1], "fetched")));
+    assert_eq!(result["neighbor"], a.endpoint, "{result}");
+    let end = ["neighbors_left", "failed", "needed", "fetched"].map(|field| number(&result, field));
+    assert_eq!((&result["finished"], end), (&json!(true), [0, 0, 300, 300]), "{result}");
+    let all = events::ids(missing.iter().chain([&heard]));
+    assert_eq!(held(&b).await, all, "it is over when all is here");
+
+    // Once more there is nothing to do, and that is no failure.
+    let (_, result) = synced(&b, 0).await;
+    assert_eq!((number(&result, "needed"), number(&result, "failed")), (0, 0), "{result}");
+
+    // A neighbor that does not answer is one.
+    a.signal("STOP");
+    let (_, result) = synced(&b, 1).await;
+    assert_eq!(number(&result, "failed"), 1, "{result}");
+    a.signal("CONT");
 }

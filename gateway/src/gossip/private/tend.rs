@@ -93,9 +93,10 @@ impl Tender {
             {
                 meetings.push(async move { (peer, meet(circle, connections, peer).await) });
             }
-            if rotating.as_ref().is_some_and(|(_, since)| {
-                since.elapsed() > ROTATING || (meetings.is_empty() && guests.nobody_waits())
-            }) {
+            // Whom it takes is known after the first look.
+            let is_through = looks > 0 && meetings.is_empty() && guests.nobody_waits();
+            if rotating.as_ref().is_some_and(|(_, since)| is_through || since.elapsed() > ROTATING)
+            {
                 rotating = None;
             }
             let ends = circle.next_tick().map(until);

@@ -98,6 +98,16 @@ mod tests {
         AdminKey { name, key: SigningKey::from_bytes(&[0xd4; 32]) }
     }
 
+    /// Does not compile otherwise.
+    #[test]
+    fn an_admin_key_is_zeroed_when_dropped() {
+        fn zeroed<T: zeroize::ZeroizeOnDrop>(_: &T) {}
+        let key = key("x");
+        let AdminKey { name: _, key: signing } = &key;
+        zeroed(signing);
+        zeroed(&key.encode());
+    }
+
     #[test]
     fn an_admin_key_round_trips() {
         for name in ["x", "Lesekreis Süd", &"ß".repeat(64)] {

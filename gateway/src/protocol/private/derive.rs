@@ -165,6 +165,28 @@ mod tests {
         assert_eq!(seen.len(), count);
     }
 
+    /// Does not compile with a secret that stays in memory, nor with a field that nobody looked at.
+    #[test]
+    fn secrets_are_zeroed_when_dropped() {
+        fn zeroed<T: zeroize::ZeroizeOnDrop>(_: &T) {}
+        let (epoch, topic_key) = (EpochSecret::new([1; 32]), TopicKey::new([1; 32]));
+        let keys = EpochKeys::derive(&topic(1, "a"), 1, &epoch);
+        let (EpochSecret(bytes), TopicKey(more)) = (&epoch, &topic_key);
+        [bytes, more].into_iter().for_each(zeroed);
+        let EpochKeys {
+            // Guessed by nobody, and seen by whoever looks at the network.
+            discovery_topic: _,
+            discovery_secret,
+            gossip_topic: _,
+            encryption,
+            nonce,
+            proof,
+            commitment: _,
+        } = &keys;
+        [discovery_secret, encryption, nonce, proof].into_iter().for_each(zeroed);
+        zeroed(&tag_key(&topic(1, "a"), &topic_key));
+    }
+
     #[test]
     fn secrets_do_not_print() {
         let keys = EpochKeys::derive(&topic(1, "a"), 1, &EpochSecret::new([0xab; 32]));

@@ -238,6 +238,17 @@ fn read_address(reader: &mut Reader<'_>) -> Result<SocketAddr, Malformed> {
 mod tests {
     use super::*;
 
+    /// Does not compile otherwise.
+    #[test]
+    fn an_invite_is_zeroed_when_dropped() {
+        fn zeroed<T: zeroize::ZeroizeOnDrop>(_: &T) {}
+        let invite = invite(1);
+        // Topic key and secret: see there.
+        let Invite { topic: _, topic_key: _, epoch: _, secret: _, key, peers: _ } = &invite;
+        zeroed(key);
+        zeroed(&invite.encode());
+    }
+
     fn invite(peers: usize) -> Invite {
         let peer = |n: usize| Peer {
             id: MemberId([n as u8; 32]),

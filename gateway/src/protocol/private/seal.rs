@@ -132,6 +132,16 @@ mod tests {
     use super::*;
     use crate::protocol::{TopicName, private::derive::EpochSecret};
 
+    /// Does not compile otherwise.
+    #[test]
+    fn a_sealer_is_zeroed_when_dropped() {
+        fn zeroed<T: zeroize::ZeroizeOnDrop>(_: &T) {}
+        let sealer = sealer("a", 1, 1);
+        let Sealer { cipher, nonce_key, associated: _ } = &sealer;
+        zeroed(cipher);
+        zeroed(nonce_key);
+    }
+
     fn topic(name: &str) -> Topic {
         Topic { admin: [7; 32], name: TopicName::new(name).unwrap() }
     }

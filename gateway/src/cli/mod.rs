@@ -84,7 +84,7 @@ pub enum Command {
     ///
     /// Direct messages and private topics too, so keep the file to yourself.
     Export(transfer::ExportArgs),
-    /// Check what the gateway needs: network, clock, ports, disk
+    /// Check what the gateway needs: network, clock, ports, keyring, disk
     ///
     /// Takes the same flags as run. Asks the running gateway, if there is one in the data directory.
     /// The exit code is 1 when something failed.

@@ -169,10 +169,8 @@ impl GatewayBuilder {
     pub fn drop_unseen_after(self, seconds: u64) -> Self {
         let file = self.plugin_folder("rotate-by-age").join("plugin.toml");
         let manifest = fs::read_to_string(&file).unwrap();
-        let wanted = format!("drop_unseen_after = {seconds}");
-        let manifest = manifest.replace("drop_unseen_after = 0", &wanted);
-        assert!(manifest.contains(&wanted), "{manifest}");
-        fs::write(file, manifest).unwrap();
+        // Its `[config]` stands at the end.
+        fs::write(file, format!("{manifest}drop_unseen_after = {seconds}\n")).unwrap();
         self
     }
 

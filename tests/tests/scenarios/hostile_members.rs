@@ -250,10 +250,12 @@ async fn outsiders_and_former_members_do_not_find_the_topic_in_the_dht() {
         let writer = writer(&new_keys, now, &value);
         assert!([&a.endpoint, &b.endpoint].contains(&&writer), "{writer}");
     }
-    assert!(
-        !slot(&dht, &Place::new("town"), now).await.is_empty(),
-        "public ones are found by name"
-    );
+    // With neighbors, members write there every five minutes only.
+    let mut public = Vec::new();
+    for minute in now - 6..=now {
+        public.extend(slot(&dht, &Place::new("town"), minute).await);
+    }
+    assert!(!public.is_empty(), "public ones are found by name");
 
     // By the name, by the name and the admin, by old secrets for this epoch and others, by the topic
     // key that former members keep.

@@ -178,10 +178,7 @@ async fn on_a_local_network_neighbors_are_found_within_a_second() {
         b.interrupt().await;
     }
     report(&format!("first neighbor on a local network without a DHT, ms: {took:?}"));
-    let mut sorted = took.clone();
-    sorted.sort_unstable();
-    // Something else may have this machine in one of the rounds.
-    assert!(sorted[sorted.len() / 2] <= 1_000 && sorted[sorted.len() - 1] <= 2_000, "{took:?}");
+    assert!(took.iter().all(|ms| *ms <= 1_000), "{took:?}");
 }
 
 /// 5 % of what arrives at any of them is lost. `NOSTR_GATEWAY_JOINS=100` makes the series longer.

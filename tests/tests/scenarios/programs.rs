@@ -351,8 +351,8 @@ async fn a_slow_program_delays_its_own_events_only() {
         p50.0, p99.0, p50.1, p99.1
     ));
     // The machine may be busy: seconds would be a defect, milliseconds are noise.
-    assert!(p50.1 < p50.0 * 4 + Duration::from_millis(20), "{p50:?}");
-    assert!(p99.1 < p99.0 * 4 + Duration::from_millis(250), "{p99:?}");
+    assert!(p50.1 < p50.0 * 3 + Duration::from_millis(5), "{p50:?}");
+    assert!(p99.1 < p99.0 * 3 + Duration::from_millis(100), "{p99:?}");
     assert!(same < Duration::from_millis(500), "{same:?}");
 }
 

@@ -371,7 +371,7 @@ async fn whoever_crashed_and_is_back_at_another_port_is_asked_for_what_it_has() 
     both.sort();
     // Within the time that the old connections are believed to live, and a little. iroh alone takes
     // half a minute and more.
-    eventually("it is fetched", Duration::from_secs(20), async || {
+    eventually("it is fetched", Duration::from_secs(12), async || {
         (held(&a).await == both).then_some(())
     })
     .await;

@@ -224,8 +224,7 @@ async fn publishing_goes_on_while_many_events_are_removed() {
     assert!(held <= 100 + published, "{held} are left of {MANY} and {published}");
     // In one piece, the removal would be the slowest of them.
     assert!(published >= 50, "only {published} were published in {took:?}");
-    let moment = Duration::from_millis(300);
-    assert!(slowest < (took / 3).max(moment), "{slowest:?} of {took:?}");
+    assert!(slowest < took / 3 && slowest < Duration::from_secs(2), "{slowest:?} of {took:?}");
     bench.store.close().await;
 }
 

@@ -3,6 +3,7 @@
 //! sqlx runs the migrations and the rare queries; the writer and the readers are rusqlite on the same
 //! file, because a query through sqlx costs ten times as much.
 
+pub mod backup;
 mod bell;
 mod breather;
 pub mod config;
@@ -264,6 +265,15 @@ impl Store {
             count.map(i64::unsigned_abs).map_err(|error| StoreError(error.to_string()))
         };
         self.ask(count).await
+    }
+
+    /// Whether anything was ever in this topic.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn has_topic(&self, topic: TopicName) -> Result<bool, StoreError> {
+        let ask = move |connection: &Connection| Ok(query::topic_number(connection, &topic)?);
+        Ok(self.ask(ask).await?.is_some())
     }
 
     /// The size of all files of the database, in bytes.

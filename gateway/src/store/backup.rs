@@ -14,6 +14,8 @@ use rusqlite::{
     params,
 };
 
+use sha2::{Digest, Sha256};
+
 use super::open;
 
 /// Pages that are copied in one go: 4 MiB.
@@ -147,11 +149,15 @@ fn copy_all(
 fn put_files(copy: &mut Connection, kept: &[Kept]) -> rusqlite::Result<()> {
     let transaction = copy.transaction()?;
     transaction.execute_batch(&format!(
-        "CREATE TABLE {TABLE} (name TEXT PRIMARY KEY, mode INTEGER NOT NULL, content BLOB NOT NULL) STRICT"
+        "CREATE TABLE {TABLE} (name TEXT PRIMARY KEY, mode INTEGER NOT NULL, content BLOB NOT NULL, \
+         sha256 BLOB NOT NULL) STRICT"
     ))?;
     for Kept { name, mode, content } in kept {
-        let insert = format!("INSERT INTO {TABLE} (name, mode, content) VALUES (?1, ?2, ?3)");
-        transaction.execute(&insert, params![name, mode, content])?;
+        let insert =
+            format!("INSERT INTO {TABLE} (name, mode, content, sha256) VALUES (?1, ?2, ?3, ?4)");
+        // SQLite's own check does not see what is wrong within a content.
+        let digest = Sha256::digest(content);
+        transaction.execute(&insert, params![name, mode, content, digest.as_slice()])?;
     }
     transaction.commit()
 }
@@ -191,6 +197,7 @@ pub fn unpack(
         return Err(damaged(found));
     }
     let kept = take_files(&copy).map_err(|error| damaged(error.to_string()))?;
+    let kept = kept.ok_or_else(|| damaged("a file in it is not what it was".to_owned()))?;
     copy.close().map_err(|(_, error)| uncopied(error))?;
     let mut names = Vec::new();
     for kept in kept {
@@ -231,18 +238,21 @@ fn check_version(file: &Path, source: &Connection) -> Result<(), BackupError> {
     Ok(())
 }
 
-/// Reads the files out of the copy and leaves the database alone there.
-fn take_files(copy: &Connection) -> rusqlite::Result<Vec<Kept>> {
+/// Reads the files out of the copy and leaves the database alone there. Nothing when one is damaged.
+fn take_files(copy: &Connection) -> rusqlite::Result<Option<Vec<Kept>>> {
     let there: Option<i64> = copy
         .query_row("SELECT 1 FROM sqlite_master WHERE name = ?1", [TABLE], |row| row.get(0))
         .optional()?;
     if there.is_none() {
-        return Ok(Vec::new());
+        return Ok(Some(Vec::new()));
     }
     let kept = {
-        let mut statement = copy.prepare(&format!("SELECT name, mode, content FROM {TABLE}"))?;
+        let select = format!("SELECT name, mode, content, sha256 FROM {TABLE}");
+        let mut statement = copy.prepare(&select)?;
         let rows = statement.query_map([], |row| {
-            Ok(Kept { name: row.get(0)?, mode: row.get(1)?, content: row.get(2)? })
+            let kept = Kept { name: row.get(0)?, mode: row.get(1)?, content: row.get(2)? };
+            let is_whole = row.get_ref(3)?.as_blob()? == Sha256::digest(&kept.content).as_slice();
+            Ok(is_whole.then_some(kept))
         })?;
         rows.collect::<rusqlite::Result<_>>()?
     };

@@ -45,6 +45,9 @@ mod shipped;
 mod shipped_routes;
 mod shipped_web;
 mod sync;
+mod tools_backup;
+mod tools_delete;
+mod tools_import;
 mod transfer;
 
 /// The gateway's binary, built from this tree together with these scenarios.

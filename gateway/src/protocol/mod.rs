@@ -26,6 +26,6 @@ pub use event::{
 pub use filter::{Filter, FilterError};
 pub use network::Network;
 pub use reason::{Prefix, Reason};
-pub use relay_url::OwnUrls;
+pub use relay_url::{OwnUrls, normal_url};
 pub use search::Search;
 pub use topic::{TopicName, TopicNameError};

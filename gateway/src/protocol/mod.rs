@@ -2,6 +2,7 @@
 //!
 //! Nothing in here imports tokio, sqlx, rusqlite or iroh; a test holds that.
 
+pub mod crossing;
 pub mod event;
 pub mod filter;
 pub mod frame;

@@ -106,6 +106,24 @@ pub enum Command {
         #[serde(default)]
         topic: Option<TopicName>,
     },
+    /// Brings this gateway and a relay together, once.
+    Sync {
+        /// `ws://` or `wss://`.
+        url: String,
+        #[serde(default = "yes")]
+        down: bool,
+        #[serde(default)]
+        up: bool,
+        /// A filter of NIP-01, as JSON; all events without one.
+        #[serde(default)]
+        filter: Option<String>,
+        /// Where events from the relay go, and whose events go to it.
+        #[serde(default)]
+        topic: Option<TopicName>,
+        /// Only count.
+        #[serde(default)]
+        dry_run: bool,
+    },
     /// Copies all that must be kept into a file.
     Backup {
         /// A path of the gateway's machine, absolute.
@@ -132,6 +150,10 @@ pub enum Command {
     PluginLift {
         id: String,
     },
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// A topic's name, or an invite, which nobody else is to see.

@@ -139,7 +139,8 @@ impl Commands {
             | Command::Export { .. }
             | Command::Scan { .. }
             | Command::Delete { .. }
-            | Command::Backup { .. } => return self.tools.carry_out(command).await,
+            | Command::Backup { .. }
+            | Command::Sync { .. } => return self.tools.carry_out(command).await,
             Command::PluginList => self.plugins(),
             Command::PluginShow { id } => self.plugin(id).await?,
             Command::PluginLook { folder } => {

@@ -20,6 +20,7 @@ use crate::{
     protocol::{OwnUrls, limits::Limits},
     store::Store,
     tasks,
+    upstream::link::LinkOptions,
 };
 
 /// Store and pipeline. Cheap to clone; it ends with [`Local::stop_judging`] and [`Local::stop_storing`].
@@ -33,6 +34,8 @@ pub(super) struct Local {
     pub joined: JoinedTopics,
     pub private: PrivateTopics,
     pub ingest: Ingest,
+    /// For connections to other relays.
+    pub links: LinkOptions,
 }
 
 impl Local {
@@ -97,7 +100,8 @@ impl Local {
         if let Err(error) = watching {
             tracing::error!("no thread to watch plugins: {error}; changes count after a restart");
         }
-        Ok(Self { store, moderation, kv, plugins, joined, private, ingest })
+        let links = LinkOptions::new(config.limits.max_event_bytes);
+        Ok(Self { store, moderation, kv, plugins, joined, private, ingest, links })
     }
 
     /// Ends the pipeline and the plugins: what is under way is answered.

@@ -146,7 +146,8 @@ mod exchange {
             | Command::Export { .. }
             | Command::Scan { .. }
             | Command::Delete { .. }
-            | Command::Backup { .. } => 3_600,
+            | Command::Backup { .. }
+            | Command::Sync { .. } => 3_600,
             // Plugins may take their time with each event.
             Command::Import { .. } => 600,
             _ => 120,

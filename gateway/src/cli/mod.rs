@@ -16,6 +16,7 @@ mod progress;
 mod reach;
 pub mod run;
 mod status;
+pub mod sync;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -99,6 +100,14 @@ pub enum Command {
     /// No other gateway and no upstream relay brings them back; whoever publishes or imports one again does.
     /// Others keep what they have. With or without a running gateway. Exit code: 2 when nobody agreed.
     Delete(events::DeleteArgs),
+    /// Bring this gateway and a relay together, once
+    ///
+    /// Events of one side that the other one lacks cross, as a stream of the configuration would let them:
+    /// through limits, bans and plugins in, and never direct messages, protected events or those of private
+    /// topics out. By comparing where the relay has NIP-77, else by reading all of it. With or without a
+    /// running gateway. Exit code: 1 when it could not be done to its end, 130 after Ctrl-C; what crossed has
+    /// crossed then, and the same command goes on.
+    Sync(sync::SyncArgs),
     /// Copy all that must be kept into one file, while the gateway goes on
     ///
     /// The database as it is at this moment, grants, plugins in the data directory, and the encrypted secrets
@@ -240,6 +249,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => events::export(args, &places),
         Command::Scan(args) => events::scan(args, &places),
         Command::Delete(args) => events::delete(args, &places),
+        Command::Sync(args) => sync::sync(args, &places),
         Command::Backup(args) => backup::backup(args, &places),
         Command::Restore(args) => backup::restore(args, &places),
         Command::Doctor(args) => match read(places, args.overrides) {

@@ -3,6 +3,7 @@
 pub mod config;
 mod intake;
 pub mod link;
+pub mod once;
 mod relays;
 mod stream;
 

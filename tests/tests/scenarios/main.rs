@@ -48,6 +48,7 @@ mod sync;
 mod tools_backup;
 mod tools_delete;
 mod tools_import;
+mod tools_sync;
 mod transfer;
 
 /// The gateway's binary, built from this tree together with these scenarios.

@@ -6,6 +6,7 @@ mod delete;
 mod export;
 mod import;
 mod matches;
+mod sync;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -18,6 +19,7 @@ use crate::{
     pipeline::{Ingest, JoinedTopics, PrivateTopics, Scope},
     protocol::{Filter, TopicName},
     store::Store,
+    upstream::{link::LinkOptions, once::Wanted},
 };
 use matches::Matches;
 
@@ -34,12 +36,13 @@ pub(super) struct Entrance {
     pub ingest: Ingest,
     pub joined: JoinedTopics,
     pub private: PrivateTopics,
+    pub links: LinkOptions,
 }
 
 impl Tools {
     pub fn new(local: &Local, data_dir: PathBuf) -> Self {
-        let Local { ingest, joined, private, store, .. } = local.clone();
-        Self { store, data_dir, entrance: Some(Entrance { ingest, joined, private }) }
+        let Local { ingest, joined, private, links, store, .. } = local.clone();
+        Self { store, data_dir, entrance: Some(Entrance { ingest, joined, private, links }) }
     }
 
     /// Carries a command out, if it is one of these.
@@ -72,6 +75,21 @@ impl Tools {
                 let matches = self.matches(&filter, topic).await?;
                 let lines = delete::delete(self.store.clone(), matches)?;
                 Ok(Reply::Lines(lines))
+            }
+            Command::Sync { url, down, up, filter, topic, dry_run } => {
+                let entrance = self.entrance.as_ref().ok_or_else(only_running)?;
+                if let Some(name) = &topic {
+                    entrance.check(name)?;
+                    if up && entrance.private.contains(name) {
+                        let why =
+                            "events of a private topic do not leave it (only --direction down)";
+                        return Err(Refusal::new(Cause::Refused, why));
+                    }
+                }
+                let filter = filter.as_deref().map(read).transpose()?.unwrap_or_default();
+                let url = sync::address(&url)?;
+                let wanted = Wanted { url, down, up, filter, topic, dry_run };
+                sync::sync(entrance, self.store.clone(), wanted).map(Reply::Lines)
             }
             Command::Backup { file, with_key } => Ok(Reply::Lines(self.backup(file, with_key))),
             _ => Err(only_running()),

@@ -9,6 +9,7 @@ use std::{
     io::{self, BufRead, BufReader, IsTerminal, Seek, SeekFrom},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::{Duration, Instant},
 };
 
 use clap::Args;
@@ -70,6 +71,8 @@ struct Sum {
     refused: u64,
     reasons: BTreeMap<String, u64>,
     first: Option<(u64, String)>,
+    /// From the first line to the last answer.
+    took: Duration,
 }
 
 /// How it ended before the end.
@@ -183,6 +186,7 @@ impl Importing<'_> {
     ) -> (Sum, Option<Broken>) {
         let mut under_way: FuturesOrdered<LocalBoxFuture<'_, Answered>> = FuturesOrdered::new();
         let (mut sum, mut broken, mut ended) = (Sum::default(), None, false);
+        let begun = Instant::now();
         let mut reached = begin;
         let stop = interrupted();
         tokio::pin!(stop);
@@ -219,6 +223,7 @@ impl Importing<'_> {
                 else => break,
             }
         }
+        sum.took = begun.elapsed();
         match &broken {
             None => self.mark.forget(),
             Some(_) => self.mark.save(),
@@ -298,11 +303,11 @@ impl Sum {
     fn add(&mut self, imported: Imported) {
         let Imported { added, known, refused, reasons, lines } = imported;
         let first = lines.into_iter().min();
-        self.merge(Self { lines: 0, added, known, refused, reasons, first });
+        self.merge(Self { added, known, refused, reasons, first, ..Self::default() });
     }
 
     fn merge(&mut self, other: Self) {
-        let Self { lines, added, known, refused, reasons, first } = other;
+        let Self { lines, added, known, refused, reasons, first, .. } = other;
         self.lines += lines;
         self.added += added;
         self.known += known;
@@ -334,6 +339,7 @@ impl Sum {
             "known": self.known,
             "refused": self.refused,
             "reasons": self.reasons,
+            "seconds": self.took.as_secs_f64(),
             "first_refused": first.map(|(line, reason)| json!({ "line": line, "reason": reason })),
         })
     }

@@ -227,6 +227,12 @@ pub trait EventReader: Send + Sync + 'static {
         ids: Vec<EventId>,
     ) -> BoxFuture<'_, Result<Vec<EventId>, StoreError>>;
 
+    /// Those of these ids that the operator deleted: what others have of them need not be asked for.
+    fn removed(&self, ids: Vec<EventId>) -> BoxFuture<'_, Result<Vec<EventId>, StoreError>> {
+        drop(ids);
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
     /// `created_at` and id of everything in this part of the topic that is held or gone, within the
     /// span. When there are more than `max`, only the newest, in whole seconds.
     fn topic_ids(

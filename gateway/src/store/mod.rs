@@ -431,6 +431,22 @@ impl EventReader for Store {
         })
     }
 
+    fn removed(&self, mut ids: Vec<EventId>) -> BoxFuture<'_, Result<Vec<EventId>, StoreError>> {
+        ids.retain(|id| self.memory.ids.may_contain(known::prefix(&id.0)));
+        if ids.is_empty() {
+            return Box::pin(async { Ok(ids) });
+        }
+        self.ask(move |connection| {
+            let mut removed = Vec::new();
+            for id in ids {
+                if gone::is_removed(connection, &id)? {
+                    removed.push(id);
+                }
+            }
+            Ok(removed)
+        })
+    }
+
     fn topic_ids(
         &self,
         topic: TopicName,

@@ -73,6 +73,10 @@ async fn both_sides_get_what_they_lack_and_nothing_leaves_that_must_not() {
     assert!(some.stderr.contains("working on its files"), "{some:?}");
     let rest = builder.command(&["sync", &b.url()]).await;
     assert!(rest.stdout.starts_with("50 received: 50 new"), "{rest:?}");
+    // What is deleted here is not asked for again.
+    builder.command(&["delete", &filter, "--yes"]).await.succeeded();
+    let dry = builder.command(&["sync", &b.url(), "--dry-run"]).await;
+    assert_eq!(dry.stdout, "0 events of the relay are missing here\n", "{dry:?}");
 }
 
 /// The other relay is not of our making.

@@ -207,7 +207,11 @@ impl Run<'_> {
             ids.sort_unstable();
             ids.dedup();
         }
-        let Difference { have, need } = difference;
+        let Difference { have, mut need } = difference;
+        // What the operator deleted would be refused.
+        let mut removed = self.parts.reader.removed(need.clone()).await?;
+        removed.sort_unstable();
+        need.retain(|id| removed.binary_search(id).is_err());
         let have = if self.wanted.up { self.of_topic(have).await? } else { Vec::new() };
         {
             let mut figures = self.tally.change();

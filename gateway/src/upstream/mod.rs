@@ -1,11 +1,17 @@
 //! Other relays, streamed into topics.
 
+mod catch_up;
 pub mod config;
-mod intake;
+mod demand;
+mod flow;
 pub mod link;
-mod relays;
+mod relay;
+mod seen;
 mod stream;
 
 pub use config::UpstreamConfig;
-pub use relays::RelayState;
+pub use demand::{Demand, Wanted};
+pub use flow::Intake;
+pub use relay::{CatchUpStatus, Relay, RelayState, RelayStatus, StartRelay};
+pub use seen::Seen;
 pub use stream::{Stream, StreamStatus};

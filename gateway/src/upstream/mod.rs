@@ -1,17 +1,21 @@
-//! Other relays, streamed into topics.
+//! Streams from and to other relays.
 
 mod catch_up;
 pub mod config;
 mod demand;
 mod flow;
+mod gate;
+mod key;
 pub mod link;
 mod relay;
 mod seen;
 mod stream;
+mod streams;
+mod up;
 
 pub use config::UpstreamConfig;
-pub use demand::{Demand, Wanted};
 pub use flow::Intake;
-pub use relay::{CatchUpStatus, Relay, RelayState, RelayStatus, StartRelay};
-pub use seen::Seen;
-pub use stream::{Stream, StreamStatus};
+pub use gate::Gate;
+pub use link::LinkOptions;
+pub use stream::{StreamSetup, StreamStatus};
+pub use streams::{Applied, StartStreams, StreamError, Streams};

@@ -3,6 +3,7 @@
 mod control;
 mod local;
 mod offline;
+mod reload;
 pub mod restore;
 mod tools;
 
@@ -13,23 +14,24 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 pub use offline::{Needs, Offline};
 
-use self::{control::Commands, local::Local, tools::Tools};
+use self::{control::Commands, local::Local, reload::Reload, tools::Tools};
 use crate::{
     admin::Admin,
-    config::Config,
+    config::{Config, Sources},
     data_dir::DataDir,
     gossip::{Gossip, StartGossip, VisitRules},
     metrics::Metrics,
-    pipeline::{EventReader, EventWriter, RotationPolicy, TopicDoor},
+    pipeline::{EventReader, EventWriter, RotationPolicy, TopicDoor, UpstreamStore},
     protocol::limits::Limits,
     relay::{self, Access, Connections, Listener, Management, Rates, Relay},
     secrets,
-    store::{JoinedTable, PeerTable},
+    store::{JoinedTable, PeerTable, UpstreamTables},
     subscriptions::Subscriptions,
     tasks::Tasks,
-    upstream::Stream,
+    upstream::{Intake, StartStreams, StreamSetup, Streams},
 };
 
 /// How long each step of the shutdown may take.
@@ -45,8 +47,9 @@ pub struct App {
     gossip: Arc<Gossip>,
     /// Listener and sessions; ends first.
     clients: Tasks,
-    /// Upstream streams.
+    /// What begins and ends streams, and the streams.
     upstreams: Tasks,
+    streams: Arc<Streams>,
     /// What the others rely on; ends last.
     background: Tasks,
     banner: Banner,
@@ -55,11 +58,17 @@ pub struct App {
 
 impl App {
     /// Starts every part. Whatever the gateway cannot do without is an error; the rest is logged.
+    /// `sources` is where the configuration came from, to be read again when it changes.
     ///
     /// # Errors
     /// With one line that names the setting or file and what to do.
-    pub async fn start(config: Config, data_dir: DataDir) -> anyhow::Result<Self> {
+    pub async fn start(
+        config: Config,
+        sources: Sources,
+        data_dir: DataDir,
+    ) -> anyhow::Result<Self> {
         let started = Instant::now();
+        let running = config.clone();
         let metrics = Arc::new(Metrics::default());
         let limits = Limits::from(&config.limits);
         // First what fails most often, so that nothing is half done then.
@@ -68,7 +77,7 @@ impl App {
         let secrets = secrets::open(&config.secrets, data_dir.path()).await?;
         let own_urls = relay::own_urls(&config.relay, relay_socket.local_addr()?);
         let local = Local::start(&config, &data_dir, own_urls.clone(), metrics.clone()).await?;
-        let Local { store, moderation, plugins, ingest, joined, private, .. } = local.clone();
+        let Local { store, moderation, plugins, ingest, gate, joined, private, .. } = local.clone();
         let reader: Arc<dyn EventReader> = store.clone();
         let writer: Arc<dyn EventWriter> = store.clone();
 
@@ -108,14 +117,31 @@ impl App {
         .await?;
         let gossip = Arc::new(gossip);
 
-        let streams: Vec<_> = config
-            .upstream
-            .iter()
-            .map(|stream| Stream::new(stream.clone(), ingest.clone(), metrics.clone()))
-            .collect();
-        for stream in &streams {
-            upstreams.spawn("upstream", stream.clone().run(upstreams.token().clone()));
-        }
+        let upstream_store: Arc<dyn UpstreamStore> = Arc::new(UpstreamTables::new(data_dir.path()));
+        let streams = Streams::new(StartStreams {
+            setup: Arc::new(StreamSetup {
+                ingest: ingest.clone(),
+                intake: Intake::new(ingest.clone(), metrics.clone()),
+                options: local.links.clone(),
+                reader: reader.clone(),
+                store: upstream_store.clone(),
+                gate: gate.clone(),
+                secrets: secrets.clone(),
+                private: private.clone(),
+                metrics: metrics.clone(),
+            }),
+            store: upstream_store,
+            gate,
+            scopes: local.scopes.clone(),
+            joined: joined.clone(),
+            private: private.clone(),
+            metrics: metrics.clone(),
+            tasks: upstreams.clone(),
+        });
+        streams.apply(&config.upstream).await.context("cannot start the streams")?;
+        upstreams.spawn("streams", streams.clone().tend(upstreams.token().clone()));
+        let reload = Reload::new(sources, running, streams.clone());
+        upstreams.spawn("configuration", reload.clone().watch(upstreams.token().clone()));
 
         let trouble = {
             let (store, gossip) = (store.clone(), gossip.clone());
@@ -149,7 +175,8 @@ impl App {
             store: store.clone(),
             tools: Tools::new(&local, data_dir.path().to_owned()),
             gossip: gossip.clone(),
-            streams,
+            streams: streams.clone(),
+            reload,
             plugins: plugins.clone(),
             trouble: Box::new(trouble.clone()),
             secrets,
@@ -158,10 +185,11 @@ impl App {
         let admin = Arc::new(Admin {
             metrics: metrics.clone(),
             measure: Box::new({
-                let (gossip, plugins) = (gossip.clone(), plugins.clone());
+                let (gossip, plugins, streams) = (gossip.clone(), plugins.clone(), streams.clone());
                 move || {
                     gossip.measure();
                     plugins.measure();
+                    streams.measure();
                 }
             }),
             control: Arc::new(commands),
@@ -205,7 +233,16 @@ impl App {
         let listener = Listener { socket: relay_socket, relay: Arc::new(relay) };
         clients.spawn("listener", listener.run(clients.clone()));
 
-        Ok(Self { local, gossip, clients, upstreams, background, banner, _data_dir: data_dir })
+        Ok(Self {
+            local,
+            gossip,
+            clients,
+            upstreams,
+            streams,
+            background,
+            banner,
+            _data_dir: data_dir,
+        })
     }
 
     /// Says on stdout where everything is. The last line is `ready`.
@@ -222,7 +259,8 @@ impl App {
         if !self.clients.stop(STEP).await {
             late("client connections");
         }
-        if !self.upstreams.stop(STEP).await {
+        let (tended, ended) = tokio::join!(self.upstreams.stop(STEP), self.streams.stop());
+        if !tended || !ended {
             late("upstream streams");
         }
         self.gossip.shutdown().await;

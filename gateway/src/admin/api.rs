@@ -132,6 +132,19 @@ pub enum Command {
         #[serde(default)]
         with_key: bool,
     },
+    UpstreamList,
+    UpstreamShow {
+        name: String,
+    },
+    /// Ends a stream until it is resumed.
+    UpstreamPause {
+        name: String,
+    },
+    UpstreamResume {
+        name: String,
+    },
+    /// Reads the configuration again.
+    ConfigReload,
     PluginList,
     PluginShow {
         id: String,
@@ -260,6 +273,7 @@ pub fn readable(path: &str) -> Option<Command> {
         "/status" => Some(Command::Status),
         "/peers" => Some(Command::Peers),
         "/topics" => Some(Command::TopicList),
+        "/upstreams" => Some(Command::UpstreamList),
         "/plugins" => Some(Command::PluginList),
         _ => None,
     }

@@ -15,12 +15,14 @@ use crate::{
     config::Config,
     data_dir::DataDir,
     metrics::Metrics,
-    pipeline::{Ingest, JoinedTopics, Moderation, Policy, PrivateTopics, Routing, StartIngest},
+    pipeline::{
+        Ingest, JoinedTopics, Moderation, Policy, PrivateTopics, Routing, StartIngest, StreamScopes,
+    },
     plugins::{self, Kv, PluginChain, Services, Setup},
     protocol::{OwnUrls, limits::Limits},
     store::Store,
     tasks,
-    upstream::link::LinkOptions,
+    upstream::{Gate, LinkOptions},
 };
 
 /// Store and pipeline. Cheap to clone; it ends with [`Local::stop_judging`] and [`Local::stop_storing`].
@@ -34,8 +36,11 @@ pub(super) struct Local {
     pub joined: JoinedTopics,
     pub private: PrivateTopics,
     pub ingest: Ingest,
-    /// For connections to other relays.
+    /// Which streams each plugin judges.
+    pub scopes: StreamScopes,
+    /// For connections to other relays, and what may go to them.
     pub links: LinkOptions,
+    pub gate: Arc<Gate>,
 }
 
 impl Local {
@@ -62,7 +67,9 @@ impl Local {
             kv: kv.clone(),
             lookup: store.clone(),
             budget: Duration::from_millis(config.plugins.budget_ms),
+            scopes: StreamScopes::default(),
         };
+        let scopes = services.scopes.clone();
         let plugins = Arc::new(load_plugins(config, data_dir, services).await?);
         let rules = Rules::new(config, data_dir, store.clone());
         let told = rules.clone();
@@ -101,7 +108,8 @@ impl Local {
             tracing::error!("no thread to watch plugins: {error}; changes count after a restart");
         }
         let links = LinkOptions::new(config.limits.max_event_bytes);
-        Ok(Self { store, moderation, kv, plugins, joined, private, ingest, links })
+        let gate = Arc::new(Gate::new(plugins.clone()));
+        Ok(Self { store, moderation, kv, plugins, joined, private, ingest, scopes, links, gate })
     }
 
     /// Ends the pipeline and the plugins: what is under way is answered.

@@ -10,7 +10,9 @@ use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::{Overrides, Places, control, control::Failure, logging, read, run::StopSignal};
+use super::{
+    Overrides, Places, control, control::Failure, logging, read, run::StopSignal, sources,
+};
 use crate::{
     admin::api::{Command, Line, Reply},
     app::{Needs, Offline},
@@ -57,7 +59,7 @@ impl Reached {
                 data_dir.display()
             )));
         }
-        let config = read(places.clone(), Overrides::default())?.config;
+        let config = read(&sources(places.clone(), Overrides::default()))?.config;
         let locked = lock(&data_dir)?;
         eprintln!("no gateway is running in {}: working on its files", data_dir.display());
         // Nothing to be told of but trouble; that RUST_LOG is wrong, it will hear from `run`.

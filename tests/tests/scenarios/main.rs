@@ -50,6 +50,10 @@ mod tools_delete;
 mod tools_import;
 mod tools_sync;
 mod transfer;
+mod upstream_crossing;
+mod upstream_plugins;
+mod upstream_reload;
+mod upstream_up;
 
 /// The gateway's binary, built from this tree together with these scenarios.
 const GATEWAY: &str = env!("CARGO_BIN_EXE_nostr-gateway-under-test");

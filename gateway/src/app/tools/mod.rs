@@ -19,7 +19,7 @@ use crate::{
     pipeline::{Ingest, JoinedTopics, PrivateTopics, Scope},
     protocol::{Filter, TopicName},
     store::Store,
-    upstream::{link::LinkOptions, once::Wanted},
+    upstream::{Gate, LinkOptions, once::Wanted},
 };
 use matches::Matches;
 
@@ -37,12 +37,14 @@ pub(super) struct Entrance {
     pub joined: JoinedTopics,
     pub private: PrivateTopics,
     pub links: LinkOptions,
+    pub gate: Arc<Gate>,
 }
 
 impl Tools {
     pub fn new(local: &Local, data_dir: PathBuf) -> Self {
-        let Local { ingest, joined, private, links, store, .. } = local.clone();
-        Self { store, data_dir, entrance: Some(Entrance { ingest, joined, private, links }) }
+        let Local { ingest, joined, private, links, gate, store, .. } = local.clone();
+        let entrance = Entrance { ingest, joined, private, links, gate };
+        Self { store, data_dir, entrance: Some(entrance) }
     }
 
     /// Carries a command out, if it is one of these.

@@ -261,7 +261,7 @@ impl Actor {
 
     fn take_messages(&mut self, first: Option<Result<Message, Error>>) -> Step {
         let mut next = first;
-        for _ in 0..AT_ONCE {
+        for round in 1..=AT_ONCE {
             self.last_read = Instant::now();
             self.pinged = None;
             self.shared.traffic.is_whole();
@@ -287,7 +287,8 @@ impl Actor {
                     return Err(LinkError::Ended(text.to_owned()));
                 }
             }
-            if self.stalled.is_some() {
+            // What is taken out of the stream is heard, so none is after the last round.
+            if self.stalled.is_some() || round == AT_ONCE {
                 break;
             }
             match self.stream.next().now_or_never() {

@@ -143,6 +143,12 @@ impl Run<'_> {
 
     /// Offers one event, again after a pause when the relay wants one.
     async fn offer(&self, event: Arc<Event>) -> Result<(), SyncError> {
+        let topics = self.wanted.topic.iter().cloned().collect();
+        let asked = self.parts.gate.ask(&event, &STREAM.into(), topics, &"import".into()).await;
+        if asked.is_err() {
+            self.tally.change().stayed += 1;
+            return Ok(());
+        }
         let mut pause = PAUSE;
         for last in (0..TRIES).map(|try_| try_ + 1 == TRIES) {
             let ack = self.link.publish(&event).await?;

@@ -13,7 +13,10 @@ use std::{
 use serde::Serialize;
 use url::Url;
 
-use super::link::{Link, LinkError, LinkOptions};
+use super::{
+    gate::Gate,
+    link::{Link, LinkError, LinkOptions},
+};
 use crate::{
     pipeline::{EventReader, IdSet, Ingest, Scope, StoreError, Viewer},
     protocol::{EventId, Filter, TopicName},
@@ -48,6 +51,7 @@ pub struct Parts {
     pub ingest: Ingest,
     pub reader: Arc<dyn EventReader>,
     pub options: LinkOptions,
+    pub gate: Arc<Gate>,
 }
 
 /// How far it is, and at the end what came of it.
@@ -73,7 +77,7 @@ pub struct Figures {
     /// Not taken by the relay, with its reasons.
     pub not_taken: u64,
     pub reasons_there: BTreeMap<String, u64>,
-    /// Never leave a gateway: direct messages, protected and expired events.
+    /// Never leave a gateway, like protected and expired events, or are kept back by a plugin.
     pub stayed: u64,
 }
 

@@ -26,6 +26,8 @@ pub enum Refusal {
     Pow,
     /// Larger than the relay takes; it was not sent.
     TooLong,
+    /// A plugin here did not let it go.
+    Plugin,
     /// It went wrong too often.
     Error,
     /// No answer came, too often.
@@ -34,6 +36,20 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// All names.
+    pub const NAMES: [&str; 10] = [
+        "restricted",
+        "auth-required",
+        "blocked",
+        "invalid",
+        "pow",
+        "too-long",
+        "plugin",
+        "error",
+        "silent",
+        "other",
+    ];
+
     /// For metrics and status.
     pub const fn name(self) -> &'static str {
         match self {
@@ -43,6 +59,7 @@ impl Refusal {
             Self::Invalid => "invalid",
             Self::Pow => "pow",
             Self::TooLong => "too-long",
+            Self::Plugin => "plugin",
             Self::Error => "error",
             Self::Silent => "silent",
             Self::Other => "other",
@@ -52,11 +69,6 @@ impl Refusal {
     /// Whether it is about the gateway rather than about the event: others will fare the same.
     pub const fn is_about_us(self) -> bool {
         matches!(self, Self::Restricted | Self::AuthRequired)
-    }
-
-    /// Whether it was decided here, by what the relay says of itself.
-    pub const fn is_ours(self) -> bool {
-        matches!(self, Self::TooLong)
     }
 }
 
@@ -94,7 +106,11 @@ mod tests {
             (false, "rate-limited: slow there chief", Slower),
             (false, "error: could not connect to the database", Again),
             (false, "restricted: not allowed to write", Refused(Refusal::Restricted)),
-            (false, "auth-required: we only accept events from registered users", Refused(Refusal::AuthRequired)),
+            (
+                false,
+                "auth-required: we only accept events from registered users",
+                Refused(Refusal::AuthRequired),
+            ),
             (false, "blocked: you are banned", Refused(Refusal::Blocked)),
             (false, "deleted: user requested deletion", Refused(Refusal::Blocked)),
             (false, "invalid: event creation date is too far off", Refused(Refusal::Invalid)),

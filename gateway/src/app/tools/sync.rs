@@ -45,8 +45,12 @@ pub(super) fn sync(
         return Err(Refusal::new(Cause::Wrong, why));
     }
     let tally = Tally::default();
-    let parts =
-        Parts { ingest: entrance.ingest.clone(), reader: store, options: entrance.links.clone() };
+    let parts = Parts {
+        ingest: entrance.ingest.clone(),
+        reader: store,
+        options: entrance.links.clone(),
+        gate: entrance.gate.clone(),
+    };
     // Aside: it goes on while its lines are written, and ends with whoever reads them.
     let running = tasks::aside("sync", once::run(parts, wanted, tally.clone()));
     let tick = tokio::time::interval(EVERY);

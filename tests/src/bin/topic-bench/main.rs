@@ -7,7 +7,6 @@
     reason = "a failure ends its row, loudly"
 )]
 
-mod load;
 mod rows;
 mod swarm;
 

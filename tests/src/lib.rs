@@ -5,6 +5,7 @@
 
 mod child;
 pub mod client;
+pub mod compare;
 mod dht;
 pub mod events;
 pub mod figures;
@@ -17,6 +18,7 @@ mod netns;
 mod ordinary;
 pub mod proc;
 mod relay;
+pub mod restarts;
 pub mod scripted;
 mod wire;
 

@@ -186,6 +186,21 @@ impl Listener {
         }
         (took, missing)
     }
+
+    /// How much later than at another listener each note came, sorted, in milliseconds. What did not
+    /// come at both counts in the second value.
+    pub fn behind(&self, other: &Self) -> (Vec<f64>, usize) {
+        let both = self.came.iter().zip(other.came.iter());
+        let (mut behind, mut missing) = (Vec::new(), 0);
+        for (here, there) in both {
+            match (here.load(Ordering::Relaxed), there.load(Ordering::Relaxed)) {
+                (0, _) | (_, 0) => missing += 1,
+                (here, there) => behind.push((here as f64 - there as f64) / 1e6),
+            }
+        }
+        behind.sort_by(f64::total_cmp);
+        (behind, missing)
+    }
 }
 
 impl Drop for Listener {

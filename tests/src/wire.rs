@@ -2,7 +2,7 @@
 //! the relay itself has none.
 
 use std::sync::{
-    Arc, Mutex,
+    Arc, Mutex, OnceLock,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -14,6 +14,7 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     task::JoinHandle,
+    time::Instant,
 };
 
 /// A running front on loopback.
@@ -31,6 +32,7 @@ struct Shared {
     down: AtomicU64,
     /// To the relay.
     up: AtomicU64,
+    connected: OnceLock<Instant>,
 }
 
 impl Front {
@@ -43,6 +45,7 @@ impl Front {
             document,
             down: AtomicU64::new(0),
             up: AtomicU64::new(0),
+            connected: OnceLock::new(),
         });
         let task = tokio::spawn(accept(listener, shared.clone()));
         Self { port, shared, task }
@@ -55,6 +58,11 @@ impl Front {
     /// New connections go to another relay.
     pub fn lead_to(&self, relay: &str) {
         *self.shared.relay.lock().unwrap() = address(relay);
+    }
+
+    /// When the first connection came, that for a document not counted.
+    pub fn connected(&self) -> Option<Instant> {
+        self.shared.connected.get().copied()
     }
 
     /// Bytes from and to the relay so far, those of HTTP and websocket included, without TCP and IP.
@@ -97,9 +105,10 @@ async fn serve(client: TcpStream, shared: Arc<Shared>) -> std::io::Result<()> {
         }
     }
     let text = String::from_utf8_lossy(&head[..length]).to_lowercase();
-    if let Some(document) = &shared.document
-        && !text.contains("upgrade: websocket")
-    {
+    let is_websocket = text.contains("upgrade: websocket");
+    if is_websocket {
+        shared.connected.get_or_init(Instant::now);
+    } else if let Some(document) = &shared.document {
         let body = document.to_string();
         let answer = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: application/nostr+json\r\nConnection: close\r\n\

@@ -14,6 +14,7 @@ mod bridge;
 mod bridge_both;
 mod bridge_catch_up;
 mod bridge_chain;
+mod bridge_docs;
 mod bridge_misbehaviour;
 mod bridge_up;
 mod circles;

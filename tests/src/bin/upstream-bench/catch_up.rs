@@ -19,7 +19,7 @@ const GOAL_SHARE: f64 = 0.35;
 
 /// A gateway that has all but one in a hundred connects to a relay that has all.
 pub async fn negentropy(setup: &Setup) -> Vec<Row> {
-    let all = ordinary(setup.or(100_000, 5_000), events::now() - 3_600);
+    let all = ordinary(setup.or(100_000, 2_000), events::now() - 3_600);
     let (_dir, path) = file(&all);
     let gateway = setup.builder("relay").start().await;
     gateway.command(&["import", &path, "--no-topics"]).await.succeeded();
@@ -66,7 +66,7 @@ async fn from(
 
 /// An empty gateway reads everything that a relay without NIP-77 has.
 pub async fn paging(setup: &Setup) -> Vec<Row> {
-    let all = ordinary(setup.or(100_000, 3_000), events::now() - 3_600);
+    let all = ordinary(setup.or(100_000, 1_500), events::now() - 3_600);
     let rate = verification_rate(&all);
     let scripted = ScriptedRelay::holding(Script::default(), &all).await;
     let of_scripted = pages_of(setup, "a plain relay", &scripted.url(), &all, rate).await;

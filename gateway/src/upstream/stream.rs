@@ -209,6 +209,7 @@ impl Stream {
             url: url.clone(),
             topics: config.topics.clone(),
             demand: demanded,
+            up: config.direction.is_up(),
             options: options.clone(),
             intake: setup.intake.clone(),
             reader: setup.reader.clone(),

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 pub(super) use standing::Standing;
-pub use standing::{CatchUpStatus, RelayState, RelayStatus};
+pub use standing::{RelayState, RelayStatus};
 
 use super::{
     catch_up::Past,

@@ -24,7 +24,7 @@ pub use event::{
     Event, EventError, EventId, PublicKey, Tag, VerifiedEvent, VerifyError, compute_id,
 };
 pub use filter::{Filter, FilterError};
-pub use network::Network;
+pub use network::{Network, is_global};
 pub use reason::{Prefix, Reason};
 pub use relay_url::OwnUrls;
 pub use search::Search;

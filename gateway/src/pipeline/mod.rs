@@ -19,6 +19,7 @@ pub mod remembered;
 pub mod routing;
 pub mod scan;
 pub mod secrets;
+pub mod streams;
 #[cfg(test)]
 mod tests;
 pub mod viewer;
@@ -43,4 +44,5 @@ pub use remembered::{PeerStore, RememberedPeer};
 pub use routing::Routing;
 pub use scan::{Scan, ScanItem, ScanSender};
 pub use secrets::{MemorySecrets, RestingPlace, Secret, SecretError, SecretStore};
+pub use streams::{DroppedEvent, StreamRelay, UpCursor, UpstreamStore};
 pub use viewer::{Audience, PrivateTopics, SharedViewer, Viewer};

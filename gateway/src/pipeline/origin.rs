@@ -34,7 +34,8 @@ pub enum Origin {
     Sync { topic: TopicName, peer: PeerId },
     /// A file that the operator imports.
     Import,
-    /// Another relay. `stream` is the name in `[[upstream]]`.
+    /// Another relay. `stream` is the name in `[[upstream]]`, the URL in its normal form
+    /// ([`crate::protocol::normal_url`]).
     Upstream { stream: Arc<str>, url: Arc<str> },
 }
 
@@ -68,12 +69,44 @@ impl Origin {
             Self::Gossip { topic, .. } | Self::Fetch { topic, .. } | Self::Sync { topic, .. } => {
                 swarm_name(topic)
             }
-            Self::Upstream { stream, .. } => format!("upstream/{stream}"),
+            Self::Upstream { stream, url } => relay_name(stream, url),
         }
+    }
+}
+
+/// The log name of what a relay brought to a stream. The names of streams have no slash.
+pub fn relay_name(stream: &str, url: &str) -> String {
+    format!("upstream/{stream}/{url}")
+}
+
+/// Whether what the log says of an origin is that the relay with this URL brought the event, by whatever
+/// stream. Before the log named relays it named the stream alone: that may have been any of its relays.
+pub fn is_from_relay(log_name: &str, stream: &str, url: &str) -> bool {
+    let Some(origin) = log_name.strip_prefix("upstream/") else { return false };
+    match origin.split_once('/') {
+        Some((_, origin)) => origin == url,
+        None => origin == stream,
     }
 }
 
 /// The log name of everything that a topic's swarm brought.
 pub fn swarm_name(topic: &TopicName) -> String {
     format!("topic/{topic}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_tells_which_relay_an_event_is_from() {
+        let origin = Origin::Upstream { stream: "s".into(), url: "wss://a/x".into() };
+        let name = origin.log_name();
+        assert!(is_from_relay(&name, "s", "wss://a/x"));
+        assert!(is_from_relay(&name, "t", "wss://a/x"), "whatever stream brought it");
+        assert!(!is_from_relay(&name, "s", "wss://a"));
+        assert!(is_from_relay("upstream/s", "s", "wss://a"), "as it was written before");
+        assert!(!is_from_relay("upstream/t", "s", "wss://a"));
+        assert!(!is_from_relay("client", "s", "wss://a"));
+    }
 }

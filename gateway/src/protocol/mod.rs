@@ -2,6 +2,7 @@
 //!
 //! Nothing in here imports tokio, sqlx, rusqlite or iroh; a test holds that.
 
+pub mod crossing;
 pub mod event;
 pub mod filter;
 pub mod frame;
@@ -26,6 +27,6 @@ pub use event::{
 pub use filter::{Filter, FilterError};
 pub use network::{Network, is_global};
 pub use reason::{Prefix, Reason};
-pub use relay_url::OwnUrls;
+pub use relay_url::{OwnUrls, normal_url};
 pub use search::Search;
 pub use topic::{TopicName, TopicNameError};

@@ -25,6 +25,7 @@ mod readers;
 mod remove;
 mod requests;
 mod search;
+mod streams;
 mod tag_keys;
 mod tail;
 mod tombstones;
@@ -56,6 +57,7 @@ pub use kv::forget_plugin;
 pub use moderation::ModerationTable;
 pub use open::OpenError;
 pub use peers::PeerTable;
+pub use streams::UpstreamTables;
 
 use crate::{
     clock::unix_now,

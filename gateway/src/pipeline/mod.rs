@@ -19,6 +19,7 @@ mod recent;
 pub mod remembered;
 pub mod routing;
 pub mod scan;
+pub mod scopes;
 pub mod secrets;
 pub mod streams;
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub use ports::{
 pub use remembered::{PeerStore, RememberedPeer};
 pub use routing::Routing;
 pub use scan::{Scan, ScanItem, ScanSender};
+pub use scopes::StreamScopes;
 pub use secrets::{MemorySecrets, RestingPlace, Secret, SecretError, SecretStore};
 pub use streams::{DroppedEvent, StreamRelay, UpCursor, UpstreamStore};
 pub use viewer::{Audience, PrivateTopics, SharedViewer, Viewer};

@@ -27,9 +27,7 @@ pub fn requests(filter: &Filter) -> Option<Filter> {
             let tags = vec![(b'e', ids)];
             Filter { kinds: Some(vec![DELETION]), authors, tags, since, ..Filter::default() }
         }
-        None => {
-            Filter { kinds: Some(vec![DELETION, VANISH]), authors, since, ..Filter::default() }
-        }
+        None => Filter { kinds: Some(vec![DELETION, VANISH]), authors, since, ..Filter::default() },
     };
     Some(requests)
 }
@@ -54,9 +52,9 @@ fn may_delete_such(filter: &Filter, event: &Event) -> bool {
     let Some(kinds) = &filter.kinds else { return true };
     let of_addresses = event.tag_values("a").filter_map(|address| address.split(':').next());
     let told: Vec<&str> = event.tag_values("k").chain(of_addresses).collect();
-    let names_more = event.tag_values("e").next().is_some() && event.tag_values("k").next().is_none();
-    names_more
-        || told.iter().any(|kind| kind.parse().is_ok_and(|kind: u16| kinds.contains(&kind)))
+    let names_more =
+        event.tag_values("e").next().is_some() && event.tag_values("k").next().is_none();
+    names_more || told.iter().any(|kind| kind.parse().is_ok_and(|kind: u16| kinds.contains(&kind)))
 }
 
 #[cfg(test)]

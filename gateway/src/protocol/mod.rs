@@ -14,6 +14,7 @@ pub mod network;
 pub mod private;
 pub mod reason;
 pub mod relay_url;
+pub mod remote;
 pub mod search;
 #[cfg(test)]
 pub mod signing;

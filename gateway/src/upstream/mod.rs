@@ -2,6 +2,7 @@
 
 pub mod config;
 mod intake;
+pub mod link;
 mod relays;
 mod stream;
 

@@ -26,6 +26,8 @@ pub enum Refusal {
     Pow,
     /// Larger than the relay takes; it was not sent.
     TooLong,
+    /// A plugin here did not let it go.
+    Plugin,
     /// It went wrong too often.
     Error,
     /// No answer came, too often.
@@ -43,6 +45,7 @@ impl Refusal {
             Self::Invalid => "invalid",
             Self::Pow => "pow",
             Self::TooLong => "too-long",
+            Self::Plugin => "plugin",
             Self::Error => "error",
             Self::Silent => "silent",
             Self::Other => "other",
@@ -52,11 +55,6 @@ impl Refusal {
     /// Whether it is about the gateway rather than about the event: others will fare the same.
     pub const fn is_about_us(self) -> bool {
         matches!(self, Self::Restricted | Self::AuthRequired)
-    }
-
-    /// Whether it was decided here, by what the relay says of itself.
-    pub const fn is_ours(self) -> bool {
-        matches!(self, Self::TooLong)
     }
 }
 

@@ -2,7 +2,7 @@
 //! what the relay answers. Knows neither a connection nor a clock.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, HashSet, VecDeque, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
@@ -14,8 +14,8 @@ use super::{
     water::Water,
 };
 use crate::{
-    pipeline::{DroppedEvent, LogEntry, Seq},
-    protocol::{Event, TopicName},
+    pipeline::{DroppedEvent, LogEntry, Passing, Seq, origin::is_from_swarm},
+    protocol::{Event, EventId, TopicName},
 };
 
 /// Events that are read ahead of the relay's answers.
@@ -51,6 +51,15 @@ pub struct Letter {
     /// As the log names it.
     pub origin: Arc<str>,
     tries: usize,
+}
+
+impl Letter {
+    /// Of an event that has no place in the log.
+    pub fn passing(passing: &Passing) -> Self {
+        let event = passing.event.shared().clone();
+        let (topic, origin) = (passing.topics.first().cloned(), passing.origin.log_name().into());
+        Self { seq: 0, event, topic, origin, tries: 0 }
+    }
 }
 
 /// What is to be done now.
@@ -116,7 +125,31 @@ pub struct Outbox {
     /// Weight of the refusals in a row.
     row: u32,
     accepted_at: Option<Instant>,
+    recent: Recent,
     pub sent: Sent,
+}
+
+/// The last ids that were taken.
+#[derive(Default)]
+struct Recent {
+    ids: HashSet<EventId>,
+    order: VecDeque<EventId>,
+}
+
+impl Recent {
+    /// Whether it is not among them.
+    fn add(&mut self, id: EventId) -> bool {
+        if !self.ids.insert(id) {
+            return false;
+        }
+        self.order.push_back(id);
+        if self.order.len() > MAX_WAITING
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+        true
+    }
 }
 
 impl Outbox {
@@ -136,6 +169,7 @@ impl Outbox {
             paused: 0,
             row: 0,
             accepted_at: None,
+            recent: Recent::default(),
             sent: Sent::default(),
         }
     }
@@ -155,10 +189,13 @@ impl Outbox {
 
     /// Takes an event of the log that is to go.
     pub fn take(&mut self, entry: &LogEntry, now: Instant) {
-        let by_topic = entry.origin.starts_with("topic/");
-        let due = if by_topic { now + MOMENT } else { now };
+        let due = if is_from_swarm(&entry.origin) { now + MOMENT } else { now };
         let (event, topic, origin) =
             (entry.event.clone(), entry.topic.clone(), entry.origin.clone());
+        // It became part of several topics.
+        if !self.recent.add(entry.event.id) {
+            return;
+        }
         self.water.open(entry.seq, now);
         self.bytes += event.json().len();
         let letter = Letter { seq: entry.seq, event, topic, origin, tries: 0 };
@@ -212,6 +249,14 @@ impl Outbox {
         if let Some(letter) = self.under_way.remove(&seq) {
             self.waiting.insert((now, seq), letter);
         }
+    }
+
+    /// It does not go, as is found here, which says nothing of the relay.
+    pub fn ruled_out(&mut self, seq: Seq, refusal: Refusal, reason: String, at: (Instant, u64)) {
+        let Some(letter) = self.under_way.remove(&seq) else { return };
+        let dropped =
+            DroppedEvent { url: self.url.clone(), id: letter.event.id, at: at.1, reason };
+        self.give_up(Refused { since: at.0, letter, refusal, dropped });
     }
 
     /// It may not go at the moment; it is asked again, and in the end dropped for this reason.
@@ -305,9 +350,6 @@ impl Outbox {
             self.unsettled.push(refused);
         } else {
             self.give_up(refused);
-        }
-        if refusal.is_ours() {
-            return;
         }
         self.row += if refusal.is_about_us() { 2 } else { 1 };
         let is_friend = self.accepted_at.is_some_and(|at| since.duration_since(at) < NOT_LONG_AGO);
@@ -538,6 +580,29 @@ mod tests {
         }
         assert_eq!(outbox.rest(), None, "it accepted one not long ago");
         assert_eq!(sent(&mut outbox, now).len(), 36);
+    }
+
+    #[test]
+    fn what_is_ruled_out_here_says_nothing_of_the_relay() {
+        let now = Instant::now();
+        let mut outbox = outbox(1..=30, now);
+        for seq in sent(&mut outbox, now) {
+            outbox.ruled_out(seq, Refusal::TooLong, "too long".to_owned(), (now, 1));
+        }
+        assert_eq!((outbox.water().mark(), outbox.dropped().len(), outbox.rest()), (30, 30, None));
+        assert_eq!(outbox.sent.refused, BTreeMap::from([("too-long", 30)]));
+    }
+
+    #[test]
+    fn an_event_of_several_topics_goes_once() {
+        let now = Instant::now();
+        let mut outbox = outbox(1..=1, now);
+        let again = LogEntry { seq: 2, first: false, ..entry(1, "topic/y") };
+        outbox.take(&again, now);
+        outbox.read_to(2);
+        assert_eq!(sent(&mut outbox, now), [1]);
+        answer(&mut outbox, 1, "", now);
+        assert_eq!(outbox.water().mark(), 2);
     }
 
     #[test]

@@ -62,11 +62,11 @@ pub struct StreamLabels {
     pub stream: String,
 }
 
-/// Labels of [`Metrics::upstream_sent`].
+/// Labels of [`Metrics::upstream_received`] and [`Metrics::upstream_sent`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StreamOutcomeLabels {
     pub stream: String,
-    /// `"taken"`, `"known"`, or why not.
+    /// `"new"`, `"taken"`, `"known"`, or why not.
     pub outcome: &'static str,
 }
 
@@ -146,6 +146,7 @@ pub struct Metrics {
     pub lies: Family<CauseLabels, Counter>,
     pub upstream_events: Counter,
     pub upstream_connects: Counter,
+    pub upstream_received: Family<StreamOutcomeLabels, Counter>,
     pub upstream_sent: Family<StreamOutcomeLabels, Counter>,
     pub upstream_waiting: Family<StreamLabels, Gauge>,
     pub upstream_lag_seconds: Family<StreamLabels, Gauge>,
@@ -321,6 +322,11 @@ impl Default for Metrics {
                 "upstream_connects",
                 "Connections made to upstream relays",
             ),
+            upstream_received: register(
+                &mut registry,
+                "upstream_received",
+                "Events that the relays of a stream sent, by outcome",
+            ),
             upstream_sent: register(
                 &mut registry,
                 "upstream_sent",
@@ -399,6 +405,19 @@ impl Metrics {
         self.plugin_memory.remove(&PluginIdLabels { plugin: plugin.to_owned() });
         for state in states {
             self.plugin_state.remove(&PluginStateLabels { plugin: plugin.to_owned(), state });
+        }
+    }
+
+    /// Takes a stream that is gone out of the figures that tell how one is doing.
+    pub fn forget_stream(&self, stream: &str, outcomes: &[&'static str]) {
+        let labels = StreamLabels { stream: stream.to_owned() };
+        self.upstream_waiting.remove(&labels);
+        self.upstream_lag_seconds.remove(&labels);
+        self.upstream_connected.remove(&labels);
+        for outcome in outcomes {
+            let labels = StreamOutcomeLabels { stream: stream.to_owned(), outcome };
+            self.upstream_received.remove(&labels);
+            self.upstream_sent.remove(&labels);
         }
     }
 

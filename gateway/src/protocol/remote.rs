@@ -9,16 +9,35 @@ use super::{Event, EventError, EventId, Filter, hex};
 /// A message of a relay. Texts are as it wrote them, of any length that a message may have.
 #[derive(Debug)]
 pub enum RelayMessage<'m> {
-    Event { subscription: Cow<'m, str>, event: Result<Box<Event>, EventError> },
-    Ok { id: EventId, accepted: bool, message: Cow<'m, str> },
+    Event {
+        subscription: Cow<'m, str>,
+        event: Result<Box<Event>, EventError>,
+    },
+    Ok {
+        id: EventId,
+        accepted: bool,
+        message: Cow<'m, str>,
+    },
     /// `complete`: it says that this was all that it has (NIP-67).
-    Eose { subscription: Cow<'m, str>, complete: bool },
-    Closed { subscription: Cow<'m, str>, reason: Cow<'m, str> },
+    Eose {
+        subscription: Cow<'m, str>,
+        complete: bool,
+    },
+    Closed {
+        subscription: Cow<'m, str>,
+        reason: Cow<'m, str>,
+    },
     Notice(Cow<'m, str>),
     /// A challenge (NIP-42).
     Auth(Cow<'m, str>),
-    NegMessage { subscription: Cow<'m, str>, message: Vec<u8> },
-    NegError { subscription: Cow<'m, str>, reason: Cow<'m, str> },
+    NegMessage {
+        subscription: Cow<'m, str>,
+        message: Vec<u8>,
+    },
+    NegError {
+        subscription: Cow<'m, str>,
+        reason: Cow<'m, str>,
+    },
     /// A verb that nobody asked for, such as COUNT.
     Other,
 }
@@ -173,8 +192,17 @@ mod tests {
             assert!(seen(&text).contains(expected), "{text}: {}", seen(&text));
         }
         for none in [
-            "", "{}", "[]", "[1]", "[\"EVENT\"]", "[\"EVENT\",1,{}]", "[\"OK\",\"a\",true,\"\"]",
-            "[\"AUTH\",{}]", "[\"NEG-MSG\",\"s\",\"6\"]", "[\"NEG-MSG\",\"s\",1]", "\u{0}\u{1}",
+            "",
+            "{}",
+            "[]",
+            "[1]",
+            "[\"EVENT\"]",
+            "[\"EVENT\",1,{}]",
+            "[\"OK\",\"a\",true,\"\"]",
+            "[\"AUTH\",{}]",
+            "[\"NEG-MSG\",\"s\",\"6\"]",
+            "[\"NEG-MSG\",\"s\",1]",
+            "\u{0}\u{1}",
         ] {
             assert!(parse(none).is_none(), "{none}");
         }

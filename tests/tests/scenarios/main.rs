@@ -47,6 +47,10 @@ mod shipped_routes;
 mod shipped_web;
 mod sync;
 mod transfer;
+mod upstream_crossing;
+mod upstream_plugins;
+mod upstream_reload;
+mod upstream_up;
 
 /// The gateway's binary, built from this tree together with these scenarios.
 const GATEWAY: &str = env!("CARGO_BIN_EXE_nostr-gateway-under-test");

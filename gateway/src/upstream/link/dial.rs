@@ -159,7 +159,8 @@ pub(super) async fn websocket(
 }
 
 fn http(answer: &Response) -> LinkError {
-    let text = |name| answer.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let text =
+        |name| answer.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     LinkError::Http {
         status: answer.status().as_u16(),
         retry_after: retry_after(answer.headers()),

@@ -41,11 +41,11 @@ pub use options::{LinkOptions, Timeouts};
 pub use request::{Item, Request};
 pub use tally::LinkFigures;
 
-use actor::{Actor, Command, Kind, Opening};
 use crate::{
     protocol::{Event, Filter, remote, work},
     tasks::Tasks,
 };
+use actor::{Actor, Command, Kind, Opening};
 use tally::Tally;
 use wire::Traffic;
 

@@ -36,6 +36,20 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// All names.
+    pub const NAMES: [&str; 10] = [
+        "restricted",
+        "auth-required",
+        "blocked",
+        "invalid",
+        "pow",
+        "too-long",
+        "plugin",
+        "error",
+        "silent",
+        "other",
+    ];
+
     /// For metrics and status.
     pub const fn name(self) -> &'static str {
         match self {
@@ -92,7 +106,11 @@ mod tests {
             (false, "rate-limited: slow there chief", Slower),
             (false, "error: could not connect to the database", Again),
             (false, "restricted: not allowed to write", Refused(Refusal::Restricted)),
-            (false, "auth-required: we only accept events from registered users", Refused(Refusal::AuthRequired)),
+            (
+                false,
+                "auth-required: we only accept events from registered users",
+                Refused(Refusal::AuthRequired),
+            ),
             (false, "blocked: you are banned", Refused(Refusal::Blocked)),
             (false, "deleted: user requested deletion", Refused(Refusal::Blocked)),
             (false, "invalid: event creation date is too far off", Refused(Refusal::Invalid)),

@@ -32,8 +32,7 @@ impl Choice {
 
     /// The same for an ephemeral event.
     pub fn wants_passing(&self, passing: &Passing, now: u64) -> bool {
-        let is_theirs =
-            matches!(&passing.origin, Origin::Upstream { url, .. } if *url == self.url);
+        let is_theirs = matches!(&passing.origin, Origin::Upstream { url, .. } if *url == self.url);
         !is_theirs
             && self.is_in_scope(&passing.audience, &passing.topics)
             && self.may_cross(&passing.event, now)
@@ -172,6 +171,9 @@ mod tests {
         let from = |began, since| UpCursor { seq: 0, began, since };
         assert!(!notes.wants(&old, &from(10, 1_600_000_001), NOW));
         assert!(notes.wants(&old, &from(10, 1_600_000_000), NOW));
-        assert!(notes.wants(&old, &from(9, 1_700_000_000), NOW), "it was stored after the beginning");
+        assert!(
+            notes.wants(&old, &from(9, 1_700_000_000), NOW),
+            "it was stored after the beginning"
+        );
     }
 }

@@ -111,6 +111,11 @@ enum Done {
 
 type Sending = BoxFuture<'static, (Seq, Done)>;
 
+/// Every outcome in the metrics.
+pub fn outcomes() -> Vec<&'static str> {
+    ["taken", "known"].into_iter().chain(Refusal::NAMES).collect()
+}
+
 /// The status of an [`Up`], for others to read.
 pub type SharedUpStatus = Arc<Mutex<UpStatus>>;
 

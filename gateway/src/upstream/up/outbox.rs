@@ -254,8 +254,7 @@ impl Outbox {
     /// It does not go, as is found here, which says nothing of the relay.
     pub fn ruled_out(&mut self, seq: Seq, refusal: Refusal, reason: String, at: (Instant, u64)) {
         let Some(letter) = self.under_way.remove(&seq) else { return };
-        let dropped =
-            DroppedEvent { url: self.url.clone(), id: letter.event.id, at: at.1, reason };
+        let dropped = DroppedEvent { url: self.url.clone(), id: letter.event.id, at: at.1, reason };
         self.give_up(Refused { since: at.0, letter, refusal, dropped });
     }
 
@@ -478,7 +477,11 @@ mod tests {
         assert_eq!(outbox.rest(), Some(&Rest::Slower { until: now + seconds(1) }));
         assert!(sent(&mut outbox, now).is_empty());
         let later = now + seconds(1);
-        assert_eq!(sent(&mut outbox, later), (1..=32).collect::<Vec<_>>(), "the same again, half of it");
+        assert_eq!(
+            sent(&mut outbox, later),
+            (1..=32).collect::<Vec<_>>(),
+            "the same again, half of it"
+        );
         answer(&mut outbox, 1, "rate-limited: slow down", later);
         assert_eq!(outbox.rest(), Some(&Rest::Slower { until: later + seconds(2) }));
         answer(&mut outbox, 2, "", later);

@@ -3,6 +3,7 @@
 pub mod config;
 mod demand;
 mod flow;
+pub mod follow;
 mod gate;
 mod key;
 pub mod link;

@@ -15,6 +15,7 @@ use super::{
     config::{Direction, UpstreamConfig},
     demand::{Demand, Wanted},
     flow::Intake,
+    follow::{AddressRules, Follow, FollowStatus, StartFollow, Trust},
     gate::Gate,
     key,
     link::LinkOptions,
@@ -24,9 +25,10 @@ use super::{
 use crate::{
     metrics::{Metrics, StreamOutcomeLabels},
     pipeline::{
-        EventReader, Ingest, PrivateTopics, SecretError, SecretStore, UpstreamStore, streams::Part,
+        EventReader, FollowStore, Ingest, PrivateTopics, SecretError, SecretStore, UpstreamStore,
+        streams::Part,
     },
-    protocol::{Filter, normal_url},
+    protocol::{Filter, OwnUrls, normal_url},
     tasks::Tasks,
 };
 
@@ -40,6 +42,8 @@ pub struct StreamSetup {
     pub options: LinkOptions,
     pub reader: Arc<dyn EventReader>,
     pub store: Arc<dyn UpstreamStore>,
+    pub follows: Arc<dyn FollowStore>,
+    pub own_urls: OwnUrls,
     pub gate: Arc<Gate>,
     pub secrets: Arc<dyn SecretStore>,
     pub private: PrivateTopics,
@@ -50,6 +54,8 @@ pub struct StreamSetup {
 pub struct Stream {
     config: Arc<UpstreamConfig>,
     setup: Arc<StreamSetup>,
+    /// Of a stream that follows public keys: who chooses its relays.
+    follow: Option<Arc<Follow>>,
     state: Mutex<State>,
 }
 
@@ -86,6 +92,8 @@ pub struct StreamStatus {
     pub waiting: u64,
     pub lag_s: u64,
     pub relays: Vec<OneStatus>,
+    /// Nothing for a stream whose relays are configured.
+    pub follow: Option<FollowStatus>,
 }
 
 /// How one relay of a stream is doing.
@@ -128,13 +136,15 @@ impl StreamStatus {
             waiting: most(|up| up.waiting),
             lag_s: most(|up| up.lag_s),
             relays,
+            follow: None,
         }
     }
 }
 
 impl Stream {
     pub fn new(config: Arc<UpstreamConfig>, setup: &Arc<StreamSetup>) -> Arc<Self> {
-        Arc::new(Self { config, setup: setup.clone(), state: Mutex::default() })
+        let follow = (!config.follow.is_empty()).then(Follow::new);
+        Arc::new(Self { config, setup: setup.clone(), follow, state: Mutex::default() })
     }
 
     pub fn name(&self) -> &str {
@@ -142,9 +152,25 @@ impl Stream {
     }
 
     pub fn status(&self) -> StreamStatus {
-        let state = self.state();
-        let relays = state.relays.iter().map(OneRelay::status).collect();
-        StreamStatus::of(&self.config, state.trouble.clone(), relays)
+        let (trouble, mut relays) = {
+            let state = self.state();
+            let relays: Vec<_> = state.relays.iter().map(OneRelay::status).collect();
+            (state.trouble.clone(), relays)
+        };
+        let Some(follow) = &self.follow else {
+            return StreamStatus::of(&self.config, trouble, relays);
+        };
+        let (chosen, past) = follow.relays();
+        relays.extend(chosen.iter().map(|relay| OneStatus { down: relay.status(), up: None }));
+        let mut status = StreamStatus::of(&self.config, trouble, relays);
+        status.received += past.received;
+        status.new += past.new;
+        status.known += past.known;
+        for (reason, times) in past.refused {
+            *status.refused.entry(reason).or_default() += times;
+        }
+        status.follow = Some(follow.status());
+        status
     }
 
     /// Adds what is new in the figures to the metrics.
@@ -168,6 +194,13 @@ impl Stream {
             let key = tasks.token().run_until_cancelled(self.key()).await;
             let Some(key) = key else { return };
             options.auth = Some(key);
+        }
+        if let Some(follow) = &self.follow {
+            let keys = self.config.follow.len();
+            tracing::info!(stream = self.config.name, keys, "the stream begins to follow");
+            let following = follow.clone().run(self.follows(options, &tasks), tasks.token().clone());
+            tasks.spawn("upstream follow", following);
+            return;
         }
         let relays: Vec<OneRelay> =
             self.config.urls.iter().filter_map(|url| self.start(url, &options, &tasks)).collect();
@@ -193,24 +226,39 @@ impl Stream {
         }
     }
 
+    fn follows(&self, options: LinkOptions, tasks: &Tasks) -> StartFollow {
+        let Self { config, setup, .. } = self;
+        let rules = AddressRules {
+            private: config.allow_private_relays,
+            hidden: config.allow_onion_relays,
+            own: setup.own_urls.clone(),
+        };
+        let open = {
+            let (config, setup, tasks) = (config.clone(), setup.clone(), tasks.clone());
+            move |url: &Arc<str>, demand, trust| {
+                let mut options = options.clone();
+                options.only_global = trust == Trust::Stranger;
+                relay(&config, &setup, url.clone(), demand, options, &tasks)
+            }
+        };
+        StartFollow {
+            config: config.clone(),
+            rules,
+            reader: setup.reader.clone(),
+            private: setup.private.clone(),
+            kept: setup.follows.clone(),
+            open: Box::new(open),
+            tasks: tasks.clone(),
+        }
+    }
+
     fn start(&self, url: &str, options: &LinkOptions, tasks: &Tasks) -> Option<OneRelay> {
         let Self { config, setup, .. } = self;
         // The configuration was checked.
         let url: Arc<str> = normal_url(url)?.into();
         let stream: Arc<str> = config.name.as_str().into();
         let (demand, demanded) = watch::channel(demand(config));
-        let relay = Relay::new(StartRelay {
-            stream: stream.clone(),
-            url: url.clone(),
-            topics: config.topics.clone(),
-            demand: demanded,
-            options: options.clone(),
-            intake: setup.intake.clone(),
-            reader: setup.reader.clone(),
-            store: setup.store.clone(),
-            tasks: tasks.clone(),
-            metrics: setup.metrics.clone(),
-        });
+        let relay = relay(config, setup, url.clone(), demanded, options.clone(), tasks);
         let up = config.direction.is_up().then(|| {
             let status = SharedUpStatus::default();
             let seen = relay.clone();
@@ -250,6 +298,30 @@ impl OneRelay {
         let up = up.map(|up| up.lock().unwrap_or_else(PoisonError::into_inner).clone());
         OneStatus { down: self.relay.status(), up }
     }
+}
+
+/// A relay of a stream, which nobody runs yet.
+fn relay(
+    config: &UpstreamConfig,
+    setup: &StreamSetup,
+    url: Arc<str>,
+    demand: watch::Receiver<Demand>,
+    options: LinkOptions,
+    tasks: &Tasks,
+) -> Arc<Relay> {
+    Relay::new(StartRelay {
+        stream: config.name.as_str().into(),
+        url,
+        topics: config.topics.clone(),
+        demand,
+        up: config.direction.is_up(),
+        options,
+        intake: setup.intake.clone(),
+        reader: setup.reader.clone(),
+        store: setup.store.clone(),
+        tasks: tasks.clone(),
+        metrics: setup.metrics.clone(),
+    })
 }
 
 /// What the relays of a stream are asked for.

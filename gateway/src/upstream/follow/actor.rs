@@ -33,6 +33,8 @@ use crate::{
 
 /// How often the relays are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// How old a status may be. For thousands of authors it takes milliseconds to make.
+const SHOW: Duration = Duration::from_secs(3);
 /// How often the store is asked for all lists again: what was banned or removed there says nothing.
 const READ_AGAIN: Duration = Duration::from_secs(3_600);
 /// After the log has grown, what comes next is waited for so long: lists come by the hundred.
@@ -63,6 +65,8 @@ pub(super) struct Actor {
     pace: Pace,
     /// When all lists were last read.
     read: Instant,
+    /// When the status was last made.
+    shown: Instant,
 }
 
 struct Open {
@@ -102,6 +106,7 @@ impl Actor {
             open: BTreeMap::new(),
             began: Instant::now(),
             read: Instant::now(),
+            shown: Instant::now(),
             follow,
             start,
         }
@@ -221,7 +226,9 @@ impl Actor {
             self.grades = grades;
             self.pace.changed(now);
         }
-        self.publish();
+        if self.shown.elapsed() >= SHOW {
+            self.publish();
+        }
     }
 
     async fn make_plan(&mut self) {
@@ -327,6 +334,7 @@ impl Actor {
                 None => self.open_relay(relay, demand),
             }
         }
+        self.follow.show_relays(self.open.values().map(|open| open.relay.clone()).collect());
         self.publish();
     }
 
@@ -364,13 +372,14 @@ impl Actor {
             false => Trust::Stranger,
         };
         let (sender, receiver) = watch::channel(demand);
-        let Some(opened) = (self.start.open)(&relay, receiver, trust) else { return };
+        let opened = (self.start.open)(&relay.shared(), receiver, trust);
         let token = self.start.tasks.token().child_token();
         self.start.tasks.spawn("upstream relay", opened.clone().run(token.clone()));
         self.open.insert(relay, Open { relay: opened, demand: sender, token });
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.shown = Instant::now();
         let looking = Looking {
             book: &self.book,
             plan: &self.plan,
@@ -378,7 +387,6 @@ impl Actor {
             discovery: &self.discovery,
             now: self.now(),
         };
-        let relays = self.open.values().map(|open| open.relay.clone()).collect();
-        self.follow.show(relays, looking.status());
+        self.follow.show_status(looking.status());
     }
 }

@@ -16,12 +16,15 @@ mod plan;
 mod source;
 mod status;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use address::{Address, AddressRules};
+pub use address::AddressRules;
 pub use status::FollowStatus;
 
 use super::{config::UpstreamConfig, demand::Demand, relay::Relay};
@@ -41,7 +44,28 @@ pub enum Trust {
 
 /// Makes a relay of the stream; the URL is in its normal form. It is run by whoever asks.
 pub type OpenRelay =
-    Box<dyn Fn(&Address, watch::Receiver<Demand>, Trust) -> Option<Arc<Relay>> + Send + Sync>;
+    Box<dyn Fn(&Arc<str>, watch::Receiver<Demand>, Trust) -> Arc<Relay> + Send + Sync>;
+
+/// What relays brought that are closed now.
+#[derive(Debug, Clone, Default)]
+pub struct Past {
+    pub received: u64,
+    pub new: u64,
+    pub known: u64,
+    pub refused: BTreeMap<String, u64>,
+}
+
+impl Past {
+    fn add(&mut self, relay: &Relay) {
+        let status = relay.status();
+        self.received += status.received;
+        self.new += status.new;
+        self.known += status.known;
+        for (reason, times) in status.refused {
+            *self.refused.entry(reason.to_owned()).or_default() += times;
+        }
+    }
+}
 
 /// What following is made of.
 pub struct StartFollow {
@@ -56,13 +80,14 @@ pub struct StartFollow {
     pub tasks: Tasks,
 }
 
-/// A stream that follows public keys, as seen from outside. Its actor is [`run`].
+/// A stream that follows public keys, as seen from outside.
 #[derive(Default)]
 pub struct Follow(Mutex<Shown>);
 
 #[derive(Default)]
 struct Shown {
     relays: Vec<Arc<Relay>>,
+    past: Past,
     status: FollowStatus,
 }
 
@@ -71,17 +96,33 @@ impl Follow {
         Arc::default()
     }
 
-    /// The relays that are open now.
-    pub fn relays(&self) -> Vec<Arc<Relay>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).relays.clone()
+    /// The relays that are open now, and what those brought that were open before.
+    pub fn relays(&self) -> (Vec<Arc<Relay>>, Past) {
+        let shown = self.shown();
+        (shown.relays.clone(), shown.past.clone())
     }
 
     pub fn status(&self) -> FollowStatus {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).status.clone()
+        self.shown().status.clone()
     }
 
-    fn show(&self, relays: Vec<Arc<Relay>>, status: FollowStatus) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Shown { relays, status };
+    /// These relays are open from now on.
+    fn show_relays(&self, relays: Vec<Arc<Relay>>) {
+        let mut shown = self.shown();
+        let before = std::mem::replace(&mut shown.relays, relays);
+        for relay in before {
+            if !shown.relays.iter().any(|now| Arc::ptr_eq(now, &relay)) {
+                shown.past.add(&relay);
+            }
+        }
+    }
+
+    fn show_status(&self, status: FollowStatus) {
+        self.shown().status = status;
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows until the token is cancelled. The relays' own tasks end a moment later.

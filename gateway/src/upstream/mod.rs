@@ -1,5 +1,6 @@
 //! Streams from and to other relays.
 
+mod catch_up;
 pub mod config;
 mod demand;
 mod flow;

@@ -1,8 +1,11 @@
 //! A subscription, as its reader has it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -55,6 +58,10 @@ impl Request {
     /// The next item; `None` when the link has ended. Nothing is lost when this is given up.
     pub async fn next(&mut self) -> Option<Item> {
         self.items.recv().await.map(|queued| queued.item)
+    }
+
+    pub(in crate::upstream) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        self.items.poll_recv(cx).map(|queued| queued.map(|queued| queued.item))
     }
 
     /// How many events the relay sent that do not match.

@@ -19,9 +19,11 @@ pub(super) struct Tally {
     pub late: AtomicU64,
 }
 
-/// Figures of one connection.
+/// Figures of one connection, or of several together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LinkFigures {
+    /// Messages that were worth something.
+    pub good: u64,
     /// On the wire, but for TLS.
     pub bytes_in: u64,
     pub bytes_out: u64,
@@ -34,10 +36,27 @@ pub struct LinkFigures {
     pub notices: u64,
 }
 
+impl std::ops::Add for LinkFigures {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            good: self.good + other.good,
+            bytes_in: self.bytes_in + other.bytes_in,
+            bytes_out: self.bytes_out + other.bytes_out,
+            mismatched: self.mismatched + other.mismatched,
+            unasked: self.unasked + other.unasked,
+            malformed: self.malformed + other.malformed,
+            notices: self.notices + other.notices,
+        }
+    }
+}
+
 impl Tally {
     pub fn figures(&self, traffic: &Traffic) -> LinkFigures {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         LinkFigures {
+            good: of(&self.good),
             bytes_in: of(&traffic.read),
             bytes_out: of(&traffic.written),
             mismatched: of(&self.mismatched),

@@ -129,7 +129,9 @@ mod tests {
             .flat_map(|filter| {
                 let values = filter.tags[0].1.clone();
                 let authors = filter.authors.clone().unwrap();
-                authors.into_iter().flat_map(move |key| values.clone().into_iter().map(move |v| (key, v)))
+                authors
+                    .into_iter()
+                    .flat_map(move |key| values.clone().into_iter().map(move |v| (key, v)))
             })
             .collect();
         pairs.sort();

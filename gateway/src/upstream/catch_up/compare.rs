@@ -294,7 +294,9 @@ fn is_too_large(why: &str) -> bool {
     let word = why.split_once(':').map(|(word, _)| word);
     let why = why.to_ascii_lowercase();
     word == Some(Prefix::Blocked.as_str())
-        || ["too many", "too big", "too large", "max", "limit"].iter().any(|said| why.contains(said))
+        || ["too many", "too big", "too large", "max", "limit"]
+            .iter()
+            .any(|said| why.contains(said))
 }
 
 #[cfg(test)]

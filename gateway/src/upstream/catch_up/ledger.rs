@@ -104,7 +104,8 @@ impl Ledger {
 fn add(spans: &mut Vec<Span>, new: Span) {
     let mut new = new;
     spans.retain(|span| {
-        let apart = span.until.saturating_add(1) < new.from || new.until.saturating_add(1) < span.from;
+        let apart =
+            span.until.saturating_add(1) < new.from || new.until.saturating_add(1) < span.from;
         if !apart {
             new.from = new.from.min(span.from);
             new.until = new.until.max(span.until);

@@ -4,10 +4,7 @@
 //! is complete, and the cursor moves, when all of them are committed. Several events may have been made in
 //! the second at which a page ends, so the next page begins with that second.
 
-use std::{
-    collections::HashSet,
-    time::Duration,
-};
+use std::{collections::HashSet, time::Duration};
 
 use tokio::{
     sync::Mutex as AsyncMutex,
@@ -274,7 +271,9 @@ impl Run<'_, '_> {
                         }
                     }
                     if page.count >= most {
-                        break End::None("it sends more events than it is asked for, without an end");
+                        break End::None(
+                            "it sends more events than it is asked for, without an end",
+                        );
                     }
                 }
                 Item::Eose { complete: true } => break End::Complete,

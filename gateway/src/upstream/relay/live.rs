@@ -3,12 +3,7 @@
 //! The subscriptions have no `since`: events that were made earlier and arrive late come too. With
 //! `limit` 1 the relay sends hardly anything that is stored.
 
-use std::{
-    collections::HashSet,
-    future::poll_fn,
-    task::Poll,
-    time::Duration,
-};
+use std::{collections::HashSet, future::poll_fn, task::Poll, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 
@@ -18,10 +13,7 @@ use super::{
 };
 use crate::{
     clock::unix_now,
-    pipeline::{
-        Span,
-        streams::Part,
-    },
+    pipeline::{Span, streams::Part},
     protocol::Filter,
     upstream::{
         catch_up::Pending,
@@ -144,10 +136,7 @@ impl Live<'_> {
         }
     }
 
-    async fn happening(
-        &mut self,
-        demand: &mut tokio::sync::watch::Receiver<Demand>,
-    ) -> Happening {
+    async fn happening(&mut self, demand: &mut tokio::sync::watch::Receiver<Demand>) -> Happening {
         let patience = self.link.timeouts().answer;
         let unanswered = self.open.iter().filter(|open| !open.answered);
         let answer = unanswered.map(|open| open.opened + patience).min();
@@ -237,8 +226,10 @@ impl Live<'_> {
         let mut filters = Vec::new();
         for wanted in &demand.wanted {
             let pieces = demand::fitting(&wanted.filter, bytes);
-            let too_long = || LinkError::TooLong { bytes: demand::length(&wanted.filter), max: bytes };
-            filters.extend(pieces.ok_or_else(too_long)?.into_iter().map(|piece| (wanted.part, piece)));
+            let too_long =
+                || LinkError::TooLong { bytes: demand::length(&wanted.filter), max: bytes };
+            filters
+                .extend(pieces.ok_or_else(too_long)?.into_iter().map(|piece| (wanted.part, piece)));
         }
         self.open.retain(|open| open.filters.iter().any(|filter| filters.contains(filter)));
         let missing = filters
@@ -260,8 +251,12 @@ impl Live<'_> {
             drop(open);
             groups = grouped(filters, most_filters, bytes);
         }
-        let left_out: HashSet<Part> =
-            groups.iter().skip(allowed - self.open.len()).flatten().map(|(part, _)| *part).collect();
+        let left_out: HashSet<Part> = groups
+            .iter()
+            .skip(allowed - self.open.len())
+            .flatten()
+            .map(|(part, _)| *part)
+            .collect();
         self.signals.set_not_live(left_out);
         for group in groups.into_iter().take(allowed - self.open.len()) {
             let asked: Vec<Filter> = group
@@ -357,7 +352,8 @@ mod tests {
             (u64::from(n), Filter { authors, kinds: Some(vec![n.into()]), ..Filter::default() })
         };
         let small: Vec<_> = (0..25).map(|n| filter(n, 1)).collect();
-        let sizes = |groups: &[Vec<(Part, Filter)>]| groups.iter().map(Vec::len).collect::<Vec<_>>();
+        let sizes =
+            |groups: &[Vec<(Part, Filter)>]| groups.iter().map(Vec::len).collect::<Vec<_>>();
         assert_eq!(sizes(&grouped(small.clone(), 10, 100_000)), [10, 10, 5]);
         assert_eq!(sizes(&grouped(small.clone(), 1, 100_000)), [1; 25]);
         let large: Vec<_> = (0..4).map(|n| filter(n, 100)).collect();

@@ -82,7 +82,8 @@ impl Relay {
                 }
                 Err(error) => {
                     failures += 1;
-                    let pause = FIRST.saturating_mul(2_u32.saturating_pow(failures - 1)).min(LONGEST);
+                    let pause =
+                        FIRST.saturating_mul(2_u32.saturating_pow(failures - 1)).min(LONGEST);
                     self.tell_failed(&error, pause);
                     sleep(pause).await;
                 }

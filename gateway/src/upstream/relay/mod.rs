@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 pub(super) use standing::Standing;
-pub use standing::{CatchUpStatus, RelayState, RelayStatus};
+pub use standing::{RelayState, RelayStatus};
 
 use super::{
     catch_up::Past,
@@ -82,8 +82,19 @@ pub struct Relay {
 
 impl Relay {
     pub fn new(start: StartRelay) -> Arc<Self> {
-        let StartRelay { stream, url, topics, demand, up, options, intake, reader, store, tasks, metrics } =
-            start;
+        let StartRelay {
+            stream,
+            url,
+            topics,
+            demand,
+            up,
+            options,
+            intake,
+            reader,
+            store,
+            tasks,
+            metrics,
+        } = start;
         let of = StreamRelay { stream: stream.clone(), url: url.clone() };
         let seen = Seen::new(if up { SEEN } else { 0 });
         Arc::new(Self {

@@ -117,7 +117,7 @@ pub(super) fn table_of(streams: &[Value]) -> String {
 
 /// A state with its reason.
 fn state(of: &Value) -> String {
-    match of["reason"].as_str() {
+    match of["reason"].as_str().or_else(|| of["trouble"].as_str()) {
         Some(reason) => format!("{}: {reason}", text(&of["state"])),
         None => text(&of["state"]),
     }
@@ -159,6 +159,7 @@ fn shown(stream: &Value) -> String {
         ("filter", text(&config["filter"])),
         ("topics", joined(&config["topics"])),
         ("plugins", plugins),
+        ("key", text(&stream["key"])),
         ("received", figure("received")),
         ("new", figure("new")),
         ("known", figure("known")),

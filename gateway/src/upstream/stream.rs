@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use nostr_sdk::Keys;
+use nostr_sdk::{Keys, ToBech32};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::{sync::watch, time::sleep};
@@ -63,6 +63,8 @@ pub struct Stream {
 struct State {
     relays: Vec<OneRelay>,
     trouble: Option<String>,
+    /// The public key with which the gateway authenticates, as npub.
+    key: Option<String>,
     /// What of the figures is in the metrics already.
     told: BTreeMap<&'static str, u64>,
 }
@@ -81,6 +83,8 @@ pub struct StreamStatus {
     pub direction: Direction,
     /// What keeps the stream from working as a whole.
     pub trouble: Option<String>,
+    /// The key with which it authenticates to relays, as npub.
+    pub key: Option<String>,
     /// Events that came, over all relays, and what became of them.
     pub received: u64,
     pub new: u64,
@@ -108,7 +112,7 @@ pub struct OneStatus {
 impl StreamStatus {
     /// Of a stream that does not run.
     pub fn idle(config: &UpstreamConfig) -> Self {
-        Self::of(config, None, Vec::new())
+        Self::of(config, &State::default())
     }
 
     /// How many relays are connected.
@@ -116,7 +120,8 @@ impl StreamStatus {
         self.relays.iter().filter(|relay| relay.down.connected_since.is_some()).count() as u64
     }
 
-    fn of(config: &UpstreamConfig, trouble: Option<String>, relays: Vec<OneStatus>) -> Self {
+    fn of(config: &UpstreamConfig, state: &State) -> Self {
+        let relays: Vec<OneStatus> = state.relays.iter().map(OneRelay::status).collect();
         let sum = |figure: fn(&RelayStatus) -> u64| relays.iter().map(|r| figure(&r.down)).sum();
         let most = |figure: fn(&UpStatus) -> u64| {
             relays.iter().filter_map(|relay| relay.up.as_ref()).map(figure).max().unwrap_or(0)
@@ -127,7 +132,8 @@ impl StreamStatus {
         }
         Self {
             direction: config.direction,
-            trouble,
+            trouble: state.trouble.clone(),
+            key: state.key.clone(),
             received: sum(|relay| relay.received),
             new: sum(|relay| relay.new),
             known: sum(|relay| relay.known),
@@ -193,6 +199,7 @@ impl Stream {
         if self.config.auth {
             let key = tasks.token().run_until_cancelled(self.key()).await;
             let Some(key) = key else { return };
+            self.state().key = key.public_key().to_bech32().ok();
             options.auth = Some(key);
         }
         if let Some(follow) = &self.follow {

@@ -112,7 +112,7 @@ pub struct OneStatus {
 impl StreamStatus {
     /// Of a stream that does not run.
     pub fn idle(config: &UpstreamConfig) -> Self {
-        Self::of(config, &State::default())
+        Self::of(config, &State::default(), None)
     }
 
     /// How many relays are connected.
@@ -120,13 +120,17 @@ impl StreamStatus {
         self.relays.iter().filter(|relay| relay.down.connected_since.is_some()).count() as u64
     }
 
-    fn of(config: &UpstreamConfig, state: &State) -> Self {
-        let relays: Vec<OneStatus> = state.relays.iter().map(OneRelay::status).collect();
-        let sum = |figure: fn(&RelayStatus) -> u64| relays.iter().map(|r| figure(&r.down)).sum();
+    fn of(config: &UpstreamConfig, state: &State, follow: Option<&Follow>) -> Self {
+        let mut relays: Vec<OneStatus> = state.relays.iter().map(OneRelay::status).collect();
+        let (chosen, past) = follow.map(Follow::relays).unwrap_or_default();
+        relays.extend(chosen.iter().map(|relay| OneStatus { down: relay.status(), up: None }));
+        let sum = |figure: fn(&RelayStatus) -> u64| -> u64 {
+            relays.iter().map(|relay| figure(&relay.down)).sum()
+        };
         let most = |figure: fn(&UpStatus) -> u64| {
             relays.iter().filter_map(|relay| relay.up.as_ref()).map(figure).max().unwrap_or(0)
         };
-        let mut refused = BTreeMap::new();
+        let mut refused = past.refused;
         for (reason, times) in relays.iter().flat_map(|relay| &relay.down.refused) {
             *refused.entry((*reason).to_owned()).or_default() += times;
         }
@@ -134,15 +138,15 @@ impl StreamStatus {
             direction: config.direction,
             trouble: state.trouble.clone(),
             key: state.key.clone(),
-            received: sum(|relay| relay.received),
-            new: sum(|relay| relay.new),
-            known: sum(|relay| relay.known),
+            received: past.received + sum(|relay| relay.received),
+            new: past.new + sum(|relay| relay.new),
+            known: past.known + sum(|relay| relay.known),
             refused,
             sent: relays.iter().filter_map(|relay| relay.up.as_ref()).map(|up| up.sent).sum(),
             waiting: most(|up| up.waiting),
             lag_s: most(|up| up.lag_s),
             relays,
-            follow: None,
+            follow: follow.map(Follow::status),
         }
     }
 }
@@ -158,25 +162,7 @@ impl Stream {
     }
 
     pub fn status(&self) -> StreamStatus {
-        let (trouble, mut relays) = {
-            let state = self.state();
-            let relays: Vec<_> = state.relays.iter().map(OneRelay::status).collect();
-            (state.trouble.clone(), relays)
-        };
-        let Some(follow) = &self.follow else {
-            return StreamStatus::of(&self.config, trouble, relays);
-        };
-        let (chosen, past) = follow.relays();
-        relays.extend(chosen.iter().map(|relay| OneStatus { down: relay.status(), up: None }));
-        let mut status = StreamStatus::of(&self.config, trouble, relays);
-        status.received += past.received;
-        status.new += past.new;
-        status.known += past.known;
-        for (reason, times) in past.refused {
-            *status.refused.entry(reason).or_default() += times;
-        }
-        status.follow = Some(follow.status());
-        status
+        StreamStatus::of(&self.config, &self.state(), self.follow.as_deref())
     }
 
     /// Adds what is new in the figures to the metrics.

@@ -219,7 +219,7 @@ impl Actor {
             Health::Away(_) => 2,
             Health::Dead => 3,
         };
-        let health = self.healths.now(now);
+        let health = self.healths.to_plan_by(now);
         let grades = health.iter().map(|(relay, health)| (relay.clone(), grade(health)));
         let grades: BTreeMap<_, u8> = grades.filter(|(_, grade)| *grade > 0).collect();
         if grades != self.grades {
@@ -232,7 +232,7 @@ impl Actor {
     }
 
     async fn make_plan(&mut self) {
-        let (authors, health) = (self.book.lists(), self.healths.now(self.now()));
+        let (authors, health) = (self.book.lists(), self.healths.to_plan_by(self.now()));
         let (fallback, last_resort) = (self.fallback.clone(), self.discover.clone());
         let (limits, current) = (self.limits, std::mem::take(&mut self.plan));
         // For thousands of authors it takes a while.
@@ -312,6 +312,7 @@ impl Actor {
         for relay in closing {
             if let Some(open) = self.open.remove(&relay) {
                 open.token.cancel();
+                self.healths.closed(&relay);
             }
             self.unsaved.insert(relay);
         }

@@ -31,7 +31,9 @@ pub(in crate::upstream) struct Scripted {
     pub url: Url,
     /// What it was sent.
     pub heard: mpsc::Receiver<Value>,
-    pub connections: Arc<AtomicUsize>,
+    /// Websockets that were opened, and that have ended.
+    pub opened: Arc<AtomicUsize>,
+    pub ended: Arc<AtomicUsize>,
     tasks: Tasks,
 }
 
@@ -45,23 +47,25 @@ impl Scripted {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("ws://{}", listener.local_addr().unwrap()).parse().unwrap();
         let (tell, heard) = mpsc::channel(100_000);
-        let (tasks, connections) = (Tasks::new(), Arc::new(AtomicUsize::new(0)));
-        let (accepting, counted) = (tasks.clone(), connections.clone());
+        let (tasks, opened, ended) = (Tasks::new(), Arc::default(), Arc::default());
+        let counters: [Arc<AtomicUsize>; 2] = [Arc::clone(&opened), Arc::clone(&ended)];
+        let accepting = tasks.clone();
         tasks.spawn("scripted relay", async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (http, script, tell) = (http.clone(), script.clone(), tell.clone());
-                let counted = counted.clone();
+                let [opened, ended] = counters.clone();
                 accepting.spawn("scripted connection", async move {
                     if is_websocket(&stream).await {
-                        counted.fetch_add(1, Ordering::Relaxed);
+                        opened.fetch_add(1, Ordering::Relaxed);
                         serve(stream, &*script, tell).await;
+                        ended.fetch_add(1, Ordering::Relaxed);
                     } else {
                         answer(stream, &http).await;
                     }
                 });
             }
         });
-        Self { url, heard, connections, tasks }
+        Self { url, heard, opened, ended, tasks }
     }
 
     /// With this NIP-11 document.
@@ -510,14 +514,19 @@ async fn what_is_no_websocket_says_what_it_is() {
 #[tokio::test]
 async fn a_link_ends_with_its_last_handle() {
     let relay = Scripted::start(no_document(), |_| Vec::new()).await;
-    let began = Instant::now();
     let link = relay.link().await;
     let other = link.clone();
     let request = link.request(&[notes()]).await.unwrap();
     drop((link, other));
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(relay.ended.load(Ordering::Relaxed), 0, "a request is left");
     drop(request);
-    assert!(relay.tasks.stop(PATIENCE).await || began.elapsed() >= PATIENCE);
-    let relay = Scripted::start(no_document(), |_| Vec::new()).await;
+    let began = Instant::now();
+    while relay.ended.load(Ordering::Relaxed) == 0 {
+        assert!(began.elapsed() < PATIENCE);
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(relay.opened.load(Ordering::Relaxed), 1);
     let own = Tasks::new();
     let link = Link::open(&relay.url, &options(), &own).await.unwrap();
     link.close();

@@ -1,5 +1,7 @@
 //! `nostr-gateway upstream`: looking at the streams of the running gateway, pausing and resuming them.
 
+mod follow;
+
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -168,6 +170,9 @@ fn shown(stream: &Value) -> String {
     let mut lines = String::new();
     for (name, value) in rows {
         lines.push_str(&format!("{name:<10} {value}\n"));
+    }
+    if !stream["follow"].is_null() {
+        lines.push_str(&follow::followed(&stream["follow"]));
     }
     for relay in list(&stream["relays"]) {
         lines.push('\n');

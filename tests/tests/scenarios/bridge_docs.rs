@@ -173,15 +173,19 @@ async fn the_guide_to_bridging_works_as_it_is_written() {
             Block::Shell(script) => said.push_str(&machine.does(script).await),
             Block::Configuration(text) => {
                 machine.configure(text);
-                if machine.running.is_some() && text.contains("articles") {
-                    counts_soon(&machine, "articles").await;
+                for stream in ["articles", "timeline"] {
+                    if machine.running.is_some() && text.contains(stream) {
+                        counts_soon(&machine, stream).await;
+                    }
                 }
             }
         }
     }
     machine.end().await;
     assert_eq!(runs, 2, "{blocks:#?}");
-    for wanted in ["127.0.0.1", "articles", "paused", "resumed", "town"] {
+    for wanted in
+        ["127.0.0.1", "articles", "paused", "resumed", "town", "without a list of follows"]
+    {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }
 }

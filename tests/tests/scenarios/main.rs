@@ -22,6 +22,7 @@ mod control;
 mod count;
 mod deletion;
 mod doctor;
+mod follow;
 mod harness;
 mod hostile;
 mod hostile_members;

@@ -70,7 +70,7 @@ impl<'f, 'a> Fetch<'f, 'a> {
     }
 
     /// What is gone here (deleted, replaced, refused, evicted) is not fetched again and again.
-    async fn unknown(&self, ids: Vec<EventId>) -> Result<Vec<EventId>, CatchUpError> {
+    async fn unknown(&mut self, ids: Vec<EventId>) -> Result<Vec<EventId>, CatchUpError> {
         let reader = &self.with.past.reader;
         let topics = &self.with.source.topics;
         if topics.is_empty() {

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 pub(super) use standing::Standing;
-pub use standing::{CatchUpStatus, RelayState, RelayStatus};
+pub use standing::{RelayState, RelayStatus};
 
 use super::{
     catch_up::Past,
@@ -147,7 +147,9 @@ impl Relay {
             () = token.cancelled() => {}
             () = self.stay_connected() => {}
         }
-        if let Some(link) = self.standing.link().borrow().clone() {
+        // Apart: a borrow that lasts keeps everybody from changing it, us included.
+        let link = self.standing.link().borrow().clone();
+        if let Some(link) = link {
             link.close();
             self.standing.lost(&link);
         }

@@ -8,6 +8,7 @@
 )]
 
 mod catch_up;
+mod follow;
 mod rows;
 mod setup;
 

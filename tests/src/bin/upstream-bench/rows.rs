@@ -12,7 +12,7 @@ use nostr_gateway_tests::{
 use tokio::time::sleep;
 
 use crate::{
-    catch_up,
+    catch_up, follow,
     setup::{Setup, TOPIC, stream},
 };
 
@@ -26,6 +26,7 @@ pub enum Name {
     CatchUpPaging,
     Live,
     Restarts,
+    Follow,
 }
 
 impl Name {
@@ -39,6 +40,7 @@ impl Name {
             Self::CatchUpPaging => "catching up by paging",
             Self::Live => "live",
             Self::Restarts => "restarts",
+            Self::Follow => "following",
         }
     }
 }
@@ -50,6 +52,7 @@ pub async fn run(name: Name, setup: Setup) -> Vec<Row> {
         Name::CatchUpPaging => catch_up::paging(&setup).await,
         Name::Live => vec![live(&setup).await],
         Name::Restarts => vec![restarts(&setup).await],
+        Name::Follow => follow::rows(&setup).await,
     };
     if setup.quick {
         rows.iter_mut().for_each(|row| row.met = None);

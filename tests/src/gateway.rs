@@ -376,6 +376,11 @@ impl Gateway {
         self.builder.command(arguments).await
     }
 
+    /// The configuration file, to be changed while it runs.
+    pub fn config_file(&self) -> PathBuf {
+        self.builder.config_file()
+    }
+
     /// The control socket.
     pub fn control_socket(&self) -> PathBuf {
         self.builder.data_dir().join("control.sock")

@@ -1,5 +1,7 @@
 //! `nostr-gateway upstream`: looking at the streams of the running gateway, pausing and resuming them.
 
+mod follow;
+
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -115,7 +117,7 @@ pub(super) fn table_of(streams: &[Value]) -> String {
 
 /// A state with its reason.
 fn state(of: &Value) -> String {
-    match of["reason"].as_str() {
+    match of["reason"].as_str().or_else(|| of["trouble"].as_str()) {
         Some(reason) => format!("{}: {reason}", text(&of["state"])),
         None => text(&of["state"]),
     }
@@ -157,6 +159,7 @@ fn shown(stream: &Value) -> String {
         ("filter", text(&config["filter"])),
         ("topics", joined(&config["topics"])),
         ("plugins", plugins),
+        ("key", text(&stream["key"])),
         ("received", figure("received")),
         ("new", figure("new")),
         ("known", figure("known")),
@@ -167,6 +170,9 @@ fn shown(stream: &Value) -> String {
     let mut lines = String::new();
     for (name, value) in rows {
         lines.push_str(&format!("{name:<10} {value}\n"));
+    }
+    if !stream["follow"].is_null() {
+        lines.push_str(&follow::followed(&stream["follow"]));
     }
     for relay in list(&stream["relays"]) {
         lines.push('\n');

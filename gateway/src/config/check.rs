@@ -202,6 +202,11 @@ mod tests {
             auth: false,
             rates: Default::default(),
             max_relays: 1,
+            relays_per_author: 1,
+            discover: Vec::new(),
+            fallback: Vec::new(),
+            allow_private_relays: false,
+            allow_onion_relays: false,
         };
         let route =
             crate::pipeline::config::RouteConfig { filter: Default::default(), topics: Vec::new() };

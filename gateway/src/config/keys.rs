@@ -233,6 +233,11 @@ pub(super) const SECTIONS: &[Section] = &[
             key("auth", Form::Switch),
             key("rates", Form::Table(UPSTREAM_RATES)),
             key("max_relays", Form::Number(1, 1_000)),
+            key("relays_per_author", Form::Number(1, 5)),
+            key("discover", Form::Texts(values::upstream_url)),
+            key("fallback", Form::Texts(values::upstream_url)),
+            key("allow_private_relays", Form::Switch),
+            key("allow_onion_relays", Form::Switch),
         ],
     },
 ];

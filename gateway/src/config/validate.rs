@@ -8,7 +8,7 @@ use crate::{
     protocol::{OwnUrls, TopicName, normal_url},
     relay::config::AccessRule,
     secrets::config::StoreChoice,
-    upstream::config::{MAX_FOLLOWED, MAX_STREAMS, MAX_URLS, UpstreamConfig},
+    upstream::config::{MAX_FOLLOWED, MAX_OWN_RELAYS, MAX_STREAMS, MAX_URLS, UpstreamConfig},
 };
 
 impl Config {
@@ -259,13 +259,23 @@ fn relays(config: &Config, upstream: &UpstreamConfig, wrong: &mut impl FnMut(&st
         _ => {}
     }
     let own = own_urls(config);
-    let mut seen = BTreeSet::new();
-    for (index, url) in urls.iter().enumerate() {
-        let key = format!("urls[{index}]");
-        if own.contains(url) {
-            wrong(&key, format!("{url:?} is this gateway itself"));
-        } else if !seen.insert(normal_url(url)) {
-            wrong(&key, format!("{url:?} is listed twice"));
+    let lists =
+        [("urls", urls), ("discover", &upstream.discover), ("fallback", &upstream.fallback)];
+    for (name, urls) in lists {
+        if name != "urls" && !urls.is_empty() && follow.is_empty() {
+            wrong(name, "it is for streams with follow alone; name relays in urls".to_owned());
+        }
+        if name != "urls" && urls.len() > MAX_OWN_RELAYS {
+            wrong(name, format!("{} relays are too many; at most {MAX_OWN_RELAYS}", urls.len()));
+        }
+        let mut seen = BTreeSet::new();
+        for (index, url) in urls.iter().enumerate() {
+            let key = format!("{name}[{index}]");
+            if own.contains(url) {
+                wrong(&key, format!("{url:?} is this gateway itself"));
+            } else if !seen.insert(normal_url(url)) {
+                wrong(&key, format!("{url:?} is listed twice"));
+            }
         }
     }
 }

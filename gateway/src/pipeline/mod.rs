@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod decision;
+pub mod follows;
 pub mod inflight;
 pub mod ingest;
 pub mod joined;
@@ -27,6 +28,7 @@ pub mod viewer;
 mod worker;
 
 pub use decision::{Decision, Outcome};
+pub use follows::{FollowStore, SavedGroup};
 pub use ingest::{Candidate, Ingest, StartIngest, Target};
 pub use joined::{HowJoined, JoinedTopics, KeptPrivate, KeptTopic, TopicDoor, TopicStore, Visit};
 pub use kv::{KvChange, KvPair, KvStore};

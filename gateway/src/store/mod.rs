@@ -6,6 +6,7 @@
 mod bell;
 mod breather;
 pub mod config;
+mod follows;
 mod gone;
 mod joined;
 mod known;
@@ -52,6 +53,7 @@ use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 pub use config::{RetentionConfig, StorageConfig};
+pub use follows::FollowTable;
 pub use joined::JoinedTable;
 pub use kv::forget_plugin;
 pub use moderation::ModerationTable;

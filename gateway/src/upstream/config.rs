@@ -10,6 +10,8 @@ use crate::protocol::{Filter, PublicKey, TopicName};
 pub const MAX_STREAMS: usize = 100;
 /// The most relays that a stream may name.
 pub const MAX_URLS: usize = 100;
+/// The most relays in each of `discover` and `fallback`.
+pub const MAX_OWN_RELAYS: usize = 10;
 /// The most public keys that a stream may follow.
 pub const MAX_FOLLOWED: usize = 1_000;
 
@@ -48,10 +50,29 @@ pub struct UpstreamConfig {
     /// With `follow`: how many relays may be connected at once.
     #[serde(default = "default_max_relays")]
     pub max_relays: usize,
+    /// With `follow`: on how many relays of theirs authors are asked for.
+    #[serde(default = "default_relays_per_author")]
+    pub relays_per_author: usize,
+    /// With `follow`: relays where lists of follows and of relays are looked for, beside our own store.
+    #[serde(default)]
+    pub discover: Vec<String>,
+    /// With `follow`: relays where authors are asked for who have none that can be used.
+    #[serde(default)]
+    pub fallback: Vec<String>,
+    /// With `follow`: relays of private and loopback addresses are used too, when they are on a list.
+    #[serde(default)]
+    pub allow_private_relays: bool,
+    /// With `follow`: hidden services (`.onion`, `.i2p`) are used too, when they are on a list.
+    #[serde(default)]
+    pub allow_onion_relays: bool,
 }
 
 const fn default_max_relays() -> usize {
     30
+}
+
+const fn default_relays_per_author() -> usize {
+    2
 }
 
 impl UpstreamConfig {

@@ -4,6 +4,7 @@ mod catch_up;
 pub mod config;
 mod demand;
 mod flow;
+pub mod follow;
 mod gate;
 mod key;
 pub mod link;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use nostr_sdk::Keys;
+use nostr_sdk::{Keys, ToBech32};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::{sync::watch, time::sleep};
@@ -15,6 +15,7 @@ use super::{
     config::{Direction, UpstreamConfig},
     demand::{Demand, Wanted},
     flow::Intake,
+    follow::{AddressRules, Follow, FollowStatus, StartFollow, Trust},
     gate::Gate,
     key,
     link::LinkOptions,
@@ -24,9 +25,10 @@ use super::{
 use crate::{
     metrics::{Metrics, StreamOutcomeLabels},
     pipeline::{
-        EventReader, Ingest, PrivateTopics, SecretError, SecretStore, UpstreamStore, streams::Part,
+        EventReader, FollowStore, Ingest, PrivateTopics, SecretError, SecretStore, UpstreamStore,
+        streams::Part,
     },
-    protocol::{Filter, normal_url},
+    protocol::{Filter, OwnUrls, normal_url},
     tasks::Tasks,
 };
 
@@ -40,6 +42,8 @@ pub struct StreamSetup {
     pub options: LinkOptions,
     pub reader: Arc<dyn EventReader>,
     pub store: Arc<dyn UpstreamStore>,
+    pub follows: Arc<dyn FollowStore>,
+    pub own_urls: OwnUrls,
     pub gate: Arc<Gate>,
     pub secrets: Arc<dyn SecretStore>,
     pub private: PrivateTopics,
@@ -50,6 +54,8 @@ pub struct StreamSetup {
 pub struct Stream {
     config: Arc<UpstreamConfig>,
     setup: Arc<StreamSetup>,
+    /// Of a stream that follows public keys: who chooses its relays.
+    follow: Option<Arc<Follow>>,
     state: Mutex<State>,
 }
 
@@ -57,6 +63,8 @@ pub struct Stream {
 struct State {
     relays: Vec<OneRelay>,
     trouble: Option<String>,
+    /// The public key with which the gateway authenticates, as npub.
+    key: Option<String>,
     /// What of the figures is in the metrics already.
     told: BTreeMap<&'static str, u64>,
 }
@@ -75,6 +83,8 @@ pub struct StreamStatus {
     pub direction: Direction,
     /// What keeps the stream from working as a whole.
     pub trouble: Option<String>,
+    /// The key with which it authenticates to relays, as npub.
+    pub key: Option<String>,
     /// Events that came, over all relays, and what became of them.
     pub received: u64,
     pub new: u64,
@@ -86,6 +96,8 @@ pub struct StreamStatus {
     pub waiting: u64,
     pub lag_s: u64,
     pub relays: Vec<OneStatus>,
+    /// Nothing for a stream whose relays are configured.
+    pub follow: Option<FollowStatus>,
 }
 
 /// How one relay of a stream is doing.
@@ -100,7 +112,7 @@ pub struct OneStatus {
 impl StreamStatus {
     /// Of a stream that does not run.
     pub fn idle(config: &UpstreamConfig) -> Self {
-        Self::of(config, None, Vec::new())
+        Self::of(config, &State::default(), None)
     }
 
     /// How many relays are connected.
@@ -108,33 +120,41 @@ impl StreamStatus {
         self.relays.iter().filter(|relay| relay.down.connected_since.is_some()).count() as u64
     }
 
-    fn of(config: &UpstreamConfig, trouble: Option<String>, relays: Vec<OneStatus>) -> Self {
-        let sum = |figure: fn(&RelayStatus) -> u64| relays.iter().map(|r| figure(&r.down)).sum();
+    fn of(config: &UpstreamConfig, state: &State, follow: Option<&Follow>) -> Self {
+        let mut relays: Vec<OneStatus> = state.relays.iter().map(OneRelay::status).collect();
+        let (chosen, past) = follow.map(Follow::relays).unwrap_or_default();
+        relays.extend(chosen.iter().map(|relay| OneStatus { down: relay.status(), up: None }));
+        let sum = |figure: fn(&RelayStatus) -> u64| -> u64 {
+            relays.iter().map(|relay| figure(&relay.down)).sum()
+        };
         let most = |figure: fn(&UpStatus) -> u64| {
             relays.iter().filter_map(|relay| relay.up.as_ref()).map(figure).max().unwrap_or(0)
         };
-        let mut refused = BTreeMap::new();
+        let mut refused = past.refused;
         for (reason, times) in relays.iter().flat_map(|relay| &relay.down.refused) {
             *refused.entry((*reason).to_owned()).or_default() += times;
         }
         Self {
             direction: config.direction,
-            trouble,
-            received: sum(|relay| relay.received),
-            new: sum(|relay| relay.new),
-            known: sum(|relay| relay.known),
+            trouble: state.trouble.clone(),
+            key: state.key.clone(),
+            received: past.received + sum(|relay| relay.received),
+            new: past.new + sum(|relay| relay.new),
+            known: past.known + sum(|relay| relay.known),
             refused,
             sent: relays.iter().filter_map(|relay| relay.up.as_ref()).map(|up| up.sent).sum(),
             waiting: most(|up| up.waiting),
             lag_s: most(|up| up.lag_s),
             relays,
+            follow: follow.map(Follow::status),
         }
     }
 }
 
 impl Stream {
     pub fn new(config: Arc<UpstreamConfig>, setup: &Arc<StreamSetup>) -> Arc<Self> {
-        Arc::new(Self { config, setup: setup.clone(), state: Mutex::default() })
+        let follow = (!config.follow.is_empty()).then(Follow::new);
+        Arc::new(Self { config, setup: setup.clone(), follow, state: Mutex::default() })
     }
 
     pub fn name(&self) -> &str {
@@ -142,9 +162,7 @@ impl Stream {
     }
 
     pub fn status(&self) -> StreamStatus {
-        let state = self.state();
-        let relays = state.relays.iter().map(OneRelay::status).collect();
-        StreamStatus::of(&self.config, state.trouble.clone(), relays)
+        StreamStatus::of(&self.config, &self.state(), self.follow.as_deref())
     }
 
     /// Adds what is new in the figures to the metrics.
@@ -167,7 +185,16 @@ impl Stream {
         if self.config.auth {
             let key = tasks.token().run_until_cancelled(self.key()).await;
             let Some(key) = key else { return };
+            self.state().key = key.public_key().to_bech32().ok();
             options.auth = Some(key);
+        }
+        if let Some(follow) = &self.follow {
+            let keys = self.config.follow.len();
+            tracing::info!(stream = self.config.name, keys, "the stream begins to follow");
+            let following =
+                follow.clone().run(self.follows(options, &tasks), tasks.token().clone());
+            tasks.spawn("upstream follow", following);
+            return;
         }
         let relays: Vec<OneRelay> =
             self.config.urls.iter().filter_map(|url| self.start(url, &options, &tasks)).collect();
@@ -193,25 +220,39 @@ impl Stream {
         }
     }
 
+    fn follows(&self, options: LinkOptions, tasks: &Tasks) -> StartFollow {
+        let Self { config, setup, .. } = self;
+        let rules = AddressRules {
+            private: config.allow_private_relays,
+            hidden: config.allow_onion_relays,
+            own: setup.own_urls.clone(),
+        };
+        let open = {
+            let (config, setup, tasks) = (config.clone(), setup.clone(), tasks.clone());
+            move |url: &Arc<str>, demand, trust| {
+                let mut options = options.clone();
+                options.only_global = trust == Trust::Stranger;
+                relay(&config, &setup, url.clone(), demand, options, &tasks)
+            }
+        };
+        StartFollow {
+            config: config.clone(),
+            rules,
+            reader: setup.reader.clone(),
+            private: setup.private.clone(),
+            kept: setup.follows.clone(),
+            open: Box::new(open),
+            tasks: tasks.clone(),
+        }
+    }
+
     fn start(&self, url: &str, options: &LinkOptions, tasks: &Tasks) -> Option<OneRelay> {
         let Self { config, setup, .. } = self;
         // The configuration was checked.
         let url: Arc<str> = normal_url(url)?.into();
         let stream: Arc<str> = config.name.as_str().into();
         let (demand, demanded) = watch::channel(demand(config));
-        let relay = Relay::new(StartRelay {
-            stream: stream.clone(),
-            url: url.clone(),
-            topics: config.topics.clone(),
-            demand: demanded,
-            up: config.direction.is_up(),
-            options: options.clone(),
-            intake: setup.intake.clone(),
-            reader: setup.reader.clone(),
-            store: setup.store.clone(),
-            tasks: tasks.clone(),
-            metrics: setup.metrics.clone(),
-        });
+        let relay = relay(config, setup, url.clone(), demanded, options.clone(), tasks);
         let up = config.direction.is_up().then(|| {
             let status = SharedUpStatus::default();
             let seen = relay.clone();
@@ -251,6 +292,30 @@ impl OneRelay {
         let up = up.map(|up| up.lock().unwrap_or_else(PoisonError::into_inner).clone());
         OneStatus { down: self.relay.status(), up }
     }
+}
+
+/// A relay of a stream, which nobody runs yet.
+fn relay(
+    config: &UpstreamConfig,
+    setup: &StreamSetup,
+    url: Arc<str>,
+    demand: watch::Receiver<Demand>,
+    options: LinkOptions,
+    tasks: &Tasks,
+) -> Arc<Relay> {
+    Relay::new(StartRelay {
+        stream: config.name.as_str().into(),
+        url,
+        topics: config.topics.clone(),
+        demand,
+        up: config.direction.is_up(),
+        options,
+        intake: setup.intake.clone(),
+        reader: setup.reader.clone(),
+        store: setup.store.clone(),
+        tasks: tasks.clone(),
+        metrics: setup.metrics.clone(),
+    })
 }
 
 /// What the relays of a stream are asked for.

@@ -1,8 +1,8 @@
 //! The task that owns the socket of a link.
 //!
-//! It reads and writes at once, without splitting the socket (a half of it holds a single message): a relay that does not read must not keep us from reading it, or both
+//! It reads and writes at once: a relay that does not read must not keep us from reading it, or both
 //! would wait. It takes no further orders while something is being written, and reads nothing while an
-//! item waits for room with its reader.
+//! item waits for room with its reader. The socket is not split: a half of it holds a single message.
 
 use std::{
     collections::HashMap,
@@ -260,7 +260,7 @@ impl Actor {
 
     fn take_messages(&mut self, first: Option<Result<Message, Error>>) -> Step {
         let mut next = first;
-        for left in (0..AT_ONCE).rev() {
+        for round in 1..=AT_ONCE {
             self.last_read = Instant::now();
             self.pinged = None;
             self.shared.traffic.is_whole();
@@ -286,7 +286,8 @@ impl Actor {
                     return Err(LinkError::Ended(text.to_owned()));
                 }
             }
-            if self.stalled.is_some() || left == 0 {
+            // What is taken out of the socket in the last round would be lost.
+            if self.stalled.is_some() || round == AT_ONCE {
                 break;
             }
             match self.socket.next().now_or_never() {

@@ -147,7 +147,9 @@ impl Relay {
             () = token.cancelled() => {}
             () = self.stay_connected() => {}
         }
-        if let Some(link) = self.standing.link().borrow().clone() {
+        // Apart: a borrow that lasts keeps everybody from changing it, us included.
+        let link = self.standing.link().borrow().clone();
+        if let Some(link) = link {
             link.close();
             self.standing.lost(&link);
         }

@@ -68,7 +68,7 @@ pub struct StartUp {
 }
 
 /// How sending to a relay goes.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct UpStatus {
     /// `away` (no connection), `idle` (all is answered), `sending`, `slower` (the relay wants less) or
     /// `paused` (it refuses everything).
@@ -84,6 +84,21 @@ pub struct UpStatus {
     pub lag_s: u64,
     /// The position of the log up to which all is done.
     pub cursor: Seq,
+}
+
+impl Default for UpStatus {
+    fn default() -> Self {
+        Self {
+            state: "away",
+            reason: None,
+            sent: 0,
+            known: 0,
+            refused: BTreeMap::new(),
+            waiting: 0,
+            lag_s: 0,
+            cursor: 0,
+        }
+    }
 }
 
 /// Sends to one relay of one stream.

@@ -34,6 +34,8 @@ const AGAIN: [Duration; 3] =
 const SLOWER: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(300)];
 /// How long a relay that refuses everything is left alone: at first, and at most.
 const PAUSE: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(3_600)];
+/// How many events are sent at once when such a relay is tried again.
+const TRIAL: usize = 4;
 /// How long a refusal that is about us is not final: others may show that the relay refuses everything.
 const SETTLE: Duration = Duration::from_secs(10);
 /// Refusals in a row that make a relay one that refuses everything. One that is about us counts twice.
@@ -344,6 +346,15 @@ impl Outbox {
             reason: reason.to_owned(),
         };
         let refused = Refused { since, letter, refusal, dropped };
+        if let Some(Rest::Paused { until, .. }) = self.rest {
+            // It was sent before the relay was found out, and says nothing new.
+            if refusal.is_about_us() && self.paused == 1 {
+                self.waiting.insert((until, seq), refused.letter);
+            } else {
+                self.give_up(refused);
+            }
+            return;
+        }
         // A relay that was left alone and still refuses does so for good.
         if refusal.is_about_us() && self.paused == 0 {
             self.unsettled.push(refused);
@@ -362,6 +373,7 @@ impl Outbox {
         let until = now + backoff(PAUSE, self.paused);
         self.paused += 1;
         self.row = 0;
+        self.window = TRIAL;
         for Refused { letter, .. } in std::mem::take(&mut self.unsettled) {
             self.waiting.insert((until, letter.seq), letter);
         }
@@ -532,12 +544,17 @@ mod tests {
         assert_eq!(outbox.rest(), Some(&rest));
         assert_eq!((outbox.water().mark(), outbox.dropped().len()), (0, 0));
         now += seconds(30);
-        let again = sent(&mut outbox, now);
-        assert_eq!(again, (1..=30).collect::<Vec<_>>());
         // It was paid.
-        for seq in again {
-            answer(&mut outbox, seq, "", now);
+        let mut again = Vec::new();
+        loop {
+            let few = sent(&mut outbox, now);
+            if few.is_empty() {
+                break;
+            }
+            few.iter().for_each(|seq| answer(&mut outbox, *seq, "", now));
+            again.extend(few);
         }
+        assert_eq!(again, (1..=30).collect::<Vec<_>>());
         assert_eq!((outbox.water().mark(), outbox.sent.taken), (30, 30));
         assert!(outbox.sent.refused.is_empty());
     }
@@ -546,15 +563,27 @@ mod tests {
     fn a_relay_that_goes_on_refusing_is_asked_ever_less_and_events_are_dropped() {
         let mut now = Instant::now();
         let mut outbox = outbox(1..=40, now);
-        for pause in [30, 60, 120] {
-            for seq in sent(&mut outbox, now) {
-                answer(&mut outbox, seq, "restricted: no", now);
+        let mut dropped = 0;
+        for (pause, lost) in [(30, 0), (60, 13), (120, 13), (240, 13)] {
+            loop {
+                let sent = sent(&mut outbox, now);
+                if sent.is_empty() {
+                    break;
+                }
+                for seq in sent {
+                    answer(&mut outbox, seq, "restricted: no", now);
+                }
             }
             let until = now + seconds(pause);
-            assert!(matches!(outbox.rest(), Some(Rest::Paused { until: at, .. }) if *at >= until));
-            now += seconds(3_600);
+            let paused = outbox.rest().map(|rest| rest.until());
+            assert_eq!(paused, Some(until), "{pause}");
+            let more = outbox.dropped().len();
+            assert!(more <= lost, "{more}");
+            dropped += more;
+            assert_eq!(outbox.water().mark(), dropped as Seq);
+            now = until;
         }
-        assert_eq!((outbox.water().mark(), outbox.dropped().len()), (40, 40));
+        assert!(dropped >= 30, "it goes on in the end: {dropped}");
     }
 
     #[test]

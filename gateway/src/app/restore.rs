@@ -64,12 +64,12 @@ pub fn restore(
             return Err(error.into());
         }
     };
-    let names = (0..).map(|n: u32| match n {
+    let mut names = (0..).map(|n: u32| match n {
         0 => format!("before-restore-{}", unix_now()),
         n => format!("before-restore-{}-{n}", unix_now()),
     });
     // Nothing of an earlier restore is overwritten.
-    let name = names.skip_while(|name| path.join(name).exists()).next().unwrap_or_default();
+    let name = names.find(|name| !path.join(name).exists()).unwrap_or_default();
     let before = swap::commit(path, &name).map_err(failed)?;
     Ok(Restored { events, files, before })
 }

@@ -17,8 +17,9 @@ const FRAME: usize = 200_000;
 const LEAST_FRAME: usize = 4_096;
 /// Messages of one comparison.
 const ROUNDS: usize = 2_000;
-/// Events of one page.
+/// Events of one page, and of one that has to hold all events of one second.
 const PAGE: u64 = 500;
+const LARGEST_PAGE: u64 = 8_000;
 /// Pages without an event that had not come before.
 const VAIN_PAGES: u32 = 2;
 
@@ -90,18 +91,26 @@ impl Run<'_> {
                 }
             };
             drop(request);
-            vain = if fresh == 0 { vain + 1 } else { 0 };
-            if complete || count == 0 || vain >= VAIN_PAGES {
+            if complete || count == 0 || (fresh == 0 && vain >= VAIN_PAGES) {
                 break;
             }
-            // Several events of one second may be cut by the page: it is asked for again. One that fills
-            // pages all by itself is passed over after that.
-            match until == Some(oldest) && fresh == 0 {
-                true if oldest == 0 => break,
-                true => until = Some(oldest - 1),
-                false => until = Some(oldest),
+            let is_again = until == Some(oldest) && fresh == 0;
+            match (is_again, count >= size && size < LARGEST_PAGE) {
+                // The second in which the last page ended fills this one, with what came before: its rest
+                // is behind it.
+                (true, true) => size *= 2,
+                // The relay does not give more of this second at once.
+                (true, false) => {
+                    let Some(before) = oldest.checked_sub(1) else { break };
+                    (until, size, vain) = (Some(before), PAGE, vain + 1);
+                }
+                (false, _) => {
+                    // Several events of one second may be cut by the page: it is asked for again.
+                    until = Some(oldest);
+                    vain = 0;
+                    size = if fresh * 2 < count { (size * 2).min(LARGEST_PAGE) } else { PAGE };
+                }
             }
-            size = if fresh * 2 < count { (size * 2).min(5_000) } else { PAGE };
         }
         while submitted.next().await.is_some() {}
         Ok(seen)

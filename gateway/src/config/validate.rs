@@ -259,7 +259,8 @@ fn relays(config: &Config, upstream: &UpstreamConfig, wrong: &mut impl FnMut(&st
         _ => {}
     }
     let own = own_urls(config);
-    let lists = [("urls", urls), ("discover", &upstream.discover), ("fallback", &upstream.fallback)];
+    let lists =
+        [("urls", urls), ("discover", &upstream.discover), ("fallback", &upstream.fallback)];
     for (name, urls) in lists {
         if name != "urls" && !urls.is_empty() && follow.is_empty() {
             wrong(name, "it is for streams with follow alone; name relays in urls".to_owned());

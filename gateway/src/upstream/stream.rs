@@ -191,7 +191,8 @@ impl Stream {
         if let Some(follow) = &self.follow {
             let keys = self.config.follow.len();
             tracing::info!(stream = self.config.name, keys, "the stream begins to follow");
-            let following = follow.clone().run(self.follows(options, &tasks), tasks.token().clone());
+            let following =
+                follow.clone().run(self.follows(options, &tasks), tasks.token().clone());
             tasks.spawn("upstream follow", following);
             return;
         }

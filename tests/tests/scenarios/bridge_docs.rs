@@ -183,7 +183,9 @@ async fn the_guide_to_bridging_works_as_it_is_written() {
     }
     machine.end().await;
     assert_eq!(runs, 2, "{blocks:#?}");
-    for wanted in ["127.0.0.1", "articles", "paused", "resumed", "town", "without a list of follows"] {
+    for wanted in
+        ["127.0.0.1", "articles", "paused", "resumed", "town", "without a list of follows"]
+    {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }
 }

@@ -308,13 +308,17 @@ async fn lists_of_strangers_lead_nowhere_near_home() {
     let long = format!("wss://relay.example.org/{}", "a".repeat(5_000));
     let mut rubbish: Vec<&str> = local.iter().map(String::as_str).collect();
     rubbish.extend([
-        "", "hello", "https://relay.example.org", "wss://me:pass@relay.example.org",
-        "ws://192.168.1.1", "ws://abc.onion", "wss://relay.example.org:22", "ws://box.local", &long,
+        "",
+        "hello",
+        "https://relay.example.org",
+        "wss://me:pass@relay.example.org",
+        "ws://192.168.1.1",
+        "ws://abc.onion",
+        "wss://relay.example.org:22",
+        "ws://box.local",
+        &long,
     ]);
-    for event in [
-        me.follows(&[&ann, &bob], then),
-        ann.writes_to(&rubbish, then),
-    ] {
+    for event in [me.follows(&[&ann, &bob], then), ann.writes_to(&rubbish, then)] {
         lists.load(&event).await;
     }
     let notes = [ann.note("found at the fallback")];
@@ -325,7 +329,8 @@ async fn lists_of_strangers_lead_nowhere_near_home() {
         let nothing = exception(follow, "no usable relay on the list");
         let none = exception(follow, "no relay list");
         nothing.is_some_and(|nothing| {
-            nothing["keys"] == json!([ann.key()]) && nothing["instead"] == json!({fallback.url(): 1})
+            nothing["keys"] == json!([ann.key()])
+                && nothing["instead"] == json!({fallback.url(): 1})
         }) && none.is_some_and(|none| {
             none["authors"] == 2 && none["instead"] == json!({fallback.url(): 2})
         }) && follow["refused_urls"]

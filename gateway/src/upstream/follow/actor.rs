@@ -87,7 +87,11 @@ impl Actor {
             relays: config.max_relays,
             per_author: config.relays_per_author,
             // In a network of one's own many relays may share a host.
-            per_host: if config.allow_private_relays { usize::MAX } else { Limits::default().per_host },
+            per_host: if config.allow_private_relays {
+                usize::MAX
+            } else {
+                Limits::default().per_host
+            },
             ..Limits::default()
         };
         Self {
@@ -169,7 +173,8 @@ impl Actor {
                 return;
             }
         };
-        let trusted = AddressRules { private: true, hidden: true, own: self.start.rules.own.clone() };
+        let trusted =
+            AddressRules { private: true, hidden: true, own: self.start.rules.own.clone() };
         for group in groups {
             let Ok(relay) = trusted.read(&group.url) else { continue };
             if group.open && !group.lists {
@@ -256,10 +261,15 @@ impl Actor {
         let Ok((plan, before)) = made.await else { return };
         if plan.relays.keys().ne(before.relays.keys()) {
             let (stream, authors) = (self.stream(), plan.authors.len());
-            let without_home =
-                plan.authors.values().filter(|place| place.homes.is_empty()).count();
+            let without_home = plan.authors.values().filter(|place| place.homes.is_empty()).count();
             let relays = plan.relays.len();
-            tracing::info!(stream, authors, relays, without_home, "following authors at their relays");
+            tracing::info!(
+                stream,
+                authors,
+                relays,
+                without_home,
+                "following authors at their relays"
+            );
         }
         self.plan = plan;
         self.pace.planned(self.now());

@@ -55,7 +55,8 @@ pub fn regroup(groups: &mut Vec<Group>, wanted: &BTreeSet<PublicKey>, now: u64) 
         });
     }
     let missing: Vec<_> = missing.into_iter().collect();
-    let new = missing.chunks(MAX_AUTHORS).map(|some| Group::new(some.iter().copied().collect(), now));
+    let new =
+        missing.chunks(MAX_AUTHORS).map(|some| Group::new(some.iter().copied().collect(), now));
     groups.extend(new);
     changed
 }

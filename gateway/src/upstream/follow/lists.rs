@@ -91,8 +91,15 @@ mod tests {
     fn follows_are_keys_each_once() {
         let (a, b) = ("1".repeat(64), "2".repeat(64));
         let tags = serde_json::json!([
-            ["p", b, "wss://hint.example.org", "name"], ["p", a], ["p", b], ["p"], ["p", "npub1x"],
-            ["p", "A".repeat(64)], ["e", a], [], ["t", "p"],
+            ["p", b, "wss://hint.example.org", "name"],
+            ["p", a],
+            ["p", b],
+            ["p"],
+            ["p", "npub1x"],
+            ["p", "A".repeat(64)],
+            ["e", a],
+            [],
+            ["t", "p"],
         ]);
         let (keys, left_out) = follows(&event(FOLLOWS, &tags));
         assert_eq!(keys, [PublicKey([0x22; 32]), PublicKey([0x11; 32])]);
@@ -129,8 +136,12 @@ mod tests {
     #[test]
     fn rubbish_is_counted_by_its_fault() {
         let tags = serde_json::json!([
-            ["r", "ws://127.0.0.1:4869"], ["r", "ws://localhost"], ["r", "hello"], ["r", ""],
-            ["r", "http://x.example.org"], ["r", "wss://good.example.org", "write", "more"],
+            ["r", "ws://127.0.0.1:4869"],
+            ["r", "ws://localhost"],
+            ["r", "hello"],
+            ["r", ""],
+            ["r", "http://x.example.org"],
+            ["r", "wss://good.example.org", "write", "more"],
         ]);
         let relays = write_relays(&event(RELAY_LIST, &tags), &AddressRules::default());
         assert_eq!(written(&relays), ["wss://good.example.org"]);

@@ -12,7 +12,7 @@ use super::{
     address::Address,
     book::Book,
     health::Healths,
-    plan::{Health, LeftOut, Plan, Place, Role, Why, WhyLeftOut},
+    plan::{Health, LeftOut, Place, Plan, Role, Why, WhyLeftOut},
 };
 use crate::protocol::PublicKey;
 

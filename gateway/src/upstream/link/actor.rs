@@ -23,7 +23,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
 };
-use tokio_tungstenite::tungstenite::{Bytes, Error, Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::{Bytes, Error, Message, Utf8Bytes, error::ProtocolError};
 use url::Url;
 
 use super::{
@@ -261,7 +261,7 @@ impl Actor {
 
     fn take_messages(&mut self, first: Option<Result<Message, Error>>) -> Step {
         let mut next = first;
-        for _ in 0..AT_ONCE {
+        for round in 1..=AT_ONCE {
             self.last_read = Instant::now();
             self.pinged = None;
             self.shared.traffic.is_whole();
@@ -287,7 +287,8 @@ impl Actor {
                     return Err(LinkError::Ended(text.to_owned()));
                 }
             }
-            if self.stalled.is_some() {
+            // What is taken out of the stream in the last round would be lost.
+            if self.stalled.is_some() || round == AT_ONCE {
                 break;
             }
             match self.stream.next().now_or_never() {
@@ -630,6 +631,10 @@ fn ended(error: &Error) -> LinkError {
             LinkError::Ended("the relay closed the connection".to_owned())
         }
         Error::Capacity(error) => LinkError::Misbehaved(format!("{error}")),
+        // The relay was ended: no more than a connection that breaks.
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
+            LinkError::Ended("the connection was reset".to_owned())
+        }
         Error::Protocol(_) | Error::Utf8(_) => LinkError::Misbehaved(shown(&error.to_string())),
         Error::Io(error) => LinkError::Ended(error.to_string()),
         error => LinkError::Ended(shown(&error.to_string())),

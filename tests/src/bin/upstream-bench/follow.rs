@@ -128,7 +128,11 @@ async fn all_connected(relays: &[ScriptedRelay], gateway: &Gateway, times: u64) 
         if missing == 0 {
             return;
         }
-        assert!(Instant::now() < end, "{missing} relays are not connected: {}", show(gateway).await);
+        assert!(
+            Instant::now() < end,
+            "{missing} relays are not connected: {}",
+            show(gateway).await
+        );
         sleep(Duration::from_millis(100)).await;
     }
 }

@@ -185,7 +185,9 @@ impl<'a> Cover<'a> {
         let mut gains = self.gains();
         let mut grown = false;
         while self.open_count < self.room {
-            let Some(relay) = self.best(&gains, |relay| self.has_room_at_host(relay)) else { break };
+            let Some(relay) = self.best(&gains, |relay| self.has_room_at_host(relay)) else {
+                break;
+            };
             if !self.is_worth_opening(gains[relay]) {
                 break;
             }

@@ -5,8 +5,8 @@
 //! item waits for room with its reader.
 
 use std::{
-    collections::HashMap,
-    future::Future,
+    collections::{HashMap, VecDeque},
+    future::{Future, poll_fn},
     pin::Pin,
     sync::{
         Arc, PoisonError,
@@ -99,6 +99,8 @@ pub(super) struct Actor {
     open: HashMap<u64, Open>,
     published: HashMap<EventId, Published>,
     auth: Auth,
+    /// What is to be written: as much as is taken at once, and what answers need.
+    outgoing: VecDeque<Message>,
     /// Since when something is being written.
     writing: Option<Instant>,
     /// An item that waits for its reader.
@@ -128,6 +130,7 @@ impl Actor {
             open: HashMap::new(),
             published: HashMap::new(),
             auth: Auth::new(options.auth.clone(), url),
+            outgoing: VecDeque::new(),
             writing: None,
             stalled: None,
             last_read: Instant::now(),
@@ -162,7 +165,7 @@ impl Actor {
             tokio::select! {
                 biased;
                 () = self.shared.token.cancelled() => return Ok(()),
-                written = self.sink.flush(), if self.writing.is_some() => {
+                written = write(&mut self.sink, &mut self.outgoing), if self.writing.is_some() => {
                     written.map_err(|error| ended(&error))?;
                     self.writing = None;
                 }
@@ -233,9 +236,9 @@ impl Actor {
         Ok(bytes)
     }
 
-    /// Puts a message into the buffer; the loop writes it.
+    /// Puts a message behind those that wait; the loop writes them.
     fn say(&mut self, message: Message) -> Step {
-        self.sink.start_send_unpin(message).map_err(|error| ended(&error))?;
+        self.outgoing.push_back(message);
         self.writing.get_or_insert_with(Instant::now);
         Ok(())
     }
@@ -622,6 +625,21 @@ async fn waited(stalled: &mut Option<Pin<Box<dyn Future<Output = ()> + Send>>>) 
         Some(stalled) => stalled.await,
         None => std::future::pending().await,
     }
+}
+
+/// Writes what waits. When it is given up halfway, the rest still waits: the sink has room for one message
+/// and takes a second one in place of it unless it said that it is ready.
+async fn write(
+    sink: &mut SplitSink<Socket, Message>,
+    outgoing: &mut VecDeque<Message>,
+) -> Result<(), Error> {
+    while !outgoing.is_empty() {
+        poll_fn(|context| sink.poll_ready_unpin(context)).await?;
+        if let Some(message) = outgoing.pop_front() {
+            sink.start_send_unpin(message)?;
+        }
+    }
+    sink.flush().await
 }
 
 /// What ended the connection, in words for the operator.

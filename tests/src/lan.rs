@@ -4,9 +4,18 @@ use std::net::Ipv4Addr;
 
 use crate::netns::{Namespace, Network, ip};
 
+/// How a router shows its hosts outside (RFC 4787).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mapping {
+    /// Under another port for each destination: no hole can be punched.
+    PerDestination,
+    /// Under the same port for all destinations, as most home routers do.
+    EndpointIndependent,
+}
+
 /// A switch of its own behind a router. Its hosts reach the network outside under the router's address
-/// and another port for each destination; from outside nothing comes in that was not asked for. Only
-/// the scenario's own process reaches the hosts, to be their client.
+/// alone; from outside nothing comes in that was not asked for. Only the scenario's own process reaches
+/// the hosts, to be their client.
 pub struct Lan {
     router: Namespace,
     prefix: String,
@@ -15,8 +24,13 @@ pub struct Lan {
 }
 
 impl Lan {
-    /// Behind host `number` of the network outside.
+    /// Behind host `number` of the network outside, which shows another port for each destination.
     pub fn behind(network: &Network, number: u8, dht: u8) -> Self {
+        Self::mapped(network, number, dht, Mapping::PerDestination)
+    }
+
+    /// The same behind a router of this kind.
+    pub fn mapped(network: &Network, number: u8, dht: u8, mapping: Mapping) -> Self {
         let router = network.add(&format!("r{number}"), number, dht);
         let [_, own, count, _] = network.host(number).octets();
         // Beyond what networks use; different for each router of each process.
@@ -31,11 +45,21 @@ impl Lan {
         let forward = ["-w", "net.ipv4.ip_forward=1"];
         let forwards = router.command("sysctl".as_ref()).args(forward).output().unwrap();
         assert!(forwards.status.success(), "{forwards:?}");
+        // The kernel keeps a host's own port where it can, and then it is the same for all.
+        // What comes in without having been asked for is dropped before the kernel gives its port away.
+        let (ports, unasked) = match mapping {
+            Mapping::PerDestination => ("fully-random", "accept"),
+            Mapping::EndpointIndependent => ("", "drop"),
+        };
         router.nft(&format!(
             "table ip nat {{
                chain out {{ type nat hook postrouting priority 100;
-                 oifname eth0 ip saddr {lan}.0/24 masquerade fully-random; }}
+                 oifname eth0 ip saddr {lan}.0/24 masquerade {ports}; }}
                chain in {{ type nat hook prerouting priority -100; }}
+             }}
+             table ip input {{
+               chain c {{ type filter hook input priority 0;
+                 iifname eth0 meta l4proto udp ct state new {unasked}; }}
              }}
              table ip forward {{
                chain c {{ type filter hook forward priority 0; policy drop;

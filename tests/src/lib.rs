@@ -27,7 +27,7 @@ pub use client::{Difference, PATIENCE, RawClient, publish_until_the_end, sdk_cli
 pub use dht::Testnet;
 pub use gateway::{Finished, Gateway, GatewayBuilder};
 pub use keyring::{Keyring, SessionBus};
-pub use lan::Lan;
+pub use lan::{Lan, Mapping};
 pub use netns::{Namespace, Network};
 pub use ordinary::ordinary;
 pub use relay::{IndependentRelay, free_port};

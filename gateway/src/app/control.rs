@@ -84,7 +84,12 @@ impl Commands {
             }
             Command::TopicList => json!({ "topics": self.gossip.status() }),
             Command::TopicShow { name } => {
-                let mut shown = self.topic(&name)?;
+                let mut shown = match self.gossip.failed_topic(&name) {
+                    Some(failed) => {
+                        json!({ "topic": failed, "url": self.topic_url(&name), "peers": [] })
+                    }
+                    None => self.topic(&name)?,
+                };
                 if let Some(private) = membership.private_status(&name) {
                     shown["private"] = json!(private);
                 }

@@ -255,9 +255,16 @@ fn said(command: &Command, answer: &Value) -> String {
 
 /// What came of reconciling.
 fn reconciled(name: &str, result: &Value) -> String {
+    let count = |field: &str| result[field].as_u64().unwrap_or_default();
+    let gossip_only = count("gossip_only");
+    let beside = format!("{gossip_only} neighbors know gossip alone and cannot be compared with");
     match (broken_off(result), result["neighbor"].is_null()) {
         (Some(why), _) => format!("{name} is not reconciled: {why}\n"),
         (None, true) => format!("nobody else is in {name} to reconcile with\n"),
+        (None, false) if count("compared") == 0 => {
+            format!("no other gateway is in {name} to reconcile with: {beside}\n")
+        }
+        (None, false) if gossip_only > 0 => format!("{name} is reconciled; {beside}\n"),
         (None, false) => format!("{name} is reconciled\n"),
     }
 }

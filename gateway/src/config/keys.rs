@@ -118,6 +118,7 @@ pub(super) const SECTIONS: &[Section] = &[
             key("external_addresses", Form::Texts(values::address_with_port)),
             key("iroh_relays", Form::WordOrTexts(&["default", "disabled"], values::http_url)),
             key("pkarr_relay", Form::Text(values::http_url_or_empty)),
+            key("ca_file", Form::Text(values::any)),
         ],
     },
     Section {

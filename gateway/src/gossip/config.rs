@@ -1,6 +1,6 @@
 //! `[endpoint]` and `[discovery]`: how other gateways are found and reached.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,9 @@ pub struct EndpointConfig {
     pub iroh_relays: IrohRelays,
     /// Base URL of a pkarr relay that turns endpoint ids into addresses; empty for none.
     pub pkarr_relay: String,
+    /// A PEM file with certificates of authorities that iroh relays and pkarr relays of one's own are
+    /// trusted by, beside those that browsers trust; empty for none.
+    pub ca_file: PathBuf,
 }
 
 /// `endpoint.iroh_relays`.
@@ -63,6 +66,7 @@ impl Default for EndpointConfig {
             external_addresses: Vec::new(),
             iroh_relays: IrohRelays::Default,
             pkarr_relay: String::new(),
+            ca_file: PathBuf::new(),
         }
     }
 }

@@ -14,12 +14,14 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    asking::Asking,
     config::DiscoveryConfig,
     dht::SharedDht,
+    ladder::{FoundBy, Step},
     local::LocalPeers,
     pace::{self, Choice},
     record::{RecordKeys, Sighting},
-    state::{FoundBy, Step, TopicState},
+    state::TopicState,
 };
 use crate::{
     clock::unix_now,
@@ -61,30 +63,29 @@ impl Discovery {
         if self.configured.is_empty() {
             return;
         }
+        let mut asking = Asking::new(Step::Configured, self.timeout());
         loop {
             if self.has_few() {
-                let began = Instant::now();
-                let count = self.join_known(self.configured.iter(), FoundBy::Configured);
-                self.state.step(Step::Configured, began, Ok(format!("asked {count}")));
+                let asked = self.join_known(self.configured.iter(), FoundBy::Configured);
+                asking.ask(&self.state, "", &asked);
             }
-            self.rest().await;
+            asking.during(&self.state, self.rest()).await;
         }
     }
 
     /// The gateways on the local network: as they appear, and again while there are few neighbors.
     async fn meet_local(&self) {
         let Some(mut local) = self.local.clone() else { return };
+        let mut asking = Asking::new(Step::Mdns, self.timeout());
         loop {
             let peers = local.borrow_and_update().clone();
             if self.has_few() {
-                let began = Instant::now();
-                let count = self.join_known(peers.iter(), FoundBy::Mdns);
-                let text = format!("sees {}, asked {count}", peers.len());
-                self.state.step(Step::Mdns, began, Ok(text));
+                let asked = self.join_known(peers.iter(), FoundBy::Mdns);
+                asking.ask(&self.state, &format!("sees {}, ", peers.len()), &asked);
             }
             tokio::select! {
                 changed = local.changed() => if changed.is_err() { return },
-                () = self.rest() => {}
+                () = asking.during(&self.state, self.rest()) => {}
             }
         }
     }
@@ -240,13 +241,13 @@ impl Discovery {
         &self,
         peers: impl IntoIterator<Item = &'a EndpointId>,
         by: FoundBy,
-    ) -> usize {
+    ) -> Vec<EndpointId> {
         let neighbors = self.state.neighbors();
         let peers = peers.into_iter().copied();
         self.join(pace::known(self.id, &neighbors, peers, &mut rand::rng()), by)
     }
 
-    fn join(&self, peers: impl IntoIterator<Item = EndpointId>, by: FoundBy) -> usize {
+    fn join(&self, peers: impl IntoIterator<Item = EndpointId>, by: FoundBy) -> Vec<EndpointId> {
         ask(self.id, &self.state, &self.join, peers, by)
     }
 
@@ -271,21 +272,18 @@ impl Discovery {
     }
 }
 
-/// Asks the topic to join those that are not neighbors yet. Returns how many.
+/// Asks the topic to join those that are not neighbors yet. Returns them, or nobody when the topic is too
+/// busy to hear of it.
 pub fn ask(
     me: EndpointId,
     state: &TopicState,
     join: &mpsc::Sender<Vec<EndpointId>>,
     peers: impl IntoIterator<Item = EndpointId>,
     by: FoundBy,
-) -> usize {
+) -> Vec<EndpointId> {
     let new = pace::strangers(me, &state.neighbors(), peers);
     new.iter().for_each(|peer| state.found(*peer, by));
-    let count = new.len();
-    if count > 0 {
-        let _ = join.try_send(new);
-    }
-    count
+    if new.is_empty() || join.try_send(new.clone()).is_ok() { new } else { Vec::new() }
 }
 
 /// Waits for the next look, and not at all once the last neighbor is gone.

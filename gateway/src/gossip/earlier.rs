@@ -1,18 +1,23 @@
 //! The step of discovery that asks the neighbors of earlier runs, in public and private topics alike.
 //! Whom it asks, and how often, is decided in `remembered.rs`.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use iroh::EndpointId;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    asking::Asking,
     config::DiscoveryConfig,
     discovery::{ask, rest},
+    ladder::{FoundBy, Step},
     pace,
     remembered::{Asked, Remembered},
-    state::{FoundBy, Step, TopicState},
+    state::TopicState,
 };
 
 /// Asks those who are remembered of one topic, and remembers those of now.
@@ -42,18 +47,19 @@ impl Earlier {
             state.step(Step::Remembered, began, Err(error.to_string()));
         }
         let mut asked = Asked::default();
+        let limit = Duration::from_millis(self.config.timeout_ms);
+        let mut asking = Asking::new(Step::Remembered, limit);
         loop {
-            let began = Instant::now();
             let neighbors = state.neighbors();
             if neighbors.len() < pace::FEW {
                 let due = asked.due(remembered.choice(), &neighbors);
                 if !due.is_empty() {
-                    let count = ask(self.id, state, &self.join, due, FoundBy::Remembered);
-                    state.step(Step::Remembered, began, Ok(format!("asked {count}")));
+                    let due = ask(self.id, state, &self.join, due, FoundBy::Remembered);
+                    asking.ask(state, "", &due);
                 }
                 remembered.missed(asked.missed()).await;
             }
-            rest(state, self.config.jitter_ms).await;
+            asking.during(state, rest(state, self.config.jitter_ms)).await;
         }
     }
 }

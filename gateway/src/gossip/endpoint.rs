@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
@@ -9,9 +10,11 @@ use iroh::{
     Endpoint, RelayMode, RelayUrl, SecretKey,
     address_lookup::{AddressLookupBuilder, PkarrPublisher, PkarrResolver, memory::MemoryLookup},
     endpoint::{BindError, BindOpts, PortmapperConfig, QuicTransportConfig, VarInt, presets},
+    tls::CaTlsConfig,
 };
 use iroh_mainline_address_lookup::DhtAddressLookup;
 use iroh_mdns_address_lookup::MdnsAddressLookup;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use url::Url;
 
 use super::{
@@ -70,6 +73,9 @@ pub async fn bind(
         builder = builder
             .bind_addr_with_opts(address, options)
             .map_err(|error| bind_error(config.bind, &error))?;
+    }
+    if let Some(authorities) = authorities(&config.ca_file).await? {
+        builder = builder.ca_tls_config(CaTlsConfig::embedded().with_extra_roots(authorities));
     }
     for address in &config.external_addresses {
         builder = builder.external_addr(*address);
@@ -179,6 +185,23 @@ fn relay_mode(relays: &IrohRelays) -> Result<RelayMode, GossipError> {
     }
 }
 
+/// The certificates of `endpoint.ca_file`.
+async fn authorities(file: &Path) -> Result<Option<Vec<CertificateDer<'static>>>, GossipError> {
+    if file.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let wrong = |reason: String| GossipError::Setting {
+        setting: "endpoint.ca_file",
+        reason: format!("{}: {reason}", file.display()),
+    };
+    let pem = tokio::fs::read(file).await.map_err(|error| wrong(error.to_string()))?;
+    let found = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+    match found.map_err(|error| wrong(error.to_string()))? {
+        none if none.is_empty() => Err(wrong("there is no certificate in it (PEM)".to_owned())),
+        found => Ok(Some(found)),
+    }
+}
+
 fn pkarr_relay(url: &str) -> Result<Option<Url>, GossipError> {
     if url.is_empty() {
         return Ok(None);
@@ -226,6 +249,21 @@ mod tests {
             assert!(error.to_string().starts_with("endpoint.pkarr_relay: "), "{error}");
         }
         assert!(pkarr_relay("").unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_file_without_authorities_names_the_setting() {
+        let folder = tempfile::tempdir().unwrap();
+        let absent = folder.path().join("absent.pem");
+        let (empty, cut) = (folder.path().join("empty.pem"), folder.path().join("cut.pem"));
+        std::fs::write(&empty, "nothing that begins like a certificate\n").unwrap();
+        std::fs::write(&cut, "-----BEGIN CERTIFICATE-----\nAAAA\n").unwrap();
+        for file in [&absent, &empty, &cut] {
+            let error = authorities(file).await.unwrap_err().to_string();
+            let begins = format!("endpoint.ca_file: {}: ", file.display());
+            assert!(error.starts_with(&begins), "{error}");
+        }
+        assert!(authorities(Path::new("")).await.unwrap().is_none());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
+    failed::FailedTopics,
     left::LeftTopics,
     links::Links,
     net::Net,
@@ -170,6 +171,7 @@ pub struct Membership {
     /// One question to it at a time: visitors may be many.
     pub(super) asking: tokio::sync::Mutex<()>,
     pub(super) left: LeftTopics,
+    pub(super) failed: FailedTopics,
     /// One change at a time: each is several steps.
     pub(super) changing: tokio::sync::Mutex<()>,
 }
@@ -197,13 +199,23 @@ impl Membership {
         for topic in others.iter().chain(visits) {
             if self.private.contains(&topic.name) {
                 tracing::warn!(topic = %topic.name, "not joined again: it is the name of a private topic now");
+                self.fail(topic, TopicError::Private(topic.name.clone()));
             } else if self.swarms.len() >= MAX_TOPICS {
                 tracing::warn!(topic = %topic.name, "not joined again: {}", TopicError::TooMany);
+                self.fail(topic, TopicError::TooMany);
             } else {
                 self.enter(topic.name.clone(), topic.how, topic.joined_at).await;
             }
         }
         Ok(())
+    }
+
+    /// Shows a public topic of the last run as failed. Who has its name now is shown instead.
+    fn fail(&self, topic: &KeptTopic, why: TopicError) {
+        if self.swarms.get(&topic.name).is_none() && self.failed.get(&topic.name).is_none() {
+            let (name, reason) = (topic.name.clone(), why.to_string());
+            self.failed.insert(name, topic.private, topic.how, topic.joined_at, reason);
+        }
     }
 
     /// Joins a public topic, now and after every restart. Returns as soon as it is joined; neighbors
@@ -263,6 +275,7 @@ impl Membership {
                 false => TopicError::NotJoined(name.clone()),
             });
         }
+        self.failed.remove(name);
         tracing::info!(topic = %name, "left a topic that was not joined again");
         Ok(())
     }
@@ -370,6 +383,7 @@ impl Membership {
         let (swarm, queue) = self.shared.join(&name, how, joined_at);
         // Before anything can be committed for the topic: the log is followed from there on.
         self.lanes.open(name.clone(), queue, swarm.state.count()).await;
+        self.failed.remove(swarm.state.name());
         self.swarms.insert(swarm);
         self.joined.insert(name);
     }

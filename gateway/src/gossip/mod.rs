@@ -7,6 +7,7 @@
 //! runs (`membership.rs`).
 
 mod addresses;
+mod asking;
 mod budget;
 pub mod check;
 pub mod config;
@@ -16,9 +17,11 @@ mod door;
 mod earlier;
 mod endpoint;
 mod error;
+mod failed;
 mod fetch;
 mod identity;
 mod joiner;
+mod ladder;
 mod left;
 mod links;
 mod local;
@@ -27,6 +30,7 @@ mod net;
 mod outbound;
 mod pace;
 mod peers;
+mod phase;
 mod private;
 mod publisher;
 mod record;
@@ -52,10 +56,12 @@ use tokio::{sync::mpsc, time::timeout};
 use tracing::Instrument;
 
 pub use error::GossipError;
+pub use ladder::{FoundBy, Step, StepResult};
 pub use links::Path as PeerPath;
 pub use membership::{Joining, Membership, TopicError, VisitRules};
+pub use phase::TopicPhase;
 pub use private::PrivateStatus;
-pub use state::{FoundBy, NeighborStatus, Step, StepResult, TopicPhase, TopicStatus};
+pub use state::{NeighborStatus, TopicStatus};
 pub use sync::SyncProgress;
 
 use self::{
@@ -64,6 +70,7 @@ use self::{
     dht::SharedDht,
     discovery::Discovery,
     earlier::Earlier,
+    failed::FailedTopics,
     fetch::{Connections, Puller, SyncServer, trust::Trust},
     joiner::{Knocker, Unanswered},
     left::LeftTopics,
@@ -276,6 +283,7 @@ impl Gossip {
             visit_policy: start.visit_policy,
             asking: tokio::sync::Mutex::default(),
             left: LeftTopics::default(),
+            failed: FailedTopics::new(start.metrics.clone()),
             changing: tokio::sync::Mutex::default(),
         });
         membership.start().await?;
@@ -313,14 +321,23 @@ impl Gossip {
         connected.map(|relay| relay.url().to_string()).collect()
     }
 
-    /// How each topic is doing, in alphabetical order.
+    /// How each topic is doing, in alphabetical order. Those that could not be joined again are among
+    /// them.
     pub fn status(&self) -> Vec<TopicStatus> {
-        self.membership.swarms.all().iter().map(Swarm::status).collect()
+        let mut topics: Vec<_> = self.membership.swarms.all().iter().map(Swarm::status).collect();
+        topics.extend(self.membership.failed.all());
+        topics.sort_by(|a, b| a.name.cmp(&b.name));
+        topics
     }
 
-    /// How one topic is doing.
+    /// How one topic is doing that we are in.
     pub fn topic(&self, name: &TopicName) -> Option<TopicStatus> {
         self.membership.swarms.get(name).map(|swarm| swarm.status())
+    }
+
+    /// The same of one that could not be joined again.
+    pub fn failed_topic(&self, name: &TopicName) -> Option<TopicStatus> {
+        self.membership.failed.get(name)
     }
 
     /// The neighbors in all topics, in the order of their ids.
@@ -351,6 +368,7 @@ impl Gossip {
                 gauge.set(i64::from(phase == now));
             }
         });
+        self.membership.failed.measure();
     }
 
     /// What does not work at the moment and is being replaced, if anything. For health checks.

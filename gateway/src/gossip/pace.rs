@@ -125,3 +125,35 @@ pub fn strangers(
 ) -> Vec<EndpointId> {
     peers.into_iter().filter(|peer| *peer != me && !neighbors.contains(peer)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gossip::config::DiscoveryConfig;
+
+    #[test]
+    fn a_record_is_left_in_each_minute_while_neighbors_are_few_and_else_when_it_is_time() {
+        let defaults = DiscoveryConfig::default();
+        assert_eq!((defaults.records_per_minute, defaults.retries), (10, 3));
+        assert_eq!((defaults.jitter_ms, defaults.timeout_ms), (500, 5_000));
+        let republish = Duration::from_secs(defaults.republish_s);
+        assert_eq!(republish, Duration::from_secs(300));
+        assert!(publishes(FEW, None, 7, republish), "nobody has heard of us yet");
+        let ago = |minutes: u64| Some((7, Duration::from_secs(60 * minutes)));
+        for neighbors in 0..FEW {
+            assert!(!publishes(neighbors, ago(0), 7, republish), "it is in this slot already");
+            assert!(publishes(neighbors, ago(1), 8, republish));
+        }
+        assert!(!publishes(FEW, ago(4), 11, republish));
+        assert!(publishes(FEW, ago(5), 12, republish));
+    }
+
+    #[test]
+    fn the_fewer_neighbors_the_sooner_the_next_look() {
+        let just = Duration::ZERO;
+        let pauses = [0, 1, FEW].map(|neighbors| pause(neighbors, just));
+        assert!(pauses.is_sorted() && pauses[0] < Duration::from_secs(1), "{pauses:?}");
+        let alone = [just, JUST, LONG * 2].map(|alone_for| pause(0, alone_for));
+        assert!(alone.is_sorted() && alone[0] < alone[2], "{alone:?}");
+    }
+}

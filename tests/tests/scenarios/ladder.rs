@@ -99,8 +99,8 @@ async fn each_step_of_the_ladder_holds_alone() {
     let topic = meet(&met).await;
     report(&format!("first neighbor from memory: {} ms", first_neighbor(&topic)));
     assert_eq!(topic["neighbors"][0]["found_by"], "remembered", "{topic}");
-    let step = &topic["steps"]["remembered"];
-    assert!(step["ok"] == true && step["neighbors"] == 1, "{topic}");
+    let step = ended(&met, "remembered").await;
+    assert!(step["ok"] == true && step["neighbors"] == 1, "{step}");
     assert!(met.metric("nostr_gateway_neighbors_found_total{by=\"remembered\"").await >= 1);
     met.interrupt().await;
 
@@ -111,6 +111,11 @@ async fn each_step_of_the_ladder_holds_alone() {
     let topic = meet(&told).await;
     assert_eq!(topic["neighbors"][0]["found_by"], "configured", "{topic}");
     assert!(topic["steps"].get("remembered").is_none(), "{topic}");
+    let step = ended(&told, "configured").await;
+    assert!(step["ok"] == true && step["neighbors"] == 1, "{step}");
+    // Asking took until the other one was a neighbor.
+    let (took, first) = (step["took_ms"].as_u64().unwrap(), first_neighbor(&topic));
+    assert!(step["attempts"] == 1 && (1..=first + 1_000).contains(&took), "{step} {first}");
     told.interrupt().await;
 
     // Without any of them it is alone, says why, and goes on looking.
@@ -121,6 +126,60 @@ async fn each_step_of_the_ladder_holds_alone() {
     assert!(topic["steps"]["mdns"]["result"].as_str().unwrap().starts_with("sees 0"), "{topic}");
     there.without_mdns(false);
     lost.wait_for_neighbors("town", 1, MEETING).await;
+}
+
+/// A step that asks, once it has ended.
+async fn ended(gateway: &Gateway, step: &str) -> Value {
+    eventually("the step has ended", MEETING, async || {
+        gateway.topic_status("town").await["steps"].get(step).cloned()
+    })
+    .await
+}
+
+/// Somebody is configured who is not there, and one who is seen on the local network does not answer:
+/// each step that asked them says so, and how long it waited.
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_that_ask_in_vain_have_failed() {
+    let scenario = "steps_that_ask_in_vain_have_failed";
+    let _alone = alone().await;
+    let Some(network) = Network::available(scenario) else { return };
+    let (here, there) = (Arc::new(network.add("a", 2, 1)), Arc::new(network.add("b", 3, 1)));
+    let mut gone = at_a_fixed_port(gateway("gone", &here), &here).start().await;
+    let peers = format!("[{:?}]", gone.as_peer().await);
+    // It goes without a word, and is seen on the local network a while longer.
+    let silent = gateway("silent", &here).set("discovery", "mdns", "true").start().await;
+    gone.kill9().await;
+    let b = gateway("b", &there)
+        .set("discovery", "mdns", "true")
+        .set("discovery", "peers", &peers)
+        .set("discovery", "timeout_ms", "2000");
+    // All but mDNS is lost on the way.
+    there.filter("deaf", "input", "udp dport != 5353 drop");
+    let b = b.start().await;
+    let begun = Instant::now();
+    for step in ["configured", "mdns"] {
+        let result = eventually("it has failed", MEETING, async || {
+            let result = b.topic_status("town").await["steps"].get(step).cloned()?;
+            (result["ok"] == false).then_some(result)
+        })
+        .await;
+        let took = result["took_ms"].as_u64().unwrap();
+        assert!((2_000..4_000).contains(&took), "{result}");
+        assert!(result["failures"].as_u64() > Some(0) && result["error"].is_string(), "{result}");
+        let text = result["result"].as_str().unwrap();
+        assert!(text.contains("asked 1, none of them came within 2000 ms"), "{text}");
+        let failed =
+            format!("nostr_gateway_discovery_steps_total{{step={step:?},result=\"failed\"");
+        assert!(b.metric(&failed).await > 0);
+    }
+    report(&format!(
+        "asked in vain by the configuration and mDNS: told after {:?}",
+        begun.elapsed()
+    ));
+    // It is not given up.
+    there.filter("deaf", "input", "");
+    b.wait_for_neighbors("town", 1, MEETING).await;
+    assert_eq!(b.topic_status("town").await["neighbors"][0]["id"], silent.endpoint);
 }
 
 /// The step that fails says so, in `status`, in `topic show` and in the metrics.

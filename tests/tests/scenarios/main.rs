@@ -53,6 +53,7 @@ mod shipped;
 mod shipped_routes;
 mod shipped_web;
 mod sync;
+mod sync_unequal;
 mod tools_backup;
 mod tools_delete;
 mod tools_import;

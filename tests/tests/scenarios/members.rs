@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nostr_gateway_tests::{Gateway, RawClient, events, eventually};
+use nostr_gateway_tests::{Gateway, RawClient, events, eventually, free_port};
 use nostr_sdk::{Event, Keys};
 use serde_json::{Value, json};
 
@@ -32,6 +32,41 @@ async fn neighbors(gateway: &Gateway) -> Vec<(String, String)> {
     neighbors
 }
 
+/// Nothing else tells the holder of an invite where to begin, and the step that asks those whom it names
+/// says how that went.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_peers_of_an_invite_are_a_step_of_their_own() {
+    let _alone = alone().await;
+    let bind = format!("\"127.0.0.1:{}\"", free_port());
+    let mut a = builder("A", None).set("endpoint", "bind", &bind).start().await;
+    a.command(&["topic", "create", "den", "--private"]).await.succeeded();
+    let text = invite(&a, false).await;
+    assert!(a.interrupt().await.success());
+    let b = builder("B", None).set("discovery", "timeout_ms", "1000").start().await;
+    b.command(&["topic", "join", &text]).await.succeeded();
+    let step = async |ok: bool| {
+        eventually("the step has ended so", SOON, async || {
+            let step = b.topic_status("den").await["steps"].get("invite").cloned()?;
+            (step["ok"] == ok).then_some(step)
+        })
+        .await
+    };
+    let failed = step(false).await;
+    let why = "asked 1, none of them came within 1000 ms";
+    assert_eq!((&failed["result"], &failed["error"]), (&json!(why), &json!(why)), "{failed}");
+    assert!(failed["took_ms"].as_u64() >= Some(1_000), "{failed}");
+    let steps = b.topic_status("den").await["steps"].clone();
+    assert!(steps.get("members").is_none(), "it knows of no member yet: {steps}");
+
+    let a = a.restart().await;
+    b.wait_for_neighbors("den", 1, SOON).await;
+    assert_eq!(neighbors(&b).await, [(a.endpoint.clone(), "invite".to_owned())]);
+    let done = step(true).await;
+    assert!(done["attempts"].as_u64() > failed["attempts"].as_u64(), "{done}");
+    assert_eq!((&done["neighbors"], &done["error"]), (&json!(1), &json!(why)), "{done}");
+    assert_eq!(b.metric(r#"nostr_gateway_neighbors_found_total{by="invite""#).await, 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn members_that_met_once_meet_again_without_dht_and_mdns() {
     let _alone = alone().await;
@@ -57,7 +92,9 @@ async fn members_that_met_once_meet_again_without_dht_and_mdns() {
     assert_eq!(neighbors(&b).await, [(c.endpoint.clone(), "remembered".to_owned())]);
     let topic = b.topic_status("den").await;
     let step = &topic["steps"]["remembered"];
-    assert!(step["ok"] == true && step["neighbors"] == 1, "{topic}");
+    // Who is away is asked again later, in vain.
+    let went_well = step["attempts"].as_u64() > step["failures"].as_u64();
+    assert!(went_well && step["neighbors"] == 1, "{topic}");
     assert!(b.metric("nostr_gateway_neighbors_found_total{by=\"remembered\"").await >= 1);
 
     // Nobody has told A where B is now, but C is where it was, and brings the two together.

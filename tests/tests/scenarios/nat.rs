@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use nostr_gateway_tests::{
-    Child, Gateway, GatewayBuilder, Lan, Namespace, Network, RawClient, Testnet, events,
+    Child, Gateway, GatewayBuilder, Lan, Mapping, Namespace, Network, RawClient, Testnet, events,
     eventually, report,
 };
 use nostr_sdk::Keys;
@@ -100,6 +100,73 @@ async fn two_behind_nat_meet_over_an_iroh_relay_and_remember_it() {
         (b.topic_status("town").await["state"] == "disconnected").then_some(())
     })
     .await;
+}
+
+/// An iroh relay under a certificate of its own, which also tells endpoints how they look from outside.
+async fn start_certified_iroh_relay(namespace: &Namespace, certificate: &Path) -> (Child, String) {
+    let address = namespace.address();
+    let mut command = namespace.command(Path::new(IROH_RELAY));
+    command.arg("--bind").arg(format!("{address}:3340"));
+    command.arg("--https").arg(format!("{address}:3443")).arg("--certificate").arg(certificate);
+    command.env("RUST_LOG", "warn");
+    let child = Child::spawn("iroh-relay", command);
+    child.stdout_line(Duration::from_secs(20), |line| line == "ready").await;
+    (child, format!("https://{address}:3443"))
+}
+
+/// Each is behind a router of its own that lets nothing in and shows the same port to all. They meet over
+/// the iroh relay, punch a hole, and no longer need it.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_behind_cone_nat_get_from_an_iroh_relay_to_a_direct_way() {
+    let scenario = "two_behind_cone_nat_get_from_an_iroh_relay_to_a_direct_way";
+    let _alone = alone().await;
+    let Some(network) = Network::available(scenario) else { return };
+    let dht = network.add("dht", 1, 1);
+    let testnet = Testnet::in_namespace(DHT_TESTNET, &dht).await;
+    let relay = network.add("relay", 2, 1);
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = folder.path().join("ca.pem");
+    let (relay, url) = start_certified_iroh_relay(&relay, &certificate).await;
+    let routers =
+        [3, 4].map(|number| Lan::mapped(&network, number, 1, Mapping::EndpointIndependent));
+    let behind = |name, lan: &Lan, number| {
+        gateway(name, lan.add(&network, name, number))
+            .dht(&testnet)
+            .set("discovery", "dht_private_addresses", "false")
+            .set("endpoint", "iroh_relays", &format!("{url:?}"))
+    };
+    let with_ca = |builder: GatewayBuilder| {
+        builder.set("endpoint", "ca_file", &format!("{:?}", certificate.display().to_string()))
+    };
+    // Nobody else vouches for that relay.
+    let lost = behind("c", &routers[0], 3).start().await;
+    let a = with_ca(behind("a", &routers[0], 2)).start().await;
+    let b = with_ca(behind("b", &routers[1], 2)).start().await;
+    for gateway in [&a, &b] {
+        gateway.wait_for_neighbors("town", 1, MEETING).await;
+    }
+    carry_both_ways(&a, &b).await;
+    let begun = std::time::Instant::now();
+    for (gateway, other) in [(&a, &routers[1]), (&b, &routers[0])] {
+        eventually("a hole is punched", MEETING, async || {
+            let neighbor = neighbor(gateway).await;
+            let through = format!("{}:", other.outside());
+            let is_direct = neighbor["path"] == "direct";
+            (is_direct && neighbor["address"].as_str()?.starts_with(&through)).then_some(())
+        })
+        .await;
+    }
+    report(&format!("both behind cone NAT: a direct way {:?} after they met", begun.elapsed()));
+    assert_eq!(lost.status().await["iroh_relays"], json!([]), "it cannot know the relay");
+
+    drop(relay);
+    // Longer than a connection over it would live.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    for gateway in [&a, &b] {
+        assert_eq!(neighbor(gateway).await["path"], "direct");
+        assert_eq!(gateway.topic_status("town").await["state"], "joined");
+    }
+    carry_both_ways(&a, &b).await;
 }
 
 /// A fixed UDP port, forwarded by the router, is how the one behind it is reached: it may not dial the

@@ -93,6 +93,44 @@ async fn a_stock_node_among_five_gateways_under_load_sees_all_that_fits() {
     }
 }
 
+/// Each is found by itself, and carries its own events and no others.
+#[tokio::test(flavor = "multi_thread")]
+async fn tens_of_topics_at_once_carry_their_events() {
+    const TOPICS: usize = 40;
+    let _alone = alone().await;
+    let testnet = Testnet::on_loopback(DHT_TESTNET).await;
+    let names: Vec<String> = (0..TOPICS).map(|n| format!("topic {n}")).collect();
+    let all: Vec<&str> = names.iter().map(String::as_str).collect();
+    let starting = ["A", "B"]
+        .map(|name| GatewayBuilder::new(GATEWAY, name).topics(&all).dht(&testnet).start());
+    let gateways = join_all(starting).await;
+    for gateway in &gateways {
+        for name in &all {
+            gateway.wait_for_neighbors(name, 1, SOON).await;
+        }
+    }
+    let begun = Instant::now();
+    let (keys, [a, b]) = (Keys::generate(), [&gateways[0], &gateways[1]]);
+    let notes: Vec<Event> = all.iter().map(|name| events::note(&keys, name)).collect();
+    // Every other one from the other side.
+    let sides = |n: usize| if n.is_multiple_of(2) { (a, b) } else { (b, a) };
+    let url = |gateway: &Gateway, name: &str| gateway.topic_url(&name.replace(' ', "%20"));
+    for (n, note) in notes.iter().enumerate() {
+        RawClient::connect(&url(sides(n).0, all[n])).await.accept(note).await;
+    }
+    for (n, note) in notes.iter().enumerate() {
+        let mut client = RawClient::connect(&url(sides(n).1, all[n])).await;
+        eventually("each topic has its event and no other", SOON, async || {
+            (client.stored_ids(&[json!({})]).await == [note.id.to_hex()]).then_some(())
+        })
+        .await;
+    }
+    report(&format!(
+        "{TOPICS} topics at once: an event in each was across in {:?}",
+        begun.elapsed()
+    ));
+}
+
 /// At a rate that a busy machine can take: `topic-bench sustained` publishes four times as much, for a
 /// minute.
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ use std::{
 
 use nostr_gateway::protocol::private::{admin_key::AdminKey, derive::EpochKeys, invite::Invite};
 use nostr_gateway_tests::{Gateway, GatewayBuilder, Keyring, Testnet, eventually, http};
+use serde_json::json;
 
 use crate::{
     DHT_TESTNET, GATEWAY, alone,
@@ -344,6 +345,36 @@ async fn in_memory_every_start_is_another() {
     let first = gateway.endpoint.clone();
     let gateway = gateway.restart().await;
     assert_ne!(gateway.endpoint, first);
+}
+
+/// A private topic whose secret is gone is there no more, and not forgotten either: it says why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_whose_secret_is_gone_has_failed_and_says_why() {
+    let state = r#"nostr_gateway_topic_state{topic="den",state="failed""#;
+    let mut gateway = builder("memory").topics(&[]).start().await;
+    gateway.command(&["topic", "create", "den", "--private"]).await.succeeded();
+    assert_eq!(gateway.metric(state).await, 0);
+    gateway.interrupt().await;
+    let mut gateway = gateway.restart().await;
+    let why = "its secret is not in the secret store any more";
+    let topic = gateway.topic_status("den").await;
+    assert_eq!((&topic["state"], &topic["reason"]), (&json!("failed"), &json!(why)), "{topic}");
+    assert_eq!((&topic["private"], &topic["neighbors"]), (&json!(true), &json!([])), "{topic}");
+    assert_eq!(gateway.metric(state).await, 1);
+    for command in [&["topic", "list"][..], &["topic", "show", "den"], &["status"]] {
+        let told = gateway.command(command).await;
+        assert!(told.stdout.contains(&format!("failed: {why}")), "{told:?}");
+    }
+    // Nothing else can be done with it than to leave it.
+    for command in [&["topic", "sync", "den"][..], &["topic", "invite", "den"]] {
+        gateway.command(command).await.refuses(1, &["not in the topic"]);
+    }
+    gateway.command(&["topic", "leave", "den", "--forget-admin-key"]).await.succeeded();
+    let topics = gateway.status().await["topics"].clone();
+    assert_eq!(topics, json!([]));
+    assert_eq!(gateway.metric(state).await, 0);
+    gateway.interrupt().await;
+    assert_eq!(gateway.restart().await.status().await["topics"], json!([]));
 }
 
 /// A gateway joins by an invite and is let in.

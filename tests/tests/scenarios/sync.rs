@@ -15,17 +15,17 @@ use serde_json::{Value, json};
 use crate::{DHT_TESTNET, GATEWAY, alone, management::call};
 
 /// For a few hundred events between processes on a busy machine.
-const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(30);
 
-const EVENTS_IN: &str = r#"nostr_gateway_sync_bytes_total{cause="events in""#;
+pub const EVENTS_IN: &str = r#"nostr_gateway_sync_bytes_total{cause="events in""#;
 
 /// Finds others only by being told of them.
-async fn builder(name: &str, known: &[&Gateway]) -> GatewayBuilder {
+pub async fn builder(name: &str, known: &[&Gateway]) -> GatewayBuilder {
     let builder = GatewayBuilder::new(GATEWAY, name).topics(&["town"]);
     knowing(builder.set("sync", "interval_s", "5"), known).await
 }
 
-async fn knowing(builder: GatewayBuilder, known: &[&Gateway]) -> GatewayBuilder {
+pub async fn knowing(builder: GatewayBuilder, known: &[&Gateway]) -> GatewayBuilder {
     let mut peers = Vec::new();
     for gateway in known {
         let status = gateway.status().await;
@@ -35,7 +35,7 @@ async fn knowing(builder: GatewayBuilder, known: &[&Gateway]) -> GatewayBuilder 
     builder.set("discovery", "peers", &format!("[{}]", peers.join(", ")))
 }
 
-async fn publish(gateway: &Gateway, events: &[Event]) {
+pub async fn publish(gateway: &Gateway, events: &[Event]) {
     let mut client = RawClient::connect(&gateway.topic_url("town")).await;
     for events in events.chunks(200) {
         for event in events {
@@ -49,14 +49,14 @@ async fn publish(gateway: &Gateway, events: &[Event]) {
 }
 
 /// The ids in the topic, sorted.
-async fn held(gateway: &Gateway) -> Vec<String> {
+pub async fn held(gateway: &Gateway) -> Vec<String> {
     let mut client = RawClient::connect(&gateway.topic_url("town")).await;
     let mut ids = client.stored_ids(&[json!({"limit": 5000})]).await;
     ids.sort();
     ids
 }
 
-async fn becomes(gateway: &Gateway, expected: &[String]) {
+pub async fn becomes(gateway: &Gateway, expected: &[String]) {
     eventually("the topic's events are there", SOON, async || {
         (held(gateway).await == expected).then_some(())
     })
@@ -218,97 +218,6 @@ async fn deletions_and_vanishes_come_ahead_of_what_they_name() {
     assert!(c.metric(EVENTS_IN).await <= bytes as u64);
 }
 
-/// DESIGN (Gone): gateways with other rules do not send one another the same events for ever.
-#[tokio::test(flavor = "multi_thread")]
-async fn unequal_gateways_send_no_events_the_second_time() {
-    let _alone = alone().await;
-    let (banned, barred) = (Keys::generate(), Keys::generate());
-    let admin = Keys::generate();
-    let mut a = builder("A", &[])
-        .await
-        .set("limits", "max_future_s", "3600")
-        .blocklist(&[], &["onlyforb"])
-        .start()
-        .await;
-    let keys = Keys::generate();
-    let now = events::now();
-    let at_a = [
-        events::event(&keys, 1, "plain", &[], now - 500),
-        events::event(&keys, 1, "from the near future", &[], now + 600),
-        events::event(&keys, 1, "forbiddenatb", &[], now - 400),
-        events::event(&keys, 1, "old", &[], now - 100_000),
-        events::event(&keys, 0, "{}", &[], now - 200_000),
-        events::event(&banned, 1, "banned at B", &[], now - 300),
-        events::event(&keys, 30_023, "v1", &[&["d", "x"]], now - 50),
-        events::event(&keys, 1, &"x".repeat(5_000), &[], now - 45),
-        events::event(&barred, 1, "barred at B", &[], now - 20),
-    ];
-    publish(&a, &at_a).await;
-    // After a start anew, gossip says nothing of them.
-    assert!(a.interrupt().await.success());
-    let a = a.restart().await;
-    let base = builder("B", &[])
-        .await
-        .set("limits", "max_future_s", "60")
-        .set("limits", "max_event_bytes", "4000")
-        .set("relay", "admins", &format!("[{:?}]", admin.public_key().to_hex()))
-        .blocklist(&[&banned.public_key().to_hex()], &["forbiddenatb"])
-        .table("[[retention]]\ntopic = \"town\"\nmax_age_s = 50000")
-        .set("topics", "join", r#"["town"]"#);
-    let mut b = base.clone().start().await;
-    let key = json!([barred.public_key().to_hex()]);
-    call(&b, &admin, "banpubkey", key.clone()).await;
-    let at_b = [
-        events::event(&keys, 1, "onlyforb", &[], now - 700),
-        events::event(&keys, 30_023, "v2", &[&["d", "x"]], now - 40),
-        events::event(&keys, 1, "plain too", &[], now - 30),
-    ];
-    publish(&b, &at_b).await;
-    assert!(b.interrupt().await.success());
-    let mut b = knowing(base, &[&a]).await.start().await;
-    b.wait_for_neighbors("town", 1, SOON).await;
-    let expected = async |of: &Gateway, ids: &[&Event]| {
-        becomes(of, &events::ids(ids.iter().copied())).await;
-    };
-    expected(&b, &[&at_a[0], &at_a[4], &at_b[0], &at_b[1], &at_b[2]]).await;
-    expected(
-        &a,
-        &[
-            &at_a[0], &at_a[1], &at_a[2], &at_a[3], &at_a[4], &at_a[5], &at_a[7], &at_a[8],
-            &at_b[1], &at_b[2],
-        ],
-    )
-    .await;
-
-    // A few comparisons later, and after a start anew, no event is on the wire any more.
-    tokio::time::sleep(Duration::from_secs(8)).await;
-    let before = (a.metric(EVENTS_IN).await, b.metric(EVENTS_IN).await);
-    assert!(before.0 > 0 && before.1 > 0, "the first time events were sent: {before:?}");
-    let led = r#"nostr_gateway_syncs_total{cause="#;
-    let comparisons = a.metric(led).await + b.metric(led).await;
-    eventually("two more comparisons", SOON, async || {
-        (a.metric(led).await + b.metric(led).await >= comparisons + 4).then_some(())
-    })
-    .await;
-    assert_eq!((a.metric(EVENTS_IN).await, b.metric(EVENTS_IN).await), before);
-
-    // What the other side said is gone was only in memory; to hear it again takes no event.
-    assert!(b.interrupt().await.success());
-    let b = b.restart().await;
-    b.wait_for_neighbors("town", 1, SOON).await;
-    let led = r#"nostr_gateway_syncs_total{cause="led""#;
-    let from = a.metric(led).await;
-    eventually("a comparison of all there is", SOON, async || {
-        (a.metric(led).await + b.metric(led).await > from).then_some(())
-    })
-    .await;
-    assert_eq!((a.metric(EVENTS_IN).await, b.metric(EVENTS_IN).await), (before.0, 0));
-
-    // A ban that is lifted lets come what it kept out.
-    call(&b, &admin, "unbanpubkey", key).await;
-    expected(&b, &[&at_a[0], &at_a[4], &at_a[8], &at_b[0], &at_b[1], &at_b[2]]).await;
-}
-
 /// B stands between two that do not know of one another: what it gains, it hints.
 #[tokio::test(flavor = "multi_thread")]
 async fn those_behind_the_one_that_gained_do_not_wait_for_the_timer() {
@@ -468,7 +377,7 @@ async fn both_sides_of_a_partition_have_all_afterwards() {
 }
 
 /// What `topic sync` told, step by step, and its result.
-async fn synced(gateway: &Gateway, code: i32) -> (Vec<Value>, Value) {
+pub async fn synced(gateway: &Gateway, code: i32) -> (Vec<Value>, Value) {
     let told = gateway.command(&["topic", "sync", "town", "--json"]).await;
     assert_eq!(told.code, Some(code), "{told:?}");
     let mut lines: Vec<Value> =

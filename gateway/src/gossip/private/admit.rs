@@ -15,7 +15,7 @@ use crate::{
         membership::{Joining, Membership, TopicError},
         peers,
     },
-    pipeline::{KeptPrivate, StoreError, joined::MAX_TOPICS},
+    pipeline::{HowJoined, KeptPrivate, StoreError, joined::MAX_TOPICS},
     protocol::{
         TopicName,
         private::{
@@ -57,12 +57,13 @@ impl Membership {
                 }
                 continue;
             }
-            let (me, now) = (self.me(), unix_now());
+            let (me, now, joined_at) = (self.me(), unix_now(), kept.joined_at);
             let (secrets, store) = (self.secrets.clone(), self.store.clone());
             match keep::restore(me, kept, secrets, store, now).await {
                 Ok((epochs, keep)) => self.enter_private(self.circle_of(epochs, keep)).await,
                 Err(error) => {
                     tracing::error!(topic = %name, error, "a private topic cannot be joined again");
+                    self.failed.insert(name, true, HowJoined::Command, joined_at, error);
                 }
             }
         }
@@ -316,6 +317,7 @@ impl Membership {
         // Before anything can be committed for the topic: the log is followed from there on.
         self.lanes.open(name, queue, swarm.state.count()).await;
         self.circles.insert(&circle);
+        self.failed.remove(swarm.state.name());
         self.swarms.insert(swarm);
     }
 

@@ -1,10 +1,7 @@
 //! Keeps a private topic going: is in the swarms of its epochs, meets members, and spreads what is
 //! new.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant as StdInstant},
-};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use iroh::EndpointId;
@@ -25,9 +22,11 @@ use super::{
 use crate::{
     clock::unix_now,
     gossip::{
+        asking::Asking,
         fetch::Connections,
+        ladder::{FoundBy, Step},
         outbound::Outbound,
-        state::{Busy, FoundBy, Step, Work},
+        state::{Busy, Work},
     },
     protocol::private::{MemberId, epochs::Input},
 };
@@ -82,6 +81,9 @@ impl Tender {
         let mut guests = Guests::new(parts.id);
         let mut meetings = FuturesUnordered::new();
         let mut rotating: Option<(Busy, Instant)> = None;
+        let limit = Duration::from_millis(parts.config.timeout_ms);
+        let mut inviting = Asking::new(Step::Invite, limit);
+        let mut asking = Asking::new(Step::Members, limit);
         let mut looks = 0;
         let mut look_at = Instant::now();
         // What ended while the gateway was away.
@@ -133,6 +135,8 @@ impl Tender {
                         ),
                     }
                 }
+                () = inviting.ends(&parts.state) => {}
+                () = asking.ends(&parts.state) => {}
                 () = sleep_until(ends) => no_tick_before = tick(circle).await,
                 () = sleep_until(look_at) => {
                     let neighbors = newest_neighbors(&swarms);
@@ -145,14 +149,21 @@ impl Tender {
                     looks += 1;
                     look_at = Instant::now() + pause.mul_f64(0.8 + 0.4 * rand::random::<f64>());
                     if neighbors.len() < FEW {
-                        let began = StdInstant::now();
-                        let mut chosen = members(circle);
-                        chosen.extend(&self.first);
-                        chosen.retain(|peer| !neighbors.contains(peer));
+                        let members = members(circle);
+                        let is_new = |peer: &EndpointId| !neighbors.contains(peer);
+                        let named = self.first.iter().filter(|peer| !members.contains(peer));
+                        let named = some_of(named.copied().filter(is_new).collect());
+                        let chosen = members.iter().copied().filter(is_new).collect();
                         let chosen = some_of(chosen);
-                        let text = format!("asked {}", chosen.len());
-                        parts.state.step(Step::Members, began, Ok(text));
-                        guests.invite(chosen);
+                        // Until somebody has let us in, the invite is all that there is.
+                        if !self.first.is_empty() && (members.is_empty() || !named.is_empty()) {
+                            named.iter().for_each(|peer| parts.state.found(*peer, FoundBy::Invite));
+                            inviting.ask(&parts.state, "", &named);
+                        }
+                        if self.first.is_empty() || !members.is_empty() {
+                            asking.ask(&parts.state, "", &chosen);
+                        }
+                        guests.invite(named.into_iter().chain(chosen));
                     }
                 }
             }

@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    desk::{Call, Desk},
+    desk::{Call, Desk, Ending},
     lead::Report,
     library::{Failure, Library},
     plans::{Ended, Plans},
@@ -71,7 +71,7 @@ impl TopicSync {
         plans.follow(&self.desk.state.neighbors().into_iter().collect(), now);
         for peer in self.desk.watched() {
             if !plans.has(&peer) {
-                self.desk.over(peer, true);
+                self.desk.over(peer, Ending::Failed);
             }
         }
     }
@@ -86,7 +86,14 @@ impl TopicSync {
         let now = Instant::now();
         let busy = matches!(led, Err(Failure::NotNow)) && plans.failures(&peer) < BUSY;
         if !busy || !plans.has(&peer) {
-            self.desk.over(peer, led.is_err());
+            self.desk.over(
+                peer,
+                match led {
+                    Ok(_) => Ending::Compared,
+                    Err(Failure::DoesNotSpeak) => Ending::GossipOnly,
+                    Err(_) => Ending::Failed,
+                },
+            );
         }
         let (ended, gained) = match &led {
             Ok(report) => {

@@ -46,8 +46,11 @@ pub struct SyncProgress {
     pub neighbor: Option<String>,
     /// Neighbors that are still to come, or under way.
     pub neighbors_left: usize,
-    /// Neighbors with whom it failed.
+    /// Neighbors with whom it came to its end, and those with whom it failed.
+    pub compared: usize,
     pub failed: usize,
+    /// Neighbors that know gossip alone: there is nothing to compare with them.
+    pub gossip_only: usize,
     pub ranges_done: usize,
     /// Events that this side lacked, and those of them that came.
     pub needed: usize,
@@ -55,6 +58,15 @@ pub struct SyncProgress {
     /// Ids that the neighbors lacked.
     pub offered: usize,
     pub finished: bool,
+}
+
+/// How the comparison with a neighbor ended for those who watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Compared,
+    Failed,
+    /// It does not speak our protocol.
+    GossipOnly,
 }
 
 /// What calls for a comparison, or came of one that the other side led.
@@ -291,14 +303,18 @@ impl Desk {
     }
 
     /// The comparison with this peer is over, or will not be.
-    pub fn over(&self, peer: EndpointId, failed: bool) {
+    pub fn over(&self, peer: EndpointId, ending: Ending) {
         let mut kept = self.kept();
         for watcher in &mut kept.watchers {
             if watcher.left.remove(&peer) {
                 let left = watcher.left.len();
                 watcher.progress.send_modify(|progress| {
                     progress.neighbor = Some(peer.to_string());
-                    progress.failed += usize::from(failed);
+                    *match ending {
+                        Ending::Compared => &mut progress.compared,
+                        Ending::Failed => &mut progress.failed,
+                        Ending::GossipOnly => &mut progress.gossip_only,
+                    } += 1;
                     progress.neighbors_left = left;
                     progress.finished = left == 0;
                 });

@@ -42,6 +42,21 @@ async fn what_the_operator_left_no_visit_brings_back() {
     a.stop().await;
 }
 
+/// These topics are shown as failed, and no others are shown. Returns why.
+fn failed(gateway: &Gateway, names: &[&str]) -> Vec<String> {
+    let topics = gateway.gossip.status();
+    let shown: Vec<_> = topics.iter().map(|topic| topic.name.as_str()).collect();
+    assert_eq!(shown, names);
+    gateway.gossip.measure();
+    let figures = gateway.metrics.render();
+    for name in names {
+        let state = format!(r#"topic_state{{topic="{name}",state="failed"}} 1"#);
+        assert!(figures.contains(&state), "{state}: {figures}");
+    }
+    assert!(topics.iter().all(|topic| topic.state == TopicPhase::Failed));
+    topics.into_iter().filter_map(|topic| topic.reason).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_public_topic_that_was_not_joined_again_is_left() {
     let kept = Arc::<MemoryTopics>::default();
@@ -49,9 +64,10 @@ async fn a_public_topic_that_was_not_joined_again_is_left() {
         KeptTopic { name: name("hidden"), how: HowJoined::Command, joined_at: 7, private: false };
     kept.keep(topic).await.unwrap();
     let a = Gateway::with(alone(), &[], kept.clone(), 0).await;
-    assert!(a.gossip.status().is_empty(), "the name is that of a private topic now");
+    let reason = failed(&a, &["hidden"]).remove(0);
+    assert!(reason.contains("is the name of a private topic here"), "{reason}");
     a.gossip.membership().leave(&name("hidden"), false).await.unwrap();
-    assert!(kept.load().await.unwrap().is_empty());
+    assert!(kept.load().await.unwrap().is_empty() && a.gossip.status().is_empty());
     let error = a.gossip.membership().leave(&name("hidden"), false).await.unwrap_err();
     assert!(matches!(error, TopicError::Private(_)), "{error}");
     a.stop().await;
@@ -69,7 +85,9 @@ async fn a_private_topic_whose_secret_is_away_is_left() {
 
     let b = Gateway::with(alone(), &[], kept, 0).await;
     let membership = b.gossip.membership();
-    assert!(b.gossip.status().is_empty(), "their secrets are not here");
+    for reason in failed(&b, &["attic", "den"]) {
+        assert!(reason.contains("its secret is not in the secret store"), "{reason}");
+    }
     let left = |topic: &str| {
         let kept = b.kept.1.lock().unwrap();
         kept.iter().find(|kept| kept.name == name(topic)).unwrap().is_left
@@ -80,6 +98,7 @@ async fn a_private_topic_whose_secret_is_away_is_left() {
     assert!(error.to_string().contains("--forget-admin-key") && !left("den"), "{error}");
     membership.leave(&name("den"), true).await.unwrap();
     assert!(left("den") && !left("attic"));
+    failed(&b, &["attic"]);
     let error = membership.leave(&name("den"), false).await.unwrap_err();
     assert!(matches!(error, TopicError::Private(_)), "{error}");
 

@@ -53,6 +53,10 @@ struct Open {
     is_live: bool,
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it is one value on the stack, and mostly the large one"
+)]
 enum Happening {
     Item(usize, Option<Item>),
     Demand,
@@ -164,7 +168,10 @@ impl Live<'_> {
     }
 
     async fn take(&mut self, at: usize, item: Item, wanted: &Demand) {
-        self.open[at].answered = true;
+        if !std::mem::replace(&mut self.open[at].answered, true) && !matches!(item, Item::Closed(_))
+        {
+            self.answered();
+        }
         match item {
             Item::Event(event) => {
                 self.relay.standing.event_came();

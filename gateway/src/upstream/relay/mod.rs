@@ -137,6 +137,7 @@ impl Relay {
         match self.standing.state() {
             RelayState::Live | RelayState::CatchingUp => Some(true),
             RelayState::Refusing | RelayState::Away => Some(false),
+            RelayState::Connecting if self.standing.has_failed() => Some(false),
             RelayState::Connecting | RelayState::Ended => None,
         }
     }
@@ -144,6 +145,8 @@ impl Relay {
     /// Runs until the token is cancelled.
     pub async fn run(self: Arc<Self>, token: CancellationToken) {
         tokio::select! {
+            // First: that the connection ends by this is no news.
+            biased;
             () = token.cancelled() => {}
             () = self.stay_connected() => {}
         }

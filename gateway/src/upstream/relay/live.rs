@@ -101,10 +101,11 @@ impl Relay {
 impl Live<'_> {
     async fn run(mut self) -> LinkError {
         let mut demand = self.relay.demand.clone();
-        if has_sole_subscription(self.link) {
-            self.signals.idle().await;
-        }
         loop {
+            if has_sole_subscription(self.link) && self.open.is_empty() {
+                // The one that there is belongs to the past first.
+                self.signals.idle().await;
+            }
             let wanted = demand.borrow_and_update().clone();
             self.flow.set_pace(wanted.events_per_s);
             if self.again.is_none()

@@ -203,7 +203,7 @@ impl Relay {
                 let text = "upstream comes and goes; the log tells no more of it until it holds";
                 tracing::warn!(stream, url, why, pause_s, "{text}");
                 is_told = true;
-            } else if is_lost && was_restless {
+            } else if is_lost && pauses.is_restless() {
                 tracing::debug!(stream, url, why, pause_s, "lost upstream once more");
             } else if is_lost {
                 tracing::warn!(stream, url, why, pause_s, "lost upstream; connecting again");

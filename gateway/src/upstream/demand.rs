@@ -137,7 +137,7 @@ mod tests {
         pairs.sort();
         let all = keys.iter().flat_map(|key| values.iter().map(|value| (*key, value.clone())));
         assert!(pairs.into_iter().eq(all), "each pair once");
-        assert_eq!(fitting(&filter, 1 << 20).unwrap(), [filter.clone()]);
+        assert_eq!(fitting(&filter, 1 << 20).unwrap(), std::slice::from_ref(&filter));
         assert_eq!(fitting(&filter, 20), None);
     }
 

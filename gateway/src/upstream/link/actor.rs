@@ -435,7 +435,7 @@ impl Actor {
     }
 
     fn authenticate(&mut self) -> Step {
-        match self.auth.to_send() {
+        match self.auth.next_event() {
             Some(event) => self.say(Message::text(remote::auth(&event))),
             None => Ok(()),
         }

@@ -91,7 +91,7 @@ impl Auth {
     }
 
     /// The event to send, when something waits for it and there is a challenge to answer.
-    pub fn to_send(&mut self) -> Option<String> {
+    pub fn next_event(&mut self) -> Option<String> {
         if self.state != State::Open || self.waiting.is_empty() {
             return None;
         }

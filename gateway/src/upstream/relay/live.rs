@@ -53,6 +53,10 @@ struct Open {
     is_live: bool,
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it is one value on the stack, and mostly the large one"
+)]
 enum Happening {
     Item(usize, Option<Item>),
     Demand,
@@ -97,10 +101,11 @@ impl Relay {
 impl Live<'_> {
     async fn run(mut self) -> LinkError {
         let mut demand = self.relay.demand.clone();
-        if has_sole_subscription(self.link) {
-            self.signals.idle().await;
-        }
         loop {
+            if has_sole_subscription(self.link) && self.open.is_empty() {
+                // The one that there is belongs to the past first.
+                self.signals.idle().await;
+            }
             let wanted = demand.borrow_and_update().clone();
             self.flow.set_pace(wanted.events_per_s);
             if self.again.is_none()
@@ -164,7 +169,10 @@ impl Live<'_> {
     }
 
     async fn take(&mut self, at: usize, item: Item, wanted: &Demand) {
-        self.open[at].answered = true;
+        if !std::mem::replace(&mut self.open[at].answered, true) && !matches!(item, Item::Closed(_))
+        {
+            self.answered();
+        }
         match item {
             Item::Event(event) => {
                 self.relay.standing.event_came();

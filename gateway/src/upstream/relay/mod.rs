@@ -137,6 +137,7 @@ impl Relay {
         match self.standing.state() {
             RelayState::Live | RelayState::CatchingUp => Some(true),
             RelayState::Refusing | RelayState::Away => Some(false),
+            RelayState::Connecting if self.standing.has_failed() => Some(false),
             RelayState::Connecting | RelayState::Ended => None,
         }
     }
@@ -144,6 +145,8 @@ impl Relay {
     /// Runs until the token is cancelled.
     pub async fn run(self: Arc<Self>, token: CancellationToken) {
         tokio::select! {
+            // First: that the connection ends by this is no news.
+            biased;
             () = token.cancelled() => {}
             () = self.stay_connected() => {}
         }
@@ -175,8 +178,12 @@ impl Relay {
             let (why, ending) = match opened {
                 Ok(link) => {
                     self.metrics.upstream_connects.inc();
-                    tracing::info!(stream, url, "connected to upstream");
-                    is_told = false;
+                    if pauses.is_restless() {
+                        tracing::debug!(stream, url, "connected to upstream");
+                    } else {
+                        tracing::info!(stream, url, "connected to upstream");
+                        is_told = false;
+                    }
                     self.connected(&link).await
                 }
                 Err(why) => {
@@ -188,10 +195,17 @@ impl Relay {
                 }
             };
             let is_lost = !matches!(ending, Ending::Failed { .. });
+            let was_restless = pauses.is_restless();
             let pause = pauses.after(ending, rand::random());
             let pause_s = pause.as_secs_f64().ceil();
             let why = why.to_string();
-            if is_lost {
+            if is_lost && pauses.is_restless() && !was_restless {
+                let text = "upstream comes and goes; the log tells no more of it until it holds";
+                tracing::warn!(stream, url, why, pause_s, "{text}");
+                is_told = true;
+            } else if is_lost && pauses.is_restless() {
+                tracing::debug!(stream, url, why, pause_s, "lost upstream once more");
+            } else if is_lost {
                 tracing::warn!(stream, url, why, pause_s, "lost upstream; connecting again");
                 is_told = true;
             } else if is_told {

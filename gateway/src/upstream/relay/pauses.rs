@@ -12,6 +12,8 @@ const HELD: Duration = Duration::from_secs(60);
 const LONGEST_RESTART: Duration = Duration::from_secs(3);
 /// ... but one that ends so many in a row waits like one that is away.
 const RESTARTS: u32 = 60;
+/// After so many the log tells no more of them.
+const RESTLESS: u32 = 5;
 /// After a relay sent what nobody asked for.
 const MISBEHAVED: Duration = Duration::from_secs(60);
 
@@ -39,6 +41,11 @@ impl Pauses {
     /// Failed attempts since one worked.
     pub fn failures(&self) -> u32 {
         self.failures
+    }
+
+    /// Whether connections have come and gone so often that one more is no news.
+    pub fn is_restless(&self) -> bool {
+        self.restarts > RESTLESS
     }
 
     /// The pause after an attempt. `jitter` is a random number from 0 to 1: of many relays that went away
@@ -100,6 +107,7 @@ mod tests {
         let of = seconds(&mut pauses, &[short; 50]);
         assert_eq!(of[..4], [1, 2, 3, 3]);
         assert_eq!(of[49], 3);
+        assert!(pauses.is_restless());
         let of = seconds(&mut pauses, &[short; 30]);
         assert_eq!(*of.last().unwrap(), 300);
     }

@@ -43,6 +43,7 @@ impl Signals {
 
     /// Events of these parts may have been missed.
     pub fn missed(&self, parts: impl IntoIterator<Item = Part>) {
+        self.set_idle(false);
         self.gaps.lock().unwrap_or_else(PoisonError::into_inner).extend(parts);
         self.gap.notify_one();
     }

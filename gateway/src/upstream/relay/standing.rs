@@ -150,6 +150,11 @@ impl Standing {
         *self.state.borrow()
     }
 
+    /// Whether the attempt before this one failed.
+    pub fn has_failed(&self) -> bool {
+        self.with(|now| now.attempts > 0)
+    }
+
     pub fn set(&self, state: RelayState) {
         self.with(|now| now.state = state);
     }

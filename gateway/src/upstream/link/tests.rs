@@ -206,6 +206,26 @@ async fn a_request_gets_what_matches_and_is_closed_when_it_is_dropped() {
     drop(link);
 }
 
+/// More than are written, read or answered at once.
+#[tokio::test]
+async fn of_many_messages_that_are_put_together_none_is_lost() {
+    let answers = |message: &Value| match message[0].as_str() {
+        Some("EVENT") => vec![json!(["OK", message[1]["id"], true, ""])],
+        _ => Vec::new(),
+    };
+    let mut relay = Scripted::start(no_document(), answers).await;
+    let link = relay.link().await;
+    let events: Vec<_> = (0..500).map(|n| Arc::new(event(n, 1))).collect();
+    let publishing = events.iter().map(|event| link.publish(event));
+    let acks = timeout(PATIENCE, futures_util::future::join_all(publishing)).await.unwrap();
+    assert!(acks.iter().all(|ack| ack.as_ref().is_ok_and(|ack| ack.accepted)), "{acks:?}");
+    let mut heard = 0;
+    while let Ok(message) = relay.heard.try_recv() {
+        heard += usize::from(message[0] == "EVENT");
+    }
+    assert_eq!(heard, events.len(), "each once");
+}
+
 #[tokio::test]
 async fn what_needs_authentication_is_sent_once_more_after_it() {
     let keys = Keys::generate();

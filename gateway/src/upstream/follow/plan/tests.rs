@@ -306,7 +306,7 @@ fn random_list(rng: &mut StdRng, relays: usize) -> List {
         let part: f64 = rng.random();
         let number = (part.powi(3) * relays as f64) as usize;
         // Some share a host.
-        let host = if number % 7 == 0 { number / 70 * 70 } else { number };
+        let host = if number.is_multiple_of(7) { number / 70 * 70 } else { number };
         let url = format!("wss://r{host}.example.org/{}", number % 7 * number);
         AddressRules::default().read(&url).unwrap()
     };

@@ -200,7 +200,7 @@ async fn negentropy_finds_what_paging_would_not() {
     report(&format!("40 missing of 4040: {told} were sent; {down} bytes came from the relay"));
     assert!(told <= 60, "{told} events were sent for 40 that were missing");
     assert!(down < 400_000, "{down} bytes for 40 events");
-    assert!(scripted.counts().verb("NEG-OPEN") >= 2);
+    assert!(scripted.counts().verb("NEG-OPEN") >= 1);
 }
 
 /// A gateway is a relay with NIP-77 as well, with a cap on what it compares at once.

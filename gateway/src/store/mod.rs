@@ -25,6 +25,7 @@ mod readers;
 mod remove;
 mod requests;
 mod search;
+mod spare;
 mod tag_keys;
 mod tail;
 mod tombstones;

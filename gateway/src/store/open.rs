@@ -9,7 +9,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use sqlx::{
     ConnectOptions, Connection as _,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode},
+    sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode},
 };
 
 use super::{config::Durability, requests, tag_keys::tag_keys, upkeep};
@@ -50,6 +50,8 @@ pub(super) async fn migrate(path: &Path) -> Result<u64, OpenError> {
     let mut connection = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
+        // A file that another version began stays as it is until it is written anew.
+        .auto_vacuum(SqliteAutoVacuum::Incremental)
         .journal_mode(SqliteJournalMode::Wal)
         .busy_timeout(Duration::from_secs(5))
         .disable_statement_logging()

@@ -58,6 +58,8 @@ pub(super) struct Upkeep {
     metrics: Arc<Metrics>,
     rules: Vec<Rule>,
     joins: compaction::Joins,
+    /// Free bytes from which on a file is made smaller.
+    least_free: u64,
     counted: Option<Instant>,
     stop: Receiver<()>,
 }
@@ -102,6 +104,7 @@ impl Upkeep {
             metrics,
             rules,
             joins: compaction::Joins::default(),
+            least_free: compaction::WORTHWHILE,
             counted: None,
             stop,
         };
@@ -131,6 +134,7 @@ impl Upkeep {
         self.expire()?;
         self.retain()?;
         self.joins.clean(&self.database, &self.writes)?;
+        self.give_back()?;
         self.measure()
     }
 
@@ -164,10 +168,26 @@ impl Upkeep {
         let started = Instant::now();
         let removed = self.writes.ask(|answer| Order::Evict(rows, answer))?;
         self.metrics.evicted.get_or_create(&CauseLabels { cause }).inc_by(removed);
-        // A busy writer took long to come to it, so it is left alone for longer.
-        let pause = (started.elapsed() * 2).min(Duration::from_secs(1));
-        let _ = self.stop.recv_timeout(pause);
+        self.rest(started.elapsed());
         Ok(removed)
+    }
+
+    /// After a step that took so long. A busy writer took long to come to it, so it is left alone for longer.
+    fn rest(&self, took: Duration) {
+        let _ = self.stop.recv_timeout((took * 2).min(Duration::from_secs(1)));
+    }
+
+    /// Gives back what is free in the file, if it is much.
+    fn give_back(&self) -> Result<(), StoreError> {
+        let given_back =
+            compaction::shrink(&self.database, &self.writes, self.least_free, |took| {
+                self.rest(took);
+                !self.is_stopped()
+            })?;
+        if given_back > 0 {
+            tracing::info!(bytes = given_back, "made the database file smaller");
+        }
+        Ok(())
     }
 
     fn is_stopped(&self) -> bool {

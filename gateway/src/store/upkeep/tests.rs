@@ -250,6 +250,57 @@ async fn the_database_keeps_to_its_size() {
     bench.store.close().await;
 }
 
+/// Of a file that is mostly free, the end is given back while it is used.
+#[tokio::test]
+async fn the_file_shrinks_while_it_is_used() {
+    let rule = RetentionConfig { max_events: 200, ..Default::default() };
+    let mut bench = Bench::with(&[rule]).await;
+    let author = Author::new(1);
+    let note = |n: u64| {
+        author.verified(1_700_000_000 + n, 1, &[], &format!("{n} {}", "long ".repeat(400)))
+    };
+    bench.write((0..2_000).map(note).collect()).await;
+    let size =
+        |bench: &Bench| compaction::file_size(&bench.upkeep.as_ref().unwrap().database).unwrap();
+    let full = size(&bench);
+    // With the least that is worth it out of reach, it stays as large.
+    bench.round().await;
+    assert_eq!(size(&bench).pages, full.pages);
+    bench.upkeep.as_mut().unwrap().least_free = 100_000;
+    bench.round().await;
+    let shrunk = size(&bench);
+    assert!(shrunk.pages < full.pages / 3, "{} of {}", shrunk.pages, full.pages);
+    assert!(shrunk.free <= shrunk.used() / 2, "{} of {}", shrunk.free, shrunk.pages);
+    // Another round leaves the rest to what comes next.
+    bench.round().await;
+    assert_eq!(size(&bench).pages, shrunk.pages);
+    bench.write(vec![note(5_000)]).await;
+    assert_eq!(bench.held().await.len(), 201);
+    bench.store.close().await;
+    let file = Connection::open(bench.dir.path().join("gateway.db")).unwrap();
+    let sound: String = file.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(sound, "ok");
+    let bytes = std::fs::metadata(bench.dir.path().join("gateway.db")).unwrap().len();
+    assert!(bytes < full.pages / 2, "{bytes} of {}", full.pages);
+}
+
+/// A file of a version whose files could not shrink is written anew once, and can from then on.
+#[test]
+fn a_file_that_cannot_shrink_is_written_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = Connection::open(dir.path().join("old.db")).unwrap();
+    let free = 70 << 20;
+    file.execute_batch("CREATE TABLE t (bytes BLOB); PRAGMA journal_mode = WAL").unwrap();
+    file.execute("INSERT INTO t VALUES (zeroblob(?1))", [free]).unwrap();
+    file.execute_batch("DELETE FROM t; INSERT INTO t VALUES ('kept')").unwrap();
+    shrink_at_start(&file).unwrap();
+    assert!(compaction::file_size(&file).unwrap().pages < 1 << 20);
+    let mode: i64 = file.query_row("PRAGMA auto_vacuum", [], |row| row.get(0)).unwrap();
+    assert_eq!(mode, 2);
+    let kept: String = file.query_row("SELECT bytes FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(kept, "kept");
+}
+
 #[tokio::test]
 async fn expired_events_leave_the_file_and_deletions_stay_in_force() {
     let kinds = vec![1, kinds::DELETION];

@@ -47,7 +47,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let connection = Connection::open(dir.path().join("db")).unwrap();
         connection.pragma_update(None, "cache_size", -16_000).unwrap();
-        connection.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (zeroblob(8000000))").unwrap();
+        connection
+            .execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (zeroblob(8000000))")
+            .unwrap();
         assert!(cached(&connection) > 4_000_000, "{}", cached(&connection));
         give_back(&connection);
         assert!(cached(&connection) < 200_000, "{}", cached(&connection));

@@ -35,7 +35,8 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 /// its group does, so what a commit writes grows more slowly than its group.
 const MAX_GROUP: usize = 2_048;
 /// How long a commit may wait for events that are under way: about as long as a core takes to verify
-/// half of them, within these bounds.
+/// half of them, within these bounds. And without any for the shorter one, however many there are: they
+/// may be refused.
 const WAIT_EACH: Duration = Duration::from_micros(12);
 const SHORTEST_WAIT: Duration = Duration::from_millis(5);
 const LONGEST_WAIT: Duration = Duration::from_millis(50);
@@ -94,11 +95,7 @@ pub(super) fn run(mut connection: Connection, queue: &Receiver<Order>, shared: &
 }
 
 /// Waits for the next order; none at the end.
-fn next(
-    queue: &Receiver<Order>,
-    connection: &Connection,
-    since_rest: &mut usize,
-) -> Option<Order> {
+fn next(queue: &Receiver<Order>, connection: &Connection, since_rest: &mut usize) -> Option<Order> {
     if *since_rest >= MANY {
         match queue.recv_timeout(REST) {
             Ok(order) => return Some(order),
@@ -124,10 +121,13 @@ fn collect(first: Order, queue: &Receiver<Order>, group: &mut Vec<Order>) {
         let next = match queue.try_recv() {
             Ok(next) => next,
             Err(_) if group.len() >= under_way / 2 => break,
-            Err(_) => match queue.recv_deadline(began + longest_wait(under_way)) {
-                Ok(next) => next,
-                Err(_) => break,
-            },
+            Err(_) => {
+                let end = began + longest_wait(under_way);
+                match queue.recv_deadline(end.min(Instant::now() + SHORTEST_WAIT)) {
+                    Ok(next) => next,
+                    Err(_) => break,
+                }
+            }
         };
         under_way = next.under_way().unwrap_or(under_way);
         group.push(next);
@@ -567,10 +567,49 @@ fn older_version(
 mod tests {
     use super::*;
 
+    use crate::pipeline::Origin;
+
     #[test]
     fn a_commit_waits_longer_where_more_is_under_way() {
         assert_eq!([0, 1, 256].map(longest_wait), [SHORTEST_WAIT; 3]);
         assert_eq!(longest_wait(1_000), Duration::from_millis(12));
         assert_eq!([100_000, usize::MAX].map(longest_wait), [LONGEST_WAIT; 2]);
+    }
+
+    fn write(under_way: usize) -> Order {
+        Order::Write(Write {
+            event: crate::protocol::signing::Author::new(1).verified(1, 1, &[], ""),
+            topics: Vec::new(),
+            private: false,
+            vanish: false,
+            under_way,
+            origin: Origin::Import,
+            done: Box::new(drop),
+        })
+    }
+
+    #[test]
+    fn a_group_is_what_is_there_and_waits_for_no_more_than_comes() {
+        let (send, queue) = crossbeam_channel::unbounded();
+        let group = |first: Order| {
+            let mut group = Vec::new();
+            collect(first, &queue, &mut group);
+            group.len()
+        };
+        // Nothing else is coming.
+        assert_eq!(group(write(1)), 1);
+        // What is there is taken, whether or not it is more than half.
+        (0..3).for_each(|_| send.send(write(4)).unwrap());
+        assert_eq!(group(write(4)), 4);
+        // Of many under way none come: they are not waited for as long as for many.
+        let began = Instant::now();
+        assert_eq!(group(write(4_096)), 1);
+        assert!(began.elapsed() >= SHORTEST_WAIT);
+        // As many as there are, up to a bound.
+        for _ in 0..MAX_GROUP + 10 {
+            send.send(write(1)).unwrap();
+        }
+        assert_eq!(group(write(1)), MAX_GROUP);
+        assert_eq!(queue.len(), 11);
     }
 }

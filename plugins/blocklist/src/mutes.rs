@@ -133,18 +133,14 @@ impl Mutes {
         if any(&|muted| muted.authors.contains(&author)) {
             return Some("this author is on a mute list");
         }
-        let content =
-            any(&|muted| !muted.words.is_empty()).then(|| words::lowered(&event.content));
+        let content = any(&|muted| !muted.words.is_empty()).then(|| words::lowered(&event.content));
         if content.is_some_and(|content| any(&|muted| muted.words.are_in(&content))) {
             return Some("a word is on a mute list");
         }
-        let (has_events, has_hashtags) = (
-            any(&|muted| !muted.events.is_empty()),
-            any(&|muted| !muted.hashtags.is_empty()),
-        );
-        let is_muted = |id: &str| {
-            keys::parse(id).is_some_and(|id| any(&|muted| muted.events.contains(&id)))
-        };
+        let (has_events, has_hashtags) =
+            (any(&|muted| !muted.events.is_empty()), any(&|muted| !muted.hashtags.is_empty()));
+        let is_muted =
+            |id: &str| keys::parse(id).is_some_and(|id| any(&|muted| muted.events.contains(&id)));
         if has_events && is_muted(&event.id) {
             return Some("this event is on a mute list");
         }

@@ -156,7 +156,9 @@ mod tests {
     fn the_same_are_found_as_by_looking_for_each() {
         let mut seed = 1_u64;
         let mut random = move |below: usize| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (seed >> 33) as usize % below
         };
         let letters = ['a', 'b', 'A', 'B', 'é', 'É', ' ', 'K', '\u{212A}'];

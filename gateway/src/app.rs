@@ -1,6 +1,7 @@
 //! The only place that wires parts together: what starts, in which order, and how it ends.
 
 mod control;
+mod reload;
 mod transfer;
 
 use std::{
@@ -16,24 +17,25 @@ use anyhow::Context;
 
 use crate::{
     admin::Admin,
-    config::Config,
+    config::{Config, Sources},
     data_dir::DataDir,
     gossip::{Gossip, StartGossip, VisitRules},
     metrics::Metrics,
     pipeline::{
         EventReader, EventWriter, Ingest, JoinedTopics, Moderation, Policy, PrivateTopics,
-        RotationPolicy, Routing, StartIngest, TopicDoor,
+        RotationPolicy, Routing, StartIngest, StreamScopes, TopicDoor, UpstreamStore,
     },
     plugins::{self, Kv, PluginChain, Services, Setup},
     protocol::limits::Limits,
     relay::{self, Access, Connections, Listener, Management, Rates, Relay},
     secrets,
-    store::{JoinedTable, PeerTable, Store},
+    store::{FollowTable, JoinedTable, PeerTable, Store, UpstreamTables},
     subscriptions::Subscriptions,
     tasks::{self, Tasks},
-    upstream::Stream,
+    upstream::{Gate, Intake, LinkOptions, StartStreams, StreamSetup, Streams},
 };
 use control::Commands;
+use reload::Reload;
 
 /// How long each step of the shutdown may take.
 const STEP: Duration = Duration::from_secs(5);
@@ -47,8 +49,9 @@ pub struct App {
     gossip: Arc<Gossip>,
     /// Listener and sessions; ends first.
     clients: Tasks,
-    /// Upstream streams.
+    /// What begins and ends streams, and the streams.
     upstreams: Tasks,
+    streams: Arc<Streams>,
     /// What the others rely on; ends last.
     background: Tasks,
     banner: Banner,
@@ -57,11 +60,17 @@ pub struct App {
 
 impl App {
     /// Starts every part. Whatever the gateway cannot do without is an error; the rest is logged.
+    /// `sources` is where the configuration came from, to be read again when it changes.
     ///
     /// # Errors
     /// With one line that names the setting or file and what to do.
-    pub async fn start(config: Config, data_dir: DataDir) -> anyhow::Result<Self> {
+    pub async fn start(
+        config: Config,
+        sources: Sources,
+        data_dir: DataDir,
+    ) -> anyhow::Result<Self> {
         let started = Instant::now();
+        let running = config.clone();
         let metrics = Arc::new(Metrics::default());
         let limits = Limits::from(&config.limits);
         // First what fails most often, so that nothing is half done then.
@@ -83,7 +92,9 @@ impl App {
             kv: kv.clone(),
             lookup: store.clone(),
             budget: Duration::from_millis(config.plugins.budget_ms),
+            scopes: StreamScopes::default(),
         };
+        let scopes = services.scopes.clone();
         let plugins = Arc::new(load_plugins(&config, &data_dir, services).await?);
         let rules = Rules::new(&config, &data_dir, store.clone());
         let told = rules.clone();
@@ -159,14 +170,34 @@ impl App {
         .await?;
         let gossip = Arc::new(gossip);
 
-        let streams: Vec<_> = config
-            .upstream
-            .iter()
-            .map(|stream| Stream::new(stream.clone(), ingest.clone(), metrics.clone()))
-            .collect();
-        for stream in &streams {
-            upstreams.spawn("upstream", stream.clone().run(upstreams.token().clone()));
-        }
+        let upstream_store: Arc<dyn UpstreamStore> = Arc::new(UpstreamTables::new(data_dir.path()));
+        let gate = Arc::new(Gate::new(plugins.clone()));
+        let streams = Streams::new(StartStreams {
+            setup: Arc::new(StreamSetup {
+                ingest: ingest.clone(),
+                intake: Intake::new(ingest.clone(), metrics.clone()),
+                options: LinkOptions::new(config.limits.max_event_bytes),
+                reader: reader.clone(),
+                store: upstream_store.clone(),
+                follows: Arc::new(FollowTable::new(data_dir.path())),
+                own_urls: own_urls.clone(),
+                gate: gate.clone(),
+                secrets: secrets.clone(),
+                private: private.clone(),
+                metrics: metrics.clone(),
+            }),
+            store: upstream_store,
+            gate,
+            scopes,
+            joined: joined.clone(),
+            private: private.clone(),
+            metrics: metrics.clone(),
+            tasks: upstreams.clone(),
+        });
+        streams.apply(&config.upstream).await.context("cannot start the streams")?;
+        upstreams.spawn("streams", streams.clone().tend(upstreams.token().clone()));
+        let reload = Reload::new(sources, running, streams.clone());
+        upstreams.spawn("configuration", reload.clone().watch(upstreams.token().clone()));
 
         let trouble = {
             let (store, gossip) = (store.clone(), gossip.clone());
@@ -200,7 +231,8 @@ impl App {
             store: store.clone(),
             ingest: ingest.clone(),
             gossip: gossip.clone(),
-            streams,
+            streams: streams.clone(),
+            reload,
             plugins: plugins.clone(),
             trouble: Box::new(trouble.clone()),
             secrets,
@@ -209,10 +241,11 @@ impl App {
         let admin = Arc::new(Admin {
             metrics: metrics.clone(),
             measure: Box::new({
-                let (gossip, plugins) = (gossip.clone(), plugins.clone());
+                let (gossip, plugins, streams) = (gossip.clone(), plugins.clone(), streams.clone());
                 move || {
                     gossip.measure();
                     plugins.measure();
+                    streams.measure();
                 }
             }),
             control: Arc::new(commands),
@@ -264,6 +297,7 @@ impl App {
             gossip,
             clients,
             upstreams,
+            streams,
             background,
             banner,
             _data_dir: data_dir,
@@ -285,7 +319,8 @@ impl App {
         if !self.clients.stop(STEP).await {
             late("client connections");
         }
-        if !self.upstreams.stop(STEP).await {
+        let (tended, ended) = tokio::join!(self.upstreams.stop(STEP), self.streams.stop());
+        if !tended || !ended {
             late("upstream streams");
         }
         self.gossip.shutdown().await;

@@ -56,6 +56,20 @@ pub struct CauseLabels {
     pub cause: &'static str,
 }
 
+/// Labels of figures of a stream, which are named in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StreamLabels {
+    pub stream: String,
+}
+
+/// Labels of [`Metrics::upstream_received`] and [`Metrics::upstream_sent`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StreamOutcomeLabels {
+    pub stream: String,
+    /// `"new"`, `"taken"`, `"known"`, or why not.
+    pub outcome: &'static str,
+}
+
 /// Labels of [`Metrics::plugin_calls`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PluginLabels {
@@ -132,6 +146,11 @@ pub struct Metrics {
     pub lies: Family<CauseLabels, Counter>,
     pub upstream_events: Counter,
     pub upstream_connects: Counter,
+    pub upstream_received: Family<StreamOutcomeLabels, Counter>,
+    pub upstream_sent: Family<StreamOutcomeLabels, Counter>,
+    pub upstream_waiting: Family<StreamLabels, Gauge>,
+    pub upstream_lag_seconds: Family<StreamLabels, Gauge>,
+    pub upstream_connected: Family<StreamLabels, Gauge>,
     pub plugin_calls: Family<PluginLabels, Counter>,
     pub plugin_traps: Family<PluginIdLabels, Counter>,
     pub plugin_seconds: Family<PluginIdLabels, Histogram, fn() -> Histogram>,
@@ -303,6 +322,31 @@ impl Default for Metrics {
                 "upstream_connects",
                 "Connections made to upstream relays",
             ),
+            upstream_received: register(
+                &mut registry,
+                "upstream_received",
+                "Events that the relays of a stream sent, by outcome",
+            ),
+            upstream_sent: register(
+                &mut registry,
+                "upstream_sent",
+                "Events that were to go to the relays of a stream, by outcome",
+            ),
+            upstream_waiting: register(
+                &mut registry,
+                "upstream_waiting",
+                "Steps of the log that are still to be done for the relays of a stream",
+            ),
+            upstream_lag_seconds: register(
+                &mut registry,
+                "upstream_lag_seconds",
+                "How long the oldest event that is to go to a relay of a stream has waited",
+            ),
+            upstream_connected: register(
+                &mut registry,
+                "upstream_connected",
+                "How many relays of a stream are connected",
+            ),
             plugin_calls: register(&mut registry, "plugin_calls", "Calls of plugins by verdict"),
             plugin_traps: register(
                 &mut registry,
@@ -361,6 +405,19 @@ impl Metrics {
         self.plugin_memory.remove(&PluginIdLabels { plugin: plugin.to_owned() });
         for state in states {
             self.plugin_state.remove(&PluginStateLabels { plugin: plugin.to_owned(), state });
+        }
+    }
+
+    /// Takes a stream that is gone out of the figures that tell how one is doing.
+    pub fn forget_stream(&self, stream: &str, outcomes: &[&'static str]) {
+        let labels = StreamLabels { stream: stream.to_owned() };
+        self.upstream_waiting.remove(&labels);
+        self.upstream_lag_seconds.remove(&labels);
+        self.upstream_connected.remove(&labels);
+        for outcome in outcomes {
+            let labels = StreamOutcomeLabels { stream: stream.to_owned(), outcome };
+            self.upstream_received.remove(&labels);
+            self.upstream_sent.remove(&labels);
         }
     }
 

@@ -116,6 +116,24 @@ impl RawClient {
         self.ok(&event.id.to_hex()).await
     }
 
+    /// The same of a relay that may end meanwhile, or say nothing: then nothing is returned, and the
+    /// connection is of no use any more.
+    pub async fn try_publish(&mut self, event: &Event) -> Option<(bool, String)> {
+        let frame = Message::text(format!(r#"["EVENT",{}]"#, events::json(event)));
+        self.socket.send(frame).await.ok()?;
+        let id = event.id.to_hex();
+        let answer = async {
+            loop {
+                let text = self.read_text().await?;
+                let message: Value = serde_json::from_str(&text).ok()?;
+                if message[0] == "OK" && message[1] == id {
+                    return Some((message[2].as_bool()?, message[3].as_str()?.to_owned()));
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(2), answer).await.ok()?
+    }
+
     /// Publishes what must be accepted.
     pub async fn accept(&mut self, event: &Event) {
         let (accepted, message) = self.publish(event).await;
@@ -435,11 +453,11 @@ fn sorted_hex(ids: &[Id]) -> Vec<String> {
     ids
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn unhex(text: &str) -> Vec<u8> {
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
     let digits = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
     (0..text.len()).step_by(2).map(digits).collect()
 }

@@ -1,7 +1,8 @@
 //! What the measuring programs found, as a table and as JSON.
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{fmt::Write as _, panic::AssertUnwindSafe, path::PathBuf, process::ExitCode};
 
+use futures_util::FutureExt;
 use serde_json::{Map, Value, json};
 
 /// One line of the table.
@@ -72,6 +73,47 @@ pub fn json(rows: &[Row], quick: bool) -> Value {
         .collect();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     json!({"quick": quick, "cores": cores, "rows": rows})
+}
+
+/// Measures one after the other and prints what was found, as it comes and together in the end: as a
+/// table, with the file as JSON too, with `-` as JSON alone. The exit code is not zero when something
+/// could not be measured.
+///
+/// # Errors
+/// When the file cannot be written.
+pub async fn measure<N: Copy>(
+    names: Vec<N>,
+    title: impl Fn(N) -> &'static str,
+    run: impl AsyncFn(N) -> Vec<Row>,
+    quick: bool,
+    file: Option<PathBuf>,
+) -> anyhow::Result<ExitCode> {
+    let mut done: Vec<Row> = Vec::new();
+    for name in names {
+        eprintln!("{} …", title(name));
+        // What cannot be measured panics; the others go on.
+        let measured = AssertUnwindSafe(run(name)).catch_unwind().await;
+        let rows = measured.unwrap_or_else(|cause| {
+            let text = cause.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| cause.downcast_ref::<&str>().copied());
+            vec![Row::failed(title(name), text.unwrap_or("see above"))]
+        });
+        for row in &rows {
+            eprint!("{}", row.text());
+        }
+        done.extend(rows);
+    }
+    let json = serde_json::to_string_pretty(&json(&done, quick))?;
+    match file {
+        Some(path) if path.as_os_str() == "-" => println!("{json}"),
+        Some(path) => {
+            std::fs::write(path, json)?;
+            print!("{}", table(&done));
+        }
+        None => print!("{}", table(&done)),
+    }
+    let failed = done.iter().any(|row| row.failure.is_some());
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// The program that was named, or the first of these beside the one that runs.

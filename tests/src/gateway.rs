@@ -83,6 +83,12 @@ impl GatewayBuilder {
         self
     }
 
+    /// Takes all tables out again.
+    pub fn no_tables(mut self) -> Self {
+        self.tables.clear();
+        self
+    }
+
     /// The topics to join. What is published on `/` goes to none but those its tags name.
     pub fn topics(self, names: &[&str]) -> Self {
         self.set("topics", "join", &list(names)).set("topics", "default", "[]")
@@ -331,9 +337,48 @@ impl Gateway {
         format!("ws://{}/topic/{name}", self.relay)
     }
 
+    /// Changes its configuration file while it runs.
+    pub fn configure(&mut self, change: impl FnOnce(GatewayBuilder) -> GatewayBuilder) {
+        self.builder = change(self.builder.clone());
+        fs::write(self.builder.config_file(), self.builder.config_text()).unwrap();
+    }
+
+    /// Writes something else into its configuration file, until a command of the harness writes it anew.
+    pub fn spoil_configuration(&self, text: &str) {
+        fs::write(self.builder.config_file(), text).unwrap();
+    }
+
+    /// A stream as `status` shows it.
+    pub async fn stream(&self, name: &str) -> Value {
+        let status = self.status().await;
+        let mut streams = status["upstreams"].as_array().unwrap().iter();
+        streams.find(|stream| stream["name"] == name).cloned().unwrap_or(Value::Null)
+    }
+
+    /// Waits until the status of a stream is as is wanted.
+    pub async fn wait_for_stream(
+        &self,
+        name: &str,
+        what: &str,
+        deadline: Duration,
+        is_so: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let what = format!("stream {name} of {}: {what}", self.builder.name);
+        eventually(&what, deadline, async || {
+            let stream = self.stream(name).await;
+            is_so(&stream).then_some(stream)
+        })
+        .await
+    }
+
     /// Runs another command of the program, with the same data directory.
     pub async fn command(&self, arguments: &[&str]) -> Finished {
         self.builder.command(arguments).await
+    }
+
+    /// The configuration file, to be changed while it runs.
+    pub fn config_file(&self) -> PathBuf {
+        self.builder.config_file()
     }
 
     /// The control socket.

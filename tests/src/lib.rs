@@ -5,6 +5,7 @@
 
 mod child;
 pub mod client;
+pub mod compare;
 mod dht;
 pub mod events;
 pub mod figures;
@@ -12,8 +13,14 @@ mod gateway;
 pub mod http;
 mod keyring;
 mod lan;
+pub mod load;
 mod netns;
+mod ordinary;
+pub mod proc;
 mod relay;
+pub mod restarts;
+pub mod scripted;
+mod wire;
 
 pub use child::Child;
 pub use client::{Difference, PATIENCE, RawClient, publish_until_the_end, sdk_client};
@@ -22,7 +29,10 @@ pub use gateway::{Finished, Gateway, GatewayBuilder};
 pub use keyring::{Keyring, SessionBus};
 pub use lan::Lan;
 pub use netns::{Namespace, Network};
+pub use ordinary::ordinary;
 pub use relay::{IndependentRelay, free_port};
+pub use scripted::ScriptedRelay;
+pub use wire::Front;
 
 /// Prints a line that is seen without `--nocapture`: figures, and scenarios that did not run.
 pub fn report(line: &str) {

@@ -85,6 +85,19 @@ pub enum Command {
         #[serde(default)]
         filter: Option<String>,
     },
+    UpstreamList,
+    UpstreamShow {
+        name: String,
+    },
+    /// Ends a stream until it is resumed.
+    UpstreamPause {
+        name: String,
+    },
+    UpstreamResume {
+        name: String,
+    },
+    /// Reads the configuration again.
+    ConfigReload,
     PluginList,
     PluginShow {
         id: String,
@@ -209,6 +222,7 @@ pub fn readable(path: &str) -> Option<Command> {
         "/status" => Some(Command::Status),
         "/peers" => Some(Command::Peers),
         "/topics" => Some(Command::TopicList),
+        "/upstreams" => Some(Command::UpstreamList),
         "/plugins" => Some(Command::PluginList),
         _ => None,
     }

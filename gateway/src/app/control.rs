@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::transfer;
+use super::{reload::Reload, transfer};
 use crate::{
     admin::api::{
         AdminKeyText, Cause, Command, Control, Line, Lines, NameOrInvite, Refusal, Reply,
@@ -30,7 +30,7 @@ use crate::{
     secrets,
     store::Store,
     tasks,
-    upstream::Stream,
+    upstream::{StreamError, Streams},
 };
 
 /// What the commands work on.
@@ -46,7 +46,8 @@ pub(super) struct Commands {
     pub store: Arc<Store>,
     pub ingest: Ingest,
     pub gossip: Arc<Gossip>,
-    pub streams: Vec<Arc<Stream>>,
+    pub streams: Arc<Streams>,
+    pub reload: Arc<Reload>,
     pub plugins: Arc<PluginChain>,
     /// What keeps the gateway from its work at the moment.
     pub trouble: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,
@@ -147,6 +148,20 @@ impl Commands {
                 let lines = transfer::export(self.store.clone(), filter.as_deref())?;
                 return Ok(Reply::Lines(lines));
             }
+            Command::UpstreamList => json!({ "upstreams": self.streams.status() }),
+            Command::UpstreamShow { name } => self.stream(&name).await?,
+            Command::UpstreamPause { name } => {
+                let was_paused = self.streams.pause(&name).await.map_err(stream_refusal)?;
+                json!({ "name": name, "was_paused": was_paused })
+            }
+            Command::UpstreamResume { name } => {
+                let was_paused = self.streams.resume(&name).await.map_err(stream_refusal)?;
+                json!({ "name": name, "was_paused": was_paused })
+            }
+            Command::ConfigReload => match self.reload.reload().await {
+                Ok(reloaded) => json!(reloaded),
+                Err(errors) => return Err(Refusal::new(Cause::Refused, errors.join("\n"))),
+            },
             Command::PluginList => self.plugins(),
             Command::PluginShow { id } => self.plugin(id).await?,
             Command::PluginLook { folder } => {
@@ -203,7 +218,8 @@ impl Commands {
             "addresses": self.gossip.addresses(),
             "iroh_relays": self.gossip.iroh_relays(),
             "topics": self.gossip.status(),
-            "upstreams": self.streams.iter().map(|stream| stream.status()).collect::<Vec<_>>(),
+            "upstreams": self.streams.status(),
+            "config": self.reload.state(),
             "plugins": self.plugins.summary(),
             "secrets": self.secrets.rests_in().as_str(),
         }))
@@ -240,6 +256,29 @@ impl Commands {
 
     fn plugins(&self) -> Value {
         json!({ "dir": self.plugins.dir(), "plugins": self.plugins.summary() })
+    }
+
+    /// All that is known of one stream.
+    async fn stream(&self, name: &str) -> Result<Value, Refusal> {
+        let unknown = || stream_refusal(StreamError::Unknown(name.to_owned()));
+        let (config, report) = self.streams.show(name).ok_or_else(unknown)?;
+        let dropped = self.streams.dropped(name).await;
+        let dropped = dropped.map_err(|error| Refusal::new(Cause::Failed, error))?;
+        let dropped: Vec<Value> = dropped
+            .into_iter()
+            .map(|event| {
+                json!({
+                    "url": event.url,
+                    "id": event.id.to_string(),
+                    "at": event.at,
+                    "reason": event.reason,
+                })
+            })
+            .collect();
+        let mut shown = json!(report);
+        shown["config"] = json!(*config);
+        shown["dropped"] = json!(dropped);
+        Ok(shown)
     }
 
     /// All that is known of one plugin.
@@ -306,6 +345,14 @@ where
         }
     });
     Reply::Lines(lines.boxed())
+}
+
+fn stream_refusal(error: StreamError) -> Refusal {
+    let cause = match &error {
+        StreamError::Unknown(_) => Cause::Unknown,
+        StreamError::Store(_) => Cause::Failed,
+    };
+    Refusal::new(cause, error)
 }
 
 fn refusal(error: TopicError) -> Refusal {

@@ -17,6 +17,7 @@ mod tests;
 mod text;
 pub mod topic;
 pub mod transfer;
+pub mod upstream;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
@@ -69,6 +70,8 @@ pub enum Command {
     Peers(Output),
     /// Join, leave and look at topics while the gateway runs
     Topic(topic::TopicArgs),
+    /// Look at the streams from and to other relays, pause and resume them
+    Upstream(upstream::UpstreamArgs),
     /// Install plugins, and look after them
     ///
     /// Asks the gateway that runs in the data directory, if there is one; what it does in the plugins
@@ -89,7 +92,7 @@ pub enum Command {
     /// Takes the same flags as run. Asks the running gateway, if there is one in the data directory.
     /// The exit code is 1 when something failed.
     Doctor(DoctorArgs),
-    /// Look at the configuration
+    /// Look at the configuration, and let the running gateway read it again
     Config(ConfigArgs),
     /// Measure a relay: publishing, queries, live delivery, idle connections
     ///
@@ -136,6 +139,11 @@ pub enum ConfigCommand {
     Default,
     /// Print the path of the configuration file, and whether it is there
     Path,
+    /// Let the running gateway read its configuration again, and tell what came of it
+    ///
+    /// It does so by itself a moment after the file was written. Streams ([[upstream]]) count at once,
+    /// everything else after a restart.
+    Reload(Output),
 }
 
 /// Flags that set a value of the configuration for one run.
@@ -194,7 +202,8 @@ pub fn main() -> ExitCode {
     };
     match command {
         Command::Run(args) => {
-            let loaded = match read(places, args.overrides) {
+            let sources = sources(places, args.overrides);
+            let loaded = match read(&sources) {
                 Ok(loaded) => loaded,
                 Err(code) => return code,
             };
@@ -205,25 +214,27 @@ pub fn main() -> ExitCode {
             for warning in loaded.config.warnings() {
                 tracing::warn!("{warning}");
             }
-            run::run(loaded)
+            run::run(loaded, sources)
         }
         Command::Status(output) => status::run(output, places),
         Command::Peers(output) => peers::run(output, places),
         Command::Topic(args) => topic::run(args, places),
+        Command::Upstream(args) => upstream::run(args, places),
         Command::Plugin(args) => plugin::run(args, places),
         Command::Import(args) => transfer::import(args, places),
         Command::Export(args) => transfer::export(args, places),
-        Command::Doctor(args) => match read(places, args.overrides) {
+        Command::Doctor(args) => match read(&sources(places, args.overrides)) {
             Ok(loaded) => doctor::run(&loaded, args.output),
             Err(code) => code,
         },
         Command::Bench(args) => bench::run(args, places.data_dir),
         Command::Config(args) => match args.command {
-            ConfigCommand::Show(args) => match read(places, args.overrides) {
+            ConfigCommand::Show(args) => match read(&sources(places, args.overrides)) {
                 Ok(loaded) => print(&crate::config::show(&loaded)),
                 Err(code) => code,
             },
             ConfigCommand::Default => print(crate::config::DEFAULT_TOML),
+            ConfigCommand::Reload(output) => config::reload(output, places),
             ConfigCommand::Path => print(&config::path(&sources(places, Overrides::default()))),
         },
     }
@@ -234,8 +245,8 @@ fn sources(places: Places, overrides: Overrides) -> Sources {
 }
 
 /// Reads the configuration; what is wrong with it goes to the standard error.
-fn read(places: Places, overrides: Overrides) -> Result<Loaded, ExitCode> {
-    load(&sources(places, overrides)).map_err(|errors: ConfigErrors| {
+fn read(sources: &Sources) -> Result<Loaded, ExitCode> {
+    load(sources).map_err(|errors: ConfigErrors| {
         eprintln!("{errors}");
         ExitCode::from(USAGE)
     })

@@ -4,13 +4,18 @@ use std::process::ExitCode;
 
 use tokio::signal;
 
-use crate::{app::App, config::Loaded, data_dir::DataDir, tasks::Tasks};
+use crate::{
+    app::App,
+    config::{Loaded, Sources},
+    data_dir::DataDir,
+    tasks::Tasks,
+};
 
 /// The exit code after a second Ctrl-C, as shells give it for SIGINT.
 const INTERRUPTED: i32 = 130;
 
 /// Runs the gateway until it is told to stop.
-pub fn run(loaded: Loaded) -> ExitCode {
+pub fn run(loaded: Loaded, sources: Sources) -> ExitCode {
     // What is stored may be for its owner's eyes alone, also in a directory that others may list.
     #[cfg(unix)]
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
@@ -25,7 +30,7 @@ pub fn run(loaded: Loaded) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(serve(loaded));
+    let result = runtime.block_on(serve(loaded, sources));
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -36,11 +41,11 @@ pub fn run(loaded: Loaded) -> ExitCode {
     }
 }
 
-async fn serve(loaded: Loaded) -> anyhow::Result<()> {
+async fn serve(loaded: Loaded, sources: Sources) -> anyhow::Result<()> {
     let data_dir = DataDir::open(&loaded.data_dir)?;
     let mut stop = StopSignal::new()?;
     let app = tokio::select! {
-        app = App::start(loaded.config, data_dir) => app?,
+        app = App::start(loaded.config, sources, data_dir) => app?,
         () = stop.received() => {
             tracing::info!("stopped while starting");
             return Ok(());

@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use super::{
     Output, Places, control, plugin, print,
-    table::{duration, size, table},
+    table::{duration, size},
     text::{joined, list, number, text},
-    topic,
+    topic, upstream,
 };
 use crate::admin::api::Command;
 
@@ -46,6 +46,7 @@ fn said(status: &Value) -> String {
         ("endpoint", text(&status["endpoint"])),
         ("addresses", joined(&status["addresses"])),
         ("iroh relays", joined(&status["iroh_relays"])),
+        ("config", config(&status["config"])),
     ];
     let mut lines = String::new();
     for (name, value) in rows {
@@ -53,26 +54,27 @@ fn said(status: &Value) -> String {
     }
     lines.push('\n');
     lines.push_str(&topic::topics(&status["topics"]));
-    lines.push_str(&upstreams(list(&status["upstreams"])));
+    if let streams @ [_, ..] = list(&status["upstreams"]) {
+        lines.push_str(&format!("\n{}", upstream::table_of(streams)));
+    }
     lines.push_str(&plugins(list(&status["plugins"])));
     lines
 }
 
-fn upstreams(streams: &[Value]) -> String {
-    let mut rows = Vec::new();
-    for stream in streams {
-        for relay in list(&stream["relays"]) {
-            let state = match relay["error"].as_str() {
-                Some(error) => format!("{}: {error}", text(&relay["state"])),
-                None => text(&relay["state"]),
-            };
-            let received = number(&stream["received"]).to_string();
-            rows.push(vec![text(&stream["name"]), text(&relay["url"]), received, state]);
-        }
+/// The configuration file, and what of it does not count.
+fn config(config: &Value) -> String {
+    let file = text(&config["file"]);
+    let errors = list(&config["errors"]);
+    if let Some(first) = errors.first() {
+        let more = match errors.len() {
+            1 => String::new(),
+            many => format!(" (and {} more)", many - 1),
+        };
+        return format!("{file} is not taken, what was read before counts: {}{more}", text(first));
     }
-    match rows.is_empty() {
-        true => String::new(),
-        false => format!("\n{}", table(&["UPSTREAM", "RELAY", "RECEIVED", "STATE"], &rows)),
+    match list(&config["needs_restart"]) {
+        [] => file,
+        _ => format!("{file}; counts after a restart: {}", joined(&config["needs_restart"])),
     }
 }
 

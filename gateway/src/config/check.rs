@@ -89,22 +89,15 @@ fn read_table(
     for (name, value) in given {
         let path = format!("{path}.{name}");
         let Some(key) = section.key(name) else {
-            let names: Vec<&str> = section.keys.iter().map(|key| key.name).collect();
-            let hint = match closest(name, &names) {
-                Some(close) => format!("did you mean {close}?"),
-                None => format!("allowed: {}", names.join(", ")),
-            };
-            problems.push(Problem::new(path, format!("unknown key; {hint}")));
+            problems.push(Problem::new(path, keys::unknown_key(name, section.keys)));
             continue;
         };
         let wrong = key.form.problems(value);
         if wrong.is_empty() {
             target.insert(name.clone(), value.clone());
         }
-        problems.extend(wrong.into_iter().map(|(index, text)| match index {
-            Some(index) => Problem::new(format!("{path}[{index}]"), text),
-            None => Problem::new(&path, text),
-        }));
+        let wrong = wrong.into_iter();
+        problems.extend(wrong.map(|(place, text)| Problem::new(format!("{path}{place}"), text)));
     }
 }
 
@@ -122,11 +115,8 @@ fn read_element(
             ("topics".to_owned(), Vec::<Value>::new().into()),
         ]),
         "retention" => Dict::new(),
-        "private_topic" => Dict::from([("name".to_owned(), "?".into())]),
-        _ => Dict::from([
-            ("name".to_owned(), "?".into()),
-            ("urls".to_owned(), vec![Value::from("wss://?")].into()),
-        ]),
+        // Also of an upstream: that it has neither relays nor follows is said where both are known.
+        _ => Dict::from([("name".to_owned(), "?".into())]),
     };
     let Value::Dict(_, given) = element else {
         let text = format!("{} stands here; write {}", keys::shown(element), section.header());
@@ -203,9 +193,20 @@ mod tests {
         let upstream = crate::upstream::config::UpstreamConfig {
             name: String::new(),
             urls: Vec::new(),
+            follow: Vec::new(),
             direction: Default::default(),
             filter: Default::default(),
             topics: Vec::new(),
+            history: Some(crate::upstream::config::History::All),
+            plugins: Some(Vec::new()),
+            auth: false,
+            rates: Default::default(),
+            max_relays: 1,
+            relays_per_author: 1,
+            discover: Vec::new(),
+            fallback: Vec::new(),
+            allow_private_relays: false,
+            allow_onion_relays: false,
         };
         let route =
             crate::pipeline::config::RouteConfig { filter: Default::default(), topics: Vec::new() };

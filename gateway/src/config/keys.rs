@@ -3,7 +3,10 @@
 
 use figment::value::Value;
 
-use super::values::{self, Check};
+use super::{
+    check::closest,
+    values::{self, Check},
+};
 
 /// A section of the file.
 pub(super) struct Section {
@@ -37,6 +40,8 @@ pub(super) enum Form {
     WordOrTexts(&'static [&'static str], Check),
     /// A NIP-01 filter, as a table.
     Filter,
+    /// A table with keys of its own.
+    Table(&'static [Key]),
 }
 
 const fn key(name: &'static str, form: Form) -> Key {
@@ -218,12 +223,28 @@ pub(super) const SECTIONS: &[Section] = &[
         list: true,
         keys: &[
             required("name", Form::Text(values::upstream_name)),
-            required("urls", Form::Texts(values::websocket_url)),
+            key("urls", Form::Texts(values::upstream_url)),
+            key("follow", Form::Texts(values::public_key)),
             key("direction", Form::Text(values::direction)),
             key("filter", Form::Filter),
             key("topics", Form::Texts(values::topic)),
+            key("history", Form::Text(values::history)),
+            key("plugins", Form::Texts(values::plugin_id)),
+            key("auth", Form::Switch),
+            key("rates", Form::Table(UPSTREAM_RATES)),
+            key("max_relays", Form::Number(1, 1_000)),
+            key("relays_per_author", Form::Number(1, 5)),
+            key("discover", Form::Texts(values::upstream_url)),
+            key("fallback", Form::Texts(values::upstream_url)),
+            key("allow_private_relays", Form::Switch),
+            key("allow_onion_relays", Form::Switch),
         ],
     },
+];
+
+const UPSTREAM_RATES: &[Key] = &[
+    key("down_events_per_s", Form::Number(0, 1_000_000)),
+    key("up_events_per_s", Form::Number(0, 1_000_000)),
 ];
 
 pub(super) fn section(name: &str) -> Option<&'static Section> {
@@ -242,9 +263,9 @@ impl Section {
 }
 
 impl Form {
-    /// What is wrong with the value: the index in the list, where it is an element that is wrong,
-    /// and a sentence that continues after the key and a colon.
-    pub fn problems(&self, value: &Value) -> Vec<(Option<usize>, String)> {
+    /// What is wrong with the value: where in it, as in `[0]` or `.key`, and a sentence that continues
+    /// after the key and a colon.
+    pub fn problems(&self, value: &Value) -> Vec<(String, String)> {
         match (self, value) {
             (Self::Switch, Value::Bool(..)) => Vec::new(),
             (Self::Switch, other) => one(other, "true or false"),
@@ -261,12 +282,12 @@ impl Form {
                 .filter(|(_, element)| !whole(element).is_some_and(|n| (*min..=*max).contains(&n)))
                 .map(|(index, element)| {
                     let wanted = format!("a whole number from {min} to {max}");
-                    (Some(index), is_not(element, &wanted))
+                    (format!("[{index}]"), is_not(element, &wanted))
                 })
                 .collect(),
             (Self::Numbers(..), other) => one(other, "a list of numbers, like [1, 30023]"),
             (Self::Text(check), Value::String(_, text)) => {
-                check(text).err().map(|error| (None, error)).into_iter().collect()
+                check(text).err().map(|error| (String::new(), error)).into_iter().collect()
             }
             (Self::Text(_), other) => one(other, "a text in quotation marks"),
             (Self::WordOrTexts(words, _), Value::String(_, text))
@@ -279,7 +300,8 @@ impl Form {
                 .map(|error| {
                     let words: Vec<String> =
                         words.iter().map(|word| format!("\"{word}\"")).collect();
-                    (None, format!("{error}; or one of the words {}", words.join(" and ")))
+                    let text = format!("{error}; or one of the words {}", words.join(" and "));
+                    (String::new(), text)
                 })
                 .into_iter()
                 .collect(),
@@ -291,7 +313,7 @@ impl Form {
                         Value::String(_, text) => check(text).err()?,
                         other => is_not(other, "a text in quotation marks"),
                     };
-                    Some((Some(index), error))
+                    Some((format!("[{index}]"), error))
                 })
                 .collect(),
             (Self::Texts(_), other) => one(other, "a list of texts, like [\"one\", \"two\"]"),
@@ -299,16 +321,42 @@ impl Form {
             (Self::Filter, Value::Dict(..)) => {
                 match value.deserialize::<crate::protocol::Filter>() {
                     Ok(_) => Vec::new(),
-                    Err(error) => vec![(None, format!("not a NIP-01 filter: {}", error.kind))],
+                    Err(error) => {
+                        vec![(String::new(), format!("not a NIP-01 filter: {}", error.kind))]
+                    }
                 }
             }
             (Self::Filter, other) => one(other, "a NIP-01 filter, like { kinds = [1] }"),
+            (Self::Table(keys), Value::Dict(_, given)) => given
+                .iter()
+                .flat_map(|(name, value)| {
+                    match keys.iter().find(|key| key.name == name) {
+                        Some(key) => key.form.problems(value),
+                        None => vec![(String::new(), unknown_key(name, keys))],
+                    }
+                    .into_iter()
+                    .map(move |(place, text)| (format!(".{name}{place}"), text))
+                })
+                .collect(),
+            (Self::Table(keys), other) => {
+                let names: Vec<&str> = keys.iter().map(|key| key.name).collect();
+                one(other, &format!("a table of {}", names.join(", ")))
+            }
         }
     }
 }
 
-fn one(value: &Value, wanted: &str) -> Vec<(Option<usize>, String)> {
-    vec![(None, is_not(value, wanted))]
+fn one(value: &Value, wanted: &str) -> Vec<(String, String)> {
+    vec![(String::new(), is_not(value, wanted))]
+}
+
+/// What to say of a key that is not among these.
+pub(super) fn unknown_key(name: &str, keys: &[Key]) -> String {
+    let names: Vec<&str> = keys.iter().map(|key| key.name).collect();
+    match closest(name, &names) {
+        Some(close) => format!("unknown key; did you mean {close}?"),
+        None => format!("unknown key; allowed: {}", names.join(", ")),
+    }
 }
 
 fn is_not(value: &Value, wanted: &str) -> String {

@@ -2,6 +2,7 @@
 //! has its own structure beside its code; here they are put together, read and checked.
 
 mod check;
+mod differences;
 mod errors;
 mod file;
 mod keys;
@@ -19,6 +20,7 @@ use figment::{Profile, Provider};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    differences::needing_restart,
     errors::{ConfigError, ConfigErrors, Problem},
     provenance::{Provenance, SetBy},
     show::show,

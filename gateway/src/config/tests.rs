@@ -80,7 +80,7 @@ fn the_examples_in_the_annotated_default_are_valid() {
     let text: Vec<&str> =
         DEFAULT_TOML.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).collect();
     let config = User::with_file(&text.join("\n")).load().config;
-    assert_eq!((config.route.len(), config.upstream.len()), (1, 1));
+    assert_eq!((config.route.len(), config.upstream.len()), (1, 3));
     assert_eq!(config.retention.len(), 2);
     assert_eq!(config.retention[0].kinds, [1, 6, 7]);
     assert_eq!(config.upstream[0].filter.kinds, Some(vec![0, 1, 3]));
@@ -427,12 +427,77 @@ fn streams_are_checked_each() {
          a-z, 0-9, \".\", \"_\" and \"-\"\n\
          config.toml:3: upstream[0].urls[0]: \"https://x\" is not the URL of a relay; write it like \
          wss://relay.example.org\n\
-         config.toml:4: upstream[0].direction: \"sideways\" is not one of: \"down\"\n\
-         config.toml:8: upstream[1].urls: empty; name at least one relay\n\
+         config.toml:4: upstream[0].direction: \"sideways\" is not one of: \"down\", \"up\", \
+         \"both\"\n\
+         config.toml:8: upstream[1].urls: missing; name relays in urls, or public keys in follow\n\
          config.toml:9: upstream[1].topics[0]: \"c\" is not in topics.join\n\
-         config.toml:11: upstream[2].urls: missing; every [[upstream]] has one\n\
+         config.toml:11: upstream[2].urls: missing; name relays in urls, or public keys in follow\n\
          config.toml:12: upstream[2].name: \"b\" is the name of another stream too",
     );
+    refused(
+        "[[upstream]]\nname = \"a\"\nurls = [\"wss://a\", \"wss://me:secret@b\"]\n\
+         history = \"30\"\nplugins = [\"Spam\"]\nauth = 1\nmax_relays = 0\n\
+         rates = { up_events_per_s = -1, down_event_per_s = 2 }\n",
+        "config.toml:3: upstream[0].urls[1]: a relay's URL has no user and no password; relays know \
+         the gateway by its key (auth = true, NIP-42)\n\
+         config.toml:4: upstream[0].history: \"30\" is not a part of the past; write \"all\", \
+         \"none\", or like \"30d\" (s, m, h, d or w)\n\
+         config.toml:5: upstream[0].plugins[0]: \"Spam\" is not the id of a plugin; \
+         `nostr-gateway plugin list` has them\n\
+         config.toml:6: upstream[0].auth: 1 is not true or false\n\
+         config.toml:7: upstream[0].max_relays: 0 is not a whole number from 1 to 1000\n\
+         config.toml:8: upstream[0].rates.down_event_per_s: unknown key; did you mean \
+         down_events_per_s?\n\
+         config.toml:8: upstream[0].rates.up_events_per_s: -1 is not a whole number from 0 to 1000000",
+    );
+}
+
+#[test]
+fn a_stream_leads_somewhere_else_and_only_once() {
+    let key = "npub180cvv07tjdrrgpa0j7j7tmnyl2yr6yr7l8j4s3evf6u64th6gkwsyjh6w6";
+    refused(
+        &format!(
+            "[relay]\nurl = \"wss://me.example.org\"\n[[upstream]]\nname = \"a\"\nurls = [\n\
+             \"ws://localhost:4869/\",\n\"wss://ME.example.org/x\",\n\"wss://a\",\n\"WSS://A:443/\"]\n\
+             [[upstream]]\nname = \"b\"\nurls = [\"wss://b\"]\nfollow = [\"{key}\"]\n\
+             [[upstream]]\nname = \"c\"\nfollow = [\"{key}\"]\ndirection = \"both\"\n",
+        ),
+        "config.toml:6: upstream[0].urls[0]: \"ws://localhost:4869/\" is this gateway itself\n\
+         config.toml:7: upstream[0].urls[1]: \"wss://ME.example.org/x\" is this gateway itself\n\
+         config.toml:9: upstream[0].urls[3]: \"WSS://A:443/\" is listed twice\n\
+         config.toml:13: upstream[1].follow: a stream has either urls or follow; make two streams of it\n\
+         config.toml:17: upstream[2].direction: with follow it is \"down\": where others write is not \
+         where to send to",
+    );
+}
+
+#[test]
+fn what_goes_up_is_public_and_can_be_told_here() {
+    refused(
+        "[[private_topic]]\nname = \"family\"\n\
+         [[upstream]]\nname = \"a\"\nurls = [\"wss://a\"]\ndirection = \"up\"\n\
+         filter = { search = \"cats\" }\ntopics = [\"global\", \"family\"]\n\
+         [[upstream]]\nname = \"b\"\nurls = [\"wss://a\"]\nfilter = { kinds = [] }\nplugins = []\n",
+        "config.toml:7: upstream[0].filter.search: search counts for what relays are asked alone, so \
+         the stream's direction must be \"down\"\n\
+         config.toml:8: upstream[0].topics[1]: \"family\" is a private topic, whose events go to no \
+         relay; take it out, or let the stream's direction be \"down\"\n\
+         config.toml:12: upstream[1].filter: no event matches it\n\
+         config.toml:13: upstream[1].plugins: empty; leave it out for all plugins, or name at least one",
+    );
+    let user = User::with_file(
+        "[[upstream]]\nname = \"a\"\nurls = [\"wss://a\"]\ndirection = \"both\"\nhistory = \"30d\"\n\
+         plugins = [\"blocklist\"]\nauth = true\nrates = { up_events_per_s = 20 }\n",
+    );
+    let loaded = user.load();
+    let stream = &loaded.config.upstream[0];
+    assert_eq!(stream.history_up(), crate::upstream::config::History::Seconds(2_592_000));
+    assert_eq!(stream.plugins.as_deref(), Some(["blocklist".to_owned()].as_slice()));
+    assert_eq!((stream.rates.up_events_per_s, stream.rates.down_events_per_s), (20, 0));
+    let shown = show(&loaded);
+    assert!(shown.contains("history = \"30d\""), "{shown}");
+    let again = User::with_file(&shown).load();
+    assert_eq!(again.config, loaded.config);
 }
 
 #[test]
@@ -489,7 +554,7 @@ fn tables_in_the_wrong_place_are_refused() {
     refused(
         "[[upstream]]\n",
         "config.toml:1: upstream[0].name: missing; every [[upstream]] has one\n\
-         config.toml:1: upstream[0].urls: missing; every [[upstream]] has one",
+         config.toml:1: upstream[0].urls: missing; name relays in urls, or public keys in follow",
     );
     refused("upstream = [3]", "config.toml:1: upstream[0]: 3 stands here; write [[upstream]]");
     refused("[[relay]]\n", "config.toml:1: relay: a list stands here; write [relay]");

@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 
 use super::{Config, check, errors::Problem};
 use crate::{
-    pipeline::joined::MAX_TOPICS, protocol::TopicName, relay::config::AccessRule,
+    pipeline::joined::MAX_TOPICS,
+    protocol::{OwnUrls, TopicName, normal_url},
+    relay::config::AccessRule,
     secrets::config::StoreChoice,
+    upstream::config::{MAX_FOLLOWED, MAX_OWN_RELAYS, MAX_STREAMS, MAX_URLS, UpstreamConfig},
 };
 
 impl Config {
@@ -203,15 +206,111 @@ fn retention(config: &Config, problems: &mut Vec<Problem>) {
 }
 
 fn upstreams(config: &Config, problems: &mut Vec<Problem>) {
+    if config.upstream.len() > MAX_STREAMS {
+        let text = format!("{} streams are too many; at most {MAX_STREAMS}", config.upstream.len());
+        problems.push(Problem::new("upstream", text));
+    }
     let mut names = BTreeSet::new();
     for (index, upstream) in config.upstream.iter().enumerate() {
+        let mut wrong = |key: &str, text: String| {
+            problems.push(Problem::new(format!("upstream[{index}].{key}"), text));
+        };
         if !names.insert(&upstream.name) {
-            let text = format!("{:?} is the name of another stream too", upstream.name);
-            problems.push(Problem::new(format!("upstream[{index}].name"), text));
+            wrong("name", format!("{:?} is the name of another stream too", upstream.name));
         }
-        if upstream.urls.is_empty() {
-            let text = "empty; name at least one relay";
-            problems.push(Problem::new(format!("upstream[{index}].urls"), text));
+        relays(config, upstream, &mut wrong);
+        if upstream.filter.matches_nothing() {
+            wrong("filter", "no event matches it".to_owned());
         }
+        if let Some([]) = upstream.plugins.as_deref() {
+            wrong(
+                "plugins",
+                "empty; leave it out for all plugins, or name at least one".to_owned(),
+            );
+        }
+        if upstream.direction.is_up() {
+            upwards(config, upstream, &mut wrong);
+        }
+    }
+}
+
+/// Where a stream leads.
+fn relays(config: &Config, upstream: &UpstreamConfig, wrong: &mut impl FnMut(&str, String)) {
+    let (urls, follow) = (&upstream.urls, &upstream.follow);
+    match (urls.is_empty(), follow.is_empty()) {
+        (true, true) => {
+            let text = "missing; name relays in urls, or public keys in follow";
+            wrong("urls", text.to_owned());
+        }
+        (false, false) => {
+            let text = "a stream has either urls or follow; make two streams of it";
+            wrong("follow", text.to_owned());
+        }
+        (false, true) if urls.len() > MAX_URLS => {
+            wrong("urls", format!("{} relays are too many; at most {MAX_URLS}", urls.len()));
+        }
+        (true, false) if follow.len() > MAX_FOLLOWED => {
+            wrong("follow", format!("{} keys are too many; at most {MAX_FOLLOWED}", follow.len()));
+        }
+        (true, false) if upstream.direction.is_up() => {
+            let text = "with follow it is \"down\": where others write is not where to send to";
+            wrong("direction", text.to_owned());
+        }
+        _ => {}
+    }
+    let own = own_urls(config);
+    let lists =
+        [("urls", urls), ("discover", &upstream.discover), ("fallback", &upstream.fallback)];
+    for (name, urls) in lists {
+        if name != "urls" && !urls.is_empty() && follow.is_empty() {
+            wrong(name, "it is for streams with follow alone; name relays in urls".to_owned());
+        }
+        if name != "urls" && urls.len() > MAX_OWN_RELAYS {
+            wrong(name, format!("{} relays are too many; at most {MAX_OWN_RELAYS}", urls.len()));
+        }
+        let mut seen = BTreeSet::new();
+        for (index, url) in urls.iter().enumerate() {
+            let key = format!("{name}[{index}]");
+            if own.contains(url) {
+                wrong(&key, format!("{url:?} is this gateway itself"));
+            } else if !seen.insert(normal_url(url)) {
+                wrong(&key, format!("{url:?} is listed twice"));
+            }
+        }
+    }
+}
+
+/// Under which URLs a stream would lead back here.
+fn own_urls(config: &Config) -> OwnUrls {
+    let relay = &config.relay;
+    let mut own = OwnUrls::new([relay.url.as_str()]);
+    let port = relay.listen.port();
+    if port != 0 {
+        own = own.and(&format!("ws://{}", relay.listen));
+        if relay.listen.ip().is_loopback() || relay.listen.ip().is_unspecified() {
+            own = ["127.0.0.1", "localhost", "[::1]"]
+                .into_iter()
+                .fold(own, |own, host| own.and(&format!("ws://{host}:{port}")));
+        }
+    }
+    own
+}
+
+/// What is sent to other relays.
+fn upwards(config: &Config, upstream: &UpstreamConfig, wrong: &mut impl FnMut(&str, String)) {
+    for (index, topic) in upstream.topics.iter().enumerate() {
+        if config.private_topic.iter().any(|private| private.name == *topic) {
+            let text = format!(
+                "{:?} is a private topic, whose events go to no relay; take it out, or let the \
+                 stream's direction be \"down\"",
+                topic.as_str()
+            );
+            wrong(&format!("topics[{index}]"), text);
+        }
+    }
+    if upstream.filter.words().is_some() {
+        let text = "search counts for what relays are asked alone, so the stream's direction must be \
+                    \"down\"";
+        wrong("filter.search", text.to_owned());
     }
 }

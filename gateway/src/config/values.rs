@@ -62,6 +62,27 @@ pub(super) fn websocket_url(text: &str) -> Result<(), String> {
     })
 }
 
+/// What names a password would be shown wherever the relay is.
+pub(super) fn upstream_url(text: &str) -> Result<(), String> {
+    websocket_url(text)?;
+    // The text is not repeated: it may hold a password.
+    require(crate::protocol::normal_url(text).is_some(), || {
+        "a relay's URL has no user and no password; relays know the gateway by its key (auth = true, \
+         NIP-42)"
+            .to_owned()
+    })
+}
+
+pub(super) fn history(text: &str) -> Result<(), String> {
+    text.parse::<crate::upstream::config::History>().map(drop).map_err(|error| error.to_string())
+}
+
+pub(super) fn plugin_id(text: &str) -> Result<(), String> {
+    require(crate::plugins::manifest::is_id(text), || {
+        format!("{text:?} is not the id of a plugin; `nostr-gateway plugin list` has them")
+    })
+}
+
 pub(super) fn websocket_url_or_empty(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Ok(());

@@ -1,11 +1,10 @@
 //! Which of our addresses may be told to whom.
 
-use std::{
-    borrow::Cow,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::borrow::Cow;
 
 use iroh::{TransportAddr, address_lookup::AddrFilter};
+
+use crate::protocol::is_global;
 
 /// What is published where the whole world can read it: the Mainline DHT and a pkarr relay.
 ///
@@ -27,40 +26,6 @@ fn may_be_public(address: &TransportAddr) -> bool {
         TransportAddr::Ip(address) => is_global(address.ip()),
         _ => false,
     }
-}
-
-/// Whether an address can be reached from anywhere, by the special-purpose registries of IANA
-/// (RFC 6890).
-pub fn is_global(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => is_global_v4(ip),
-        IpAddr::V6(ip) => is_global_v6(ip),
-    }
-}
-
-fn is_global_v4(ip: Ipv4Addr) -> bool {
-    let [a, b, c, _] = ip.octets();
-    !(ip.is_private()
-        || ip.is_loopback()
-        || ip.is_link_local()
-        || ip.is_documentation()
-        || ip.is_multicast()
-        || a == 0
-        || a >= 240
-        // Shared address space behind a carrier's NAT (RFC 6598).
-        || (a == 100 && (64..128).contains(&b))
-        || (a == 192 && b == 0 && c == 0)
-        // Benchmarks (RFC 2544).
-        || (a == 198 && (b == 18 || b == 19)))
-}
-
-fn is_global_v6(ip: Ipv6Addr) -> bool {
-    if let Some(ip) = ip.to_ipv4_mapped() {
-        return is_global_v4(ip);
-    }
-    // Only 2000::/3 is assigned to be global; this leaves out ::1, ::, fc00::/7, fe80::/10, ff00::/8.
-    let [first, second, ..] = ip.segments();
-    first & 0xe000 == 0x2000 && !(first == 0x2001 && second == 0x0db8)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod decision;
+pub mod follows;
 pub mod inflight;
 pub mod ingest;
 pub mod joined;
@@ -18,13 +19,16 @@ mod recent;
 pub mod remembered;
 pub mod routing;
 pub mod scan;
+pub mod scopes;
 pub mod secrets;
+pub mod streams;
 #[cfg(test)]
 mod tests;
 pub mod viewer;
 mod worker;
 
 pub use decision::{Decision, Outcome};
+pub use follows::{FollowStore, SavedGroup};
 pub use ingest::{Candidate, Ingest, StartIngest, Target};
 pub use joined::{HowJoined, JoinedTopics, KeptPrivate, KeptTopic, TopicDoor, TopicStore, Visit};
 pub use kv::{KvChange, KvPair, KvStore};
@@ -42,5 +46,7 @@ pub use ports::{
 pub use remembered::{PeerStore, RememberedPeer};
 pub use routing::Routing;
 pub use scan::{Scan, ScanItem, ScanSender};
+pub use scopes::StreamScopes;
 pub use secrets::{MemorySecrets, RestingPlace, Secret, SecretError, SecretStore};
+pub use streams::{DroppedEvent, StreamRelay, UpCursor, UpstreamStore};
 pub use viewer::{Audience, PrivateTopics, SharedViewer, Viewer};

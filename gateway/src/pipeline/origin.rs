@@ -1,6 +1,10 @@
 //! Where an event came from.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
 
 use super::Viewer;
 use crate::protocol::{TopicName, hex};
@@ -21,6 +25,10 @@ impl fmt::Debug for PeerId {
     }
 }
 
+/// What log names of a topic's swarm and of a stream's relay begin with.
+const SWARM: &str = "topic/";
+const UPSTREAM: &str = "upstream/";
+
 /// Where an event came from. A consumer never sends an event back there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -34,7 +42,8 @@ pub enum Origin {
     Sync { topic: TopicName, peer: PeerId },
     /// A file that the operator imports.
     Import,
-    /// Another relay. `stream` is the name in `[[upstream]]`.
+    /// Another relay. `stream` is the name in `[[upstream]]`, the URL in its normal form
+    /// ([`crate::protocol::normal_url`]).
     Upstream { stream: Arc<str>, url: Arc<str> },
 }
 
@@ -68,12 +77,87 @@ impl Origin {
             Self::Gossip { topic, .. } | Self::Fetch { topic, .. } | Self::Sync { topic, .. } => {
                 swarm_name(topic)
             }
-            Self::Upstream { stream, .. } => format!("upstream/{stream}"),
+            Self::Upstream { stream, url } => relay_name(stream, url),
+        }
+    }
+
+    /// The origin as far as the log remembers it: not which client it was, nor which peer.
+    pub fn of_log_name(name: &str) -> Self {
+        let topic = name.strip_prefix(SWARM).and_then(|topic| TopicName::new(topic).ok());
+        if let Some(topic) = topic {
+            return Self::Gossip { topic, peer: PeerId([0; 32]) };
+        }
+        match name.strip_prefix(UPSTREAM) {
+            Some(relay) => {
+                let (stream, url) = relay.split_once('/').unwrap_or((relay, ""));
+                Self::Upstream { stream: stream.into(), url: url.into() }
+            }
+            None if name == Self::Import.kind() => Self::Import,
+            None => Self::Client {
+                connection: 0,
+                address: Ipv6Addr::UNSPECIFIED.into(),
+                viewer: Arc::default(),
+            },
         }
     }
 }
 
+/// The log name of what a relay brought to a stream. The names of streams have no slash.
+pub fn relay_name(stream: &str, url: &str) -> String {
+    format!("{UPSTREAM}{stream}/{url}")
+}
+
+/// Whether what the log says of an origin is that the relay with this URL brought the event, by whatever
+/// stream. Before the log named relays it named the stream alone: that may have been any of its relays.
+pub fn is_from_relay(log_name: &str, stream: &str, url: &str) -> bool {
+    let Some(origin) = log_name.strip_prefix(UPSTREAM) else { return false };
+    match origin.split_once('/') {
+        Some((_, origin)) => origin == url,
+        None => origin == stream,
+    }
+}
+
+/// Whether what the log says of an origin is that some topic's swarm brought the event.
+pub fn is_from_swarm(log_name: &str) -> bool {
+    log_name.starts_with(SWARM)
+}
+
 /// The log name of everything that a topic's swarm brought.
 pub fn swarm_name(topic: &TopicName) -> String {
-    format!("topic/{topic}")
+    format!("{SWARM}{topic}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_remembers_the_kind_of_an_origin_and_its_name() {
+        let topic = TopicName::new("x").unwrap();
+        let peer = PeerId([7; 32]);
+        let viewer = Arc::default();
+        for origin in [
+            Origin::Client { connection: 7, address: [127, 0, 0, 1].into(), viewer },
+            Origin::Gossip { topic, peer },
+            Origin::Import,
+            Origin::Upstream { stream: "s".into(), url: "wss://a/x".into() },
+        ] {
+            let name = origin.log_name();
+            let again = Origin::of_log_name(&name);
+            assert_eq!((again.kind(), again.log_name()), (origin.kind(), name));
+        }
+        assert_eq!(Origin::of_log_name("upstream/s").kind(), "upstream");
+    }
+
+    #[test]
+    fn the_log_tells_which_relay_an_event_is_from() {
+        let origin = Origin::Upstream { stream: "s".into(), url: "wss://a/x".into() };
+        let name = origin.log_name();
+        assert!(is_from_relay(&name, "s", "wss://a/x"));
+        assert!(is_from_relay(&name, "t", "wss://a/x"), "whatever stream brought it");
+        assert!(!is_from_relay(&name, "s", "wss://a"));
+        assert!(is_from_relay("upstream/s", "s", "wss://a"), "as it was written before");
+        assert!(!is_from_relay("upstream/t", "s", "wss://a"));
+        assert!(!is_from_relay("client", "s", "wss://a"));
+    }
 }

@@ -30,6 +30,17 @@ pub struct Context<'a> {
 pub trait Policy: Send + Sync + 'static {
     /// A worker for one thread. It is made on that thread and stays there.
     fn worker(&self) -> Box<dyn PolicyWorker>;
+
+    /// Whether anybody judges events that go this way; else there is no need to ask.
+    fn judges(&self, direction: Direction<'_>) -> bool {
+        let _ = direction;
+        false
+    }
+
+    /// The first of these plugins that is not there to judge events, or is switched off.
+    fn lacks(&self, plugins: &[String]) -> Option<String> {
+        plugins.first().cloned()
+    }
 }
 
 /// What a policy worker comes to.

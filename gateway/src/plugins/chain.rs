@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     metrics::{Metrics, PluginIdLabels, PluginLabels, PluginStateLabels},
-    pipeline::{Policy, PolicyWorker, StoreError},
+    pipeline::{Direction, Policy, PolicyWorker, StoreError, StreamScopes},
     tasks,
 };
 
@@ -103,6 +103,11 @@ impl Generation {
     /// Those that are asked about events.
     pub fn judges(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries.iter().filter(|entry| entry.world.judges_events() && entry.is_on())
+    }
+
+    /// The first of these plugins that is not among those that are asked.
+    pub fn lacks<'a>(&self, plugins: &'a [String]) -> Option<&'a String> {
+        plugins.iter().find(|id| !self.judges().any(|entry| entry.id == **id))
     }
 
     /// Brings plugins into their order. Of those with the same id the first one counts.
@@ -235,6 +240,11 @@ impl PluginChain {
         self.shared.loader.programs.end();
     }
 
+    /// Which streams only some plugins judge.
+    pub fn scopes(&self) -> &StreamScopes {
+        &self.shared.services.scopes
+    }
+
     /// The directory that the plugins are in.
     pub fn dir(&self) -> &Path {
         &self.shared.setup.dir
@@ -343,6 +353,16 @@ impl Shared {
         }
     }
 
+    /// Whether anybody judges events that go this way. A stream with plugins of its own needs them to be
+    /// there, whatever they judge.
+    pub fn judges(&self, direction: Direction<'_>) -> bool {
+        let has_scope = matches!(direction, Direction::ToUpstream(stream)
+            if self.services.scopes.of(stream).is_some());
+        let way = direction.into();
+        let generation = self.current.load();
+        has_scope || generation.judges().any(|entry| entry.applies_to.directions.contains(&way))
+    }
+
     /// How many workers are to be served.
     pub fn workers(&self) -> usize {
         self.workers.load(Ordering::Relaxed)
@@ -376,5 +396,13 @@ impl Shared {
 impl Policy for PluginChain {
     fn worker(&self) -> Box<dyn PolicyWorker> {
         Box::new(ChainWorker::new(Arc::clone(&self.shared)))
+    }
+
+    fn judges(&self, direction: Direction<'_>) -> bool {
+        self.shared.judges(direction)
+    }
+
+    fn lacks(&self, plugins: &[String]) -> Option<String> {
+        self.shared.current.load().lacks(plugins).cloned()
     }
 }

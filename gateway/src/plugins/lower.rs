@@ -25,7 +25,9 @@ impl<'a> LoweredEvent<'a> {
         let (keys, address) = match origin {
             Origin::Client { viewer, address, .. } => {
                 let keys = viewer.keys().iter().map(ToString::to_string).collect();
-                (keys, Some(address.to_canonical().to_string()))
+                // The log does not remember where a client was.
+                let known = !address.is_unspecified();
+                (keys, known.then(|| address.to_canonical().to_string()))
             }
             _ => (Vec::new(), None),
         };

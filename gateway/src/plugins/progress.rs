@@ -65,6 +65,11 @@ pub fn failed(entry: &Entry) -> Reason {
     Reason::error(format!("plugin {} failed", entry.id))
 }
 
+/// What becomes of an event that only certain plugins may judge, when one of them is not there.
+pub fn absent(id: &str) -> Reason {
+    Reason::error(format!("plugin {id} is not there to judge it"))
+}
+
 /// A question to a program about an event that is put aside.
 pub struct ProgramQuestion {
     entry: Arc<Entry>,

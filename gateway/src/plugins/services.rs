@@ -5,7 +5,9 @@ use std::{io, sync::Arc, time::Duration};
 use super::kv::Kv;
 use crate::{
     metrics::Metrics,
-    pipeline::{AuthorHeld, Cost, KvChange, KvPair, KvStore, Lookup, LookupError, StoreError},
+    pipeline::{
+        AuthorHeld, Cost, KvChange, KvPair, KvStore, Lookup, LookupError, StoreError, StreamScopes,
+    },
     protocol::PublicKey,
 };
 
@@ -18,6 +20,8 @@ pub struct Services {
     pub lookup: Arc<dyn Lookup>,
     /// How long all plugins together may take for one event.
     pub budget: Duration,
+    /// The streams that only some plugins judge.
+    pub scopes: StreamScopes,
 }
 
 impl Services {
@@ -29,7 +33,7 @@ impl Services {
         let metrics = Arc::new(Metrics::default());
         let kv = Kv::start(Arc::new(Nothing), metrics.clone())?;
         let budget = Duration::from_millis(100);
-        Ok(Self { metrics, kv, lookup: Arc::new(Nothing), budget })
+        Ok(Self { metrics, kv, lookup: Arc::new(Nothing), budget, scopes: StreamScopes::default() })
     }
 }
 

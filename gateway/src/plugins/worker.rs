@@ -74,6 +74,11 @@ impl ChainWorker {
         context: &Context<'_>,
         mut progress: Progress,
     ) -> Judged {
+        let only = self.shared.services.scopes.of_event(context);
+        let judging = progress.former.as_ref().unwrap_or(&self.generation);
+        if let Some(missing) = only.as_deref().and_then(|only| judging.lacks(only)) {
+            return Judged::Decided(Decision::Reject(progress::absent(missing)));
+        }
         let mut lowered: Option<LoweredEvent<'_>> = None;
         let mut budget = Budget::new(progress.left);
         // Of plugins that have changed since this event was put aside.
@@ -97,7 +102,7 @@ impl ChainWorker {
                 break Judged::Decided(progress.routed.map_or(Decision::Accept, Decision::Route));
             };
             let topics = progress.routed.as_deref().unwrap_or(context.topics);
-            if !slot.covers(event, context, topics) {
+            if !slot.is_among(only.as_deref()) || !slot.covers(event, context, topics) {
                 continue;
             }
             let verdict = if slot.entry.program().is_some() {
@@ -175,8 +180,7 @@ impl PolicyWorker for ChainWorker {
 
     fn judges(&self, direction: Direction<'_>) -> bool {
         // Those of now: whoever is not asked does not follow.
-        let way = direction.into();
-        self.shared.generation().judges().any(|entry| entry.applies_to.directions.contains(&way))
+        self.shared.judges(direction)
     }
 
     /// Each plugin is asked about those of the remaining topics that are in its scope, all at once,
@@ -187,12 +191,16 @@ impl PolicyWorker for ChainWorker {
         context: &Context<'_>,
     ) -> Result<Vec<TopicName>, Stays> {
         self.follow();
+        let only = self.shared.services.scopes.of_event(context);
+        if let Some(missing) = only.as_deref().and_then(|only| self.generation.lacks(only)) {
+            return Err(Stays::Because(progress::absent(missing)));
+        }
         let mut lowered: Option<LoweredEvent<'_>> = None;
         let mut budget = Budget::new(self.shared.services.budget);
         let mut left = context.topics.to_vec();
         let to_topics = context.direction == Direction::ToTopics;
         for slot in &mut self.slots {
-            if !slot.covers(event, context, &left) {
+            if !slot.is_among(only.as_deref()) || !slot.covers(event, context, &left) {
                 continue;
             }
             let scope = &slot.entry.applies_to.topics;
@@ -240,6 +248,11 @@ impl Slot {
             instance: entry.spare(),
             calls: Calls::new(&entry.id, metrics),
         }
+    }
+
+    /// Whether it is one of these plugins, or there is no choice of them.
+    fn is_among(&self, only: Option<&[String]>) -> bool {
+        only.is_none_or(|only| only.contains(&self.entry.id))
     }
 
     /// Whether the plugin is to be asked.

@@ -2,6 +2,7 @@
 //!
 //! Nothing in here imports tokio, sqlx, rusqlite or iroh; a test holds that.
 
+pub mod crossing;
 pub mod event;
 pub mod filter;
 pub mod frame;
@@ -13,6 +14,7 @@ pub mod network;
 pub mod private;
 pub mod reason;
 pub mod relay_url;
+pub mod remote;
 pub mod search;
 #[cfg(test)]
 pub mod signing;
@@ -24,8 +26,8 @@ pub use event::{
     Event, EventError, EventId, PublicKey, Tag, VerifiedEvent, VerifyError, compute_id,
 };
 pub use filter::{Filter, FilterError};
-pub use network::Network;
+pub use network::{Network, is_global};
 pub use reason::{Prefix, Reason};
-pub use relay_url::OwnUrls;
+pub use relay_url::{OwnUrls, normal_url};
 pub use search::Search;
 pub use topic::{TopicName, TopicNameError};

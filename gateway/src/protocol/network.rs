@@ -1,6 +1,9 @@
 //! IP addresses and networks as people write them: `203.0.113.7`, `10.0.0.0/8`, `2001:db8::/32`.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 
@@ -59,6 +62,44 @@ impl<'de> serde::Deserialize<'de> for Network {
     }
 }
 
+/// Whether an address can be reached from anywhere, by the special-purpose registries of IANA
+/// (RFC 6890).
+pub fn is_global(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => is_global_v4(ip),
+        IpAddr::V6(ip) => is_global_v6(ip),
+    }
+}
+
+fn is_global_v4(ip: Ipv4Addr) -> bool {
+    let [a, b, c, _] = ip.octets();
+    !(ip.is_private()
+        || ip.is_loopback()
+        || ip.is_link_local()
+        || ip.is_documentation()
+        || ip.is_multicast()
+        || a == 0
+        || a >= 240
+        // Shared address space behind a carrier's NAT (RFC 6598).
+        || (a == 100 && (64..128).contains(&b))
+        || (a == 192 && b == 0 && c == 0)
+        // Benchmarks (RFC 2544).
+        || (a == 198 && (b == 18 || b == 19)))
+}
+
+fn is_global_v6(ip: Ipv6Addr) -> bool {
+    if let Some(ip) = ip.to_ipv4_mapped() {
+        return is_global_v4(ip);
+    }
+    // 6to4 carries an IPv4 address (RFC 3056), which may be anything.
+    if let [0x2002, high, low, ..] = ip.segments() {
+        return is_global_v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
+    }
+    // Only 2000::/3 is assigned to be global; this leaves out ::1, ::, fc00::/7, fe80::/10, ff00::/8.
+    let [first, second, ..] = ip.segments();
+    first & 0xe000 == 0x2000 && !(first == 0x2001 && second == 0x0db8)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +144,36 @@ mod tests {
         }
         assert_eq!(Network::around(ip("1.2.3.4")).count(), 33);
         assert_eq!(Network::around(ip("::1")).count(), 129);
+    }
+
+    #[test]
+    fn only_addresses_that_everybody_reaches_are_global() {
+        for no in [
+            "127.0.0.1",
+            "10.0.0.1",
+            "192.168.1.1",
+            "172.16.3.4",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "198.18.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "::",
+            "fe80::1",
+            "fd00::1",
+            "ff02::1",
+            "2001:db8::1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::a00:1",
+            "2002:7f00:1::",
+            "2002:c0a8:101::1",
+        ] {
+            assert!(!is_global(ip(no)), "{no}");
+        }
+        for yes in ["1.1.1.1", "100.128.0.1", "2606:4700::1", "::ffff:1.1.1.1", "2002:101:101::1"] {
+            assert!(is_global(ip(yes)), "{yes}");
+        }
     }
 }

@@ -1,6 +1,30 @@
-//! The URLs under which a relay knows itself, for events that name one (NIP-42, NIP-62).
+//! The URLs of relays: one form for each, and those under which a relay knows itself, for events that
+//! name one (NIP-42, NIP-62).
 
 use url::{Host, Url};
+
+/// The one form of a relay's URL by which it is told from others: scheme and host in small letters, no
+/// default port, no fragment, no slash at the end. `None` for what is no `ws://` or `wss://` URL, and for
+/// one with a user or password: they do not belong into a log.
+pub fn normal_url(url: &str) -> Option<String> {
+    let mut url = Url::parse(url.trim()).ok()?;
+    if !matches!(url.scheme(), "ws" | "wss")
+        || !url.username().is_empty()
+        || url.password().is_some()
+    {
+        return None;
+    }
+    url.set_fragment(None);
+    let host = url.host_str()?;
+    if let Some(bare) = host.strip_suffix('.') {
+        let bare = bare.to_owned();
+        url.set_host(Some(&bare)).ok()?;
+    }
+    Some(match url.query() {
+        None => url.as_str().trim_end_matches('/').to_owned(),
+        Some(_) => url.into(),
+    })
+}
 
 /// A relay's own URLs.
 #[derive(Debug, Clone, Default)]
@@ -75,6 +99,25 @@ mod tests {
         assert!(urls.iter().all(|url| own.contains(url)));
         let counting: Vec<_> = urls.iter().filter(|url| own.contains_from_elsewhere(url)).collect();
         assert_eq!(counting, [&"wss://a.org"]);
+    }
+
+    #[test]
+    fn a_relay_has_one_form() {
+        for (written, normal) in [
+            ("WSS://Relay.Example.ORG:443/", "wss://relay.example.org"),
+            ("ws://relay.example.org.:80", "ws://relay.example.org"),
+            (" wss://relay.example.org/Path//#top", "wss://relay.example.org/Path"),
+            ("wss://relay.example.org:8443/?a=b/", "wss://relay.example.org:8443/?a=b/"),
+            ("ws://[::1]:7777", "ws://[::1]:7777"),
+        ] {
+            let once = normal_url(written);
+            assert_eq!(once.as_deref(), Some(normal));
+            assert_eq!(normal_url(normal), once);
+        }
+        for none in ["https://a.org", "wss://", "relay", "wss://me:secret@a.org", "wss://me@a.org"]
+        {
+            assert_eq!(normal_url(none), None, "{none}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod bell;
 mod breather;
 pub mod config;
+mod follows;
 mod gone;
 mod joined;
 mod known;
@@ -26,6 +27,7 @@ mod remove;
 mod requests;
 mod search;
 mod spare;
+mod streams;
 mod tag_keys;
 mod tail;
 mod tombstones;
@@ -52,11 +54,13 @@ use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 pub use config::{RetentionConfig, StorageConfig};
+pub use follows::FollowTable;
 pub use joined::JoinedTable;
 pub use kv::forget_plugin;
 pub use moderation::ModerationTable;
 pub use open::OpenError;
 pub use peers::PeerTable;
+pub use streams::UpstreamTables;
 
 use crate::{
     clock::unix_now,

@@ -1,232 +1,350 @@
-//! One `[[upstream]]`: connects, subscribes, feeds the pipeline, reconnects.
+//! One stream: its relays, each with a connection that brings events, takes them, or both.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
-use nostr_sdk::{
-    Client, ClientOptions, JsonUtil, RelayOptions, RelayUrl, SubscribeOptions, SubscriptionId,
-    pool::RelayLimits,
-    prelude::{Monitor, MonitorNotification},
-};
+use nostr_sdk::{Keys, ToBech32};
 use serde::Serialize;
-use tokio::sync::{broadcast, mpsc};
-use tokio_util::sync::CancellationToken;
+use sha2::{Digest, Sha256};
+use tokio::{sync::watch, time::sleep};
 
 use super::{
-    UpstreamConfig,
-    intake::{Intake, Received},
-    relays::{Dialer, RelayState, Relays},
+    config::{Direction, UpstreamConfig},
+    demand::{Demand, Wanted},
+    flow::Intake,
+    follow::{AddressRules, Follow, FollowStatus, StartFollow, Trust},
+    gate::Gate,
+    key,
+    link::LinkOptions,
+    relay::{Relay, RelayStatus, StartRelay},
+    up::{Choice, SharedUpStatus, StartUp, UpStatus},
 };
 use crate::{
-    metrics::Metrics,
-    pipeline::{Candidate, Ingest, Origin, Outcome, Target},
+    metrics::{Metrics, StreamOutcomeLabels},
+    pipeline::{
+        EventReader, FollowStore, Ingest, PrivateTopics, SecretError, SecretStore, UpstreamStore,
+        streams::Part,
+    },
+    protocol::{Filter, OwnUrls, normal_url},
+    tasks::Tasks,
 };
 
-/// Events taken from the relays and not yet in the pipeline.
-const QUEUE: usize = 256;
-/// Events of one stream on their way through the pipeline.
-const MAX_UNDER_WAY: usize = 512;
-/// The subscription that all streams use, each on connections of its own.
-const SUBSCRIPTION: &str = "nostr-gateway";
-/// How often each relay is asked whether the subscription is still there. A relay may end it with
-/// CLOSED, after which nostr-sdk does not ask again.
-const REVIEW: Duration = Duration::from_secs(10);
-/// First pause before a new attempt; it grows with each failure to about ten minutes. nostr-sdk adds or
-/// takes away up to three seconds, and subscribes again only if the new connection is from a later second
-/// than the subscription: a shorter pause would leave some connections without one for ever.
-const FIRST_RETRY: Duration = Duration::from_secs(5);
+/// How often secrets that do not answer are asked again.
+const AGAIN: Duration = Duration::from_secs(30);
 
-/// A running stream. Shared between its task and whoever asks for its state.
-pub struct Stream {
-    config: UpstreamConfig,
-    ingest: Ingest,
-    metrics: Arc<Metrics>,
-    relays: Arc<Relays>,
-    received: AtomicU64,
-    new: AtomicU64,
-    known: AtomicU64,
-    refused: AtomicU64,
+/// What every stream works with.
+pub struct StreamSetup {
+    pub ingest: Ingest,
+    pub intake: Intake,
+    pub options: LinkOptions,
+    pub reader: Arc<dyn EventReader>,
+    pub store: Arc<dyn UpstreamStore>,
+    pub follows: Arc<dyn FollowStore>,
+    pub own_urls: OwnUrls,
+    pub gate: Arc<Gate>,
+    pub secrets: Arc<dyn SecretStore>,
+    pub private: PrivateTopics,
+    pub metrics: Arc<Metrics>,
 }
 
-/// A stream's figures, for `/status`.
-#[derive(Debug, Serialize)]
+/// A stream that runs. Shared between its tasks and whoever asks for its state.
+pub struct Stream {
+    config: Arc<UpstreamConfig>,
+    setup: Arc<StreamSetup>,
+    /// Of a stream that follows public keys: who chooses its relays.
+    follow: Option<Arc<Follow>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    relays: Vec<OneRelay>,
+    trouble: Option<String>,
+    /// The public key with which the gateway authenticates, as npub.
+    key: Option<String>,
+    /// What of the figures is in the metrics already.
+    told: BTreeMap<&'static str, u64>,
+}
+
+/// A relay that the configuration names.
+struct OneRelay {
+    relay: Arc<Relay>,
+    /// Kept so that the relay knows that the demand is still somebody's.
+    _demand: watch::Sender<Demand>,
+    up: Option<SharedUpStatus>,
+}
+
+/// How a stream is doing.
+#[derive(Debug, Clone, Serialize)]
 pub struct StreamStatus {
-    pub name: String,
-    pub relays: Vec<RelayState>,
+    pub direction: Direction,
+    /// What keeps the stream from working as a whole.
+    pub trouble: Option<String>,
+    /// The key with which it authenticates to relays, as npub.
+    pub key: Option<String>,
+    /// Events that came, over all relays, and what became of them.
     pub received: u64,
     pub new: u64,
     pub known: u64,
-    pub refused: u64,
+    pub refused: BTreeMap<String, u64>,
+    /// Events that relays took; steps of the log that are not done, of the relay that is furthest behind; and
+    /// for how long, in seconds.
+    pub sent: u64,
+    pub waiting: u64,
+    pub lag_s: u64,
+    pub relays: Vec<OneStatus>,
+    /// Nothing for a stream whose relays are configured.
+    pub follow: Option<FollowStatus>,
+}
+
+/// How one relay of a stream is doing.
+#[derive(Debug, Clone, Serialize)]
+pub struct OneStatus {
+    #[serde(flatten)]
+    pub down: RelayStatus,
+    /// Nothing for a stream that only brings events.
+    pub up: Option<UpStatus>,
+}
+
+impl StreamStatus {
+    /// Of a stream that does not run.
+    pub fn idle(config: &UpstreamConfig) -> Self {
+        Self::of(config, &State::default(), None)
+    }
+
+    /// How many relays are connected.
+    pub fn connected(&self) -> u64 {
+        self.relays.iter().filter(|relay| relay.down.connected_since.is_some()).count() as u64
+    }
+
+    fn of(config: &UpstreamConfig, state: &State, follow: Option<&Follow>) -> Self {
+        let mut relays: Vec<OneStatus> = state.relays.iter().map(OneRelay::status).collect();
+        let (chosen, past) = follow.map(Follow::relays).unwrap_or_default();
+        relays.extend(chosen.iter().map(|relay| OneStatus { down: relay.status(), up: None }));
+        let sum = |figure: fn(&RelayStatus) -> u64| -> u64 {
+            relays.iter().map(|relay| figure(&relay.down)).sum()
+        };
+        let most = |figure: fn(&UpStatus) -> u64| {
+            relays.iter().filter_map(|relay| relay.up.as_ref()).map(figure).max().unwrap_or(0)
+        };
+        let mut refused = past.refused;
+        for (reason, times) in relays.iter().flat_map(|relay| &relay.down.refused) {
+            *refused.entry((*reason).to_owned()).or_default() += times;
+        }
+        Self {
+            direction: config.direction,
+            trouble: state.trouble.clone(),
+            key: state.key.clone(),
+            received: past.received + sum(|relay| relay.received),
+            new: past.new + sum(|relay| relay.new),
+            known: past.known + sum(|relay| relay.known),
+            refused,
+            sent: relays.iter().filter_map(|relay| relay.up.as_ref()).map(|up| up.sent).sum(),
+            waiting: most(|up| up.waiting),
+            lag_s: most(|up| up.lag_s),
+            relays,
+            follow: follow.map(Follow::status),
+        }
+    }
 }
 
 impl Stream {
-    pub fn new(config: UpstreamConfig, ingest: Ingest, metrics: Arc<Metrics>) -> Arc<Self> {
-        let relays = Arc::new(Relays::new(&config.name, &config.urls, metrics.clone()));
-        Arc::new(Self {
-            config,
-            ingest,
-            metrics,
-            relays,
-            received: AtomicU64::new(0),
-            new: AtomicU64::new(0),
-            known: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-        })
+    pub fn new(config: Arc<UpstreamConfig>, setup: &Arc<StreamSetup>) -> Arc<Self> {
+        let follow = (!config.follow.is_empty()).then(Follow::new);
+        Arc::new(Self { config, setup: setup.clone(), follow, state: Mutex::default() })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.config.name
     }
 
     pub fn status(&self) -> StreamStatus {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        StreamStatus {
-            name: self.config.name.clone(),
-            relays: self.relays.status(),
-            received: count(&self.received),
-            new: count(&self.new),
-            known: count(&self.known),
-            refused: count(&self.refused),
+        StreamStatus::of(&self.config, &self.state(), self.follow.as_deref())
+    }
+
+    /// Adds what is new in the figures to the metrics.
+    pub fn measure(&self) {
+        let status = self.status();
+        let refused = status.refused.values().sum();
+        let mut state = self.state();
+        for (outcome, now) in [("new", status.new), ("known", status.known), ("refused", refused)] {
+            let before = state.told.insert(outcome, now).unwrap_or_default();
+            let labels = StreamOutcomeLabels { stream: self.config.name.clone(), outcome };
+            let received = self.setup.metrics.upstream_received.get_or_create(&labels);
+            received.inc_by(now.saturating_sub(before));
         }
     }
 
-    /// Streams until the token is cancelled.
-    pub async fn run(self: Arc<Self>, token: CancellationToken) {
-        let name = self.config.name.clone();
-        let (queue, received) = mpsc::channel(QUEUE);
-        let monitor = Monitor::new(64);
-        let changes = monitor.subscribe();
-        let options = ClientOptions::new()
-            // The pipeline has limits of its own, and says which of them an event breaks.
-            .relay_limits(RelayLimits::disable())
-            // A relay that sends other events than we asked for must not fill our topics.
-            .verify_subscriptions(true)
-            .automatic_authentication(false);
-        let client = Client::builder()
-            .admit_policy(Intake { queue })
-            .websocket_transport(Dialer(self.relays.clone()))
-            .monitor(monitor)
-            .opts(options)
-            .build();
-        if let Err(error) = self.connect(&client).await {
-            tracing::error!(stream = name, %error, "the upstream cannot be started");
+    /// Starts what belongs to the stream as tasks of this group, whose end is the stream's.
+    pub async fn run(self: Arc<Self>, tasks: Tasks) {
+        // Its own copy: whether it authenticates is its own.
+        let mut options = self.setup.options.clone();
+        if self.config.auth {
+            let key = tasks.token().run_until_cancelled(self.key()).await;
+            let Some(key) = key else { return };
+            self.state().key = key.public_key().to_bech32().ok();
+            options.auth = Some(key);
+        }
+        if let Some(follow) = &self.follow {
+            let keys = self.config.follow.len();
+            tracing::info!(stream = self.config.name, keys, "the stream begins to follow");
+            let following =
+                follow.clone().run(self.follows(options, &tasks), tasks.token().clone());
+            tasks.spawn("upstream follow", following);
             return;
         }
-        tracing::info!(stream = name, relays = self.config.urls.len(), "streaming from upstream");
-        tokio::select! {
-            () = token.cancelled() => {}
-            () = self.feed(received) => {}
-            () = self.watch(changes) => {}
-            () = self.renew(&client) => {}
-        }
-        client.shutdown().await;
+        let relays: Vec<OneRelay> =
+            self.config.urls.iter().filter_map(|url| self.start(url, &options, &tasks)).collect();
+        tracing::info!(stream = self.config.name, relays = relays.len(), "the stream begins");
+        self.state().relays = relays;
     }
 
-    async fn connect(&self, client: &Client) -> Result<(), String> {
-        for url in &self.config.urls {
-            let url = RelayUrl::parse(url).map_err(|error| format!("{url}: {error}"))?;
-            let options = RelayOptions::new()
-                .limits(RelayLimits::disable())
-                .verify_subscriptions(true)
-                .retry_interval(FIRST_RETRY)
-                .adjust_retry_interval(true)
-                .reconnect(true);
-            client.pool().add_relay(url, options).await.map_err(|error| error.to_string())?;
-        }
-        client.connect().await;
-        // It is sent again after every reconnection.
-        let id = SubscriptionId::new(SUBSCRIPTION);
-        let subscribed = client.subscribe_with_id(id, self.filter()?, None).await;
-        subscribed.map(drop).map_err(|error| error.to_string())
-    }
-
-    fn filter(&self) -> Result<nostr_sdk::Filter, String> {
-        let json = serde_json::to_string(&self.config.filter).map_err(|error| error.to_string())?;
-        nostr_sdk::Filter::from_json(json).map_err(|error| error.to_string())
-    }
-
-    /// Subscribes again where a relay ended the subscription.
-    async fn renew(&self, client: &Client) {
-        let id = SubscriptionId::new(SUBSCRIPTION);
-        let Ok(filter) = self.filter() else { return std::future::pending().await };
+    /// The key to authenticate with; waits until there is one.
+    async fn key(&self) -> Arc<Keys> {
         loop {
-            tokio::time::sleep(REVIEW).await;
-            for (url, relay) in client.relays().await {
-                if !relay.is_connected() {
-                    continue;
+            match key::load_or_create(&*self.setup.secrets).await {
+                Ok(key) => {
+                    self.state().trouble = None;
+                    return key;
                 }
-                let renewed = if relay.subscriptions().await.contains_key(&id) {
-                    // Sends only what the relay closed or never got.
-                    relay.resubscribe().await
-                } else {
-                    tracing::warn!(
-                        stream = self.config.name,
-                        url = url.as_str(),
-                        "upstream had closed the subscription; subscribing again"
-                    );
-                    let options = SubscribeOptions::default();
-                    relay.subscribe_with_id(id.clone(), filter.clone(), options).await
-                };
-                if let Err(error) = renewed {
-                    tracing::debug!(url = url.as_str(), %error, "cannot subscribe again");
+                Err(SecretError(error)) => {
+                    let trouble = format!("no key to authenticate with (auth): {error}");
+                    tracing::error!(stream = self.config.name, "{trouble}");
+                    self.state().trouble = Some(trouble);
                 }
             }
+            sleep(AGAIN).await;
         }
     }
 
-    async fn feed(&self, mut received: mpsc::Receiver<Received>) {
-        let mut under_way = FuturesUnordered::new();
-        loop {
-            tokio::select! {
-                Some(outcome) = under_way.next() => self.count(&outcome),
-                event = received.recv(), if under_way.len() < MAX_UNDER_WAY => {
-                    let Some(Received { url, event }) = event else { return };
-                    self.received.fetch_add(1, Ordering::Relaxed);
-                    self.metrics.upstream_events.inc();
-                    match event {
-                        Ok(event) => {
-                            let origin =
-                                Origin::Upstream { stream: self.config.name.as_str().into(), url };
-                            let target = Target::Topics(self.config.topics.clone());
-                            let candidate = Candidate { event, origin, target };
-                            let ingest = self.ingest.clone();
-                            under_way.push(async move { ingest.submit(candidate).await });
-                        }
-                        Err(error) => {
-                            tracing::debug!(url = &*url, %error, "upstream sent a malformed event");
-                            self.refused.fetch_add(1, Ordering::Relaxed);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    fn count(&self, outcome: &Outcome) {
-        let counter = match outcome {
-            Outcome::Stored(_) | Outcome::Passed => &self.new,
-            Outcome::Joined(_) | Outcome::Duplicate => &self.known,
-            Outcome::Shadowed => &self.refused,
-            Outcome::Refused(reason) => {
-                tracing::debug!(stream = self.config.name, %reason, "an upstream event was refused");
-                &self.refused
+    fn follows(&self, options: LinkOptions, tasks: &Tasks) -> StartFollow {
+        let Self { config, setup, .. } = self;
+        let rules = AddressRules {
+            private: config.allow_private_relays,
+            hidden: config.allow_onion_relays,
+            own: setup.own_urls.clone(),
+        };
+        let open = {
+            let (config, setup, tasks) = (config.clone(), setup.clone(), tasks.clone());
+            move |url: &Arc<str>, demand, trust| {
+                let mut options = options.clone();
+                options.only_global = trust == Trust::Stranger;
+                relay(&config, &setup, url.clone(), demand, options, &tasks)
             }
         };
-        counter.fetch_add(1, Ordering::Relaxed);
+        StartFollow {
+            config: config.clone(),
+            rules,
+            reader: setup.reader.clone(),
+            private: setup.private.clone(),
+            kept: setup.follows.clone(),
+            open: Box::new(open),
+            tasks: tasks.clone(),
+        }
     }
 
-    /// Tells the log how the relays come and go.
-    async fn watch(&self, mut changes: broadcast::Receiver<MonitorNotification>) {
-        loop {
-            match changes.recv().await {
-                Ok(MonitorNotification::StatusChanged { relay_url, status }) => {
-                    self.relays.changed(relay_url.as_str(), status);
-                }
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return std::future::pending().await,
-            }
-        }
+    fn start(&self, url: &str, options: &LinkOptions, tasks: &Tasks) -> Option<OneRelay> {
+        let Self { config, setup, .. } = self;
+        // The configuration was checked.
+        let url: Arc<str> = normal_url(url)?.into();
+        let stream: Arc<str> = config.name.as_str().into();
+        let (demand, demanded) = watch::channel(demand(config));
+        let relay = relay(config, setup, url.clone(), demanded, options.clone(), tasks);
+        let up = config.direction.is_up().then(|| {
+            let status = SharedUpStatus::default();
+            let seen = relay.clone();
+            let up = StartUp {
+                choice: Choice {
+                    stream,
+                    url,
+                    filter: config.filter.clone(),
+                    topics: config.topics.clone(),
+                    private: setup.private.clone(),
+                },
+                history: config.history_up(),
+                per_second: config.rates.up_events_per_s,
+                links: relay.link(),
+                seen: Box::new(move |id| seen.seen().contains(id)),
+                reader: setup.reader.clone(),
+                store: setup.store.clone(),
+                gate: setup.gate.clone(),
+                passing: setup.ingest.passing(),
+                metrics: setup.metrics.clone(),
+            };
+            tasks.spawn("upstream outbox", up.run(status.clone(), tasks.token().clone()));
+            status
+        });
+        tasks.spawn("upstream relay", relay.clone().run(tasks.token().clone()));
+        Some(OneRelay { relay, _demand: demand, up })
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OneRelay {
+    fn status(&self) -> OneStatus {
+        let up = self.up.as_ref();
+        let up = up.map(|up| up.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        OneStatus { down: self.relay.status(), up }
+    }
+}
+
+/// A relay of a stream, which nobody runs yet.
+fn relay(
+    config: &UpstreamConfig,
+    setup: &StreamSetup,
+    url: Arc<str>,
+    demand: watch::Receiver<Demand>,
+    options: LinkOptions,
+    tasks: &Tasks,
+) -> Arc<Relay> {
+    Relay::new(StartRelay {
+        stream: config.name.as_str().into(),
+        url,
+        topics: config.topics.clone(),
+        demand,
+        up: config.direction.is_up(),
+        options,
+        intake: setup.intake.clone(),
+        reader: setup.reader.clone(),
+        store: setup.store.clone(),
+        tasks: tasks.clone(),
+        metrics: setup.metrics.clone(),
+    })
+}
+
+/// What the relays of a stream are asked for.
+fn demand(config: &UpstreamConfig) -> Demand {
+    let part = fingerprint(&config.filter);
+    let wanted = match config.direction.is_down() {
+        true => Wanted::with_requests(&config.filter, config.history_down(), part),
+        false => Vec::new(),
+    };
+    Demand { wanted, events_per_s: config.rates.down_events_per_s }
+}
+
+/// Tells filters apart, over restarts and versions. The limit is no part of what a relay has.
+fn fingerprint(filter: &Filter) -> Part {
+    let filter = Filter { limit: None, ..filter.clone() };
+    let text = serde_json::to_string(&filter).unwrap_or_default();
+    let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(Sha256::digest(text));
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_that_ask_for_the_same_have_one_fingerprint() {
+        let of = |json: &str| fingerprint(&Filter::parse(json).unwrap());
+        assert_eq!(of(r#"{"kinds":[1,0],"limit":5}"#), of(r#"{"kinds":[0,1]}"#));
+        assert_ne!(of(r#"{"kinds":[1]}"#), of(r#"{"kinds":[0,1]}"#));
+        assert_eq!(of("{}"), 0x4413_6fa3_55b3_678a, "it is on disk: it must not change");
     }
 }

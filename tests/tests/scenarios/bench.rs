@@ -215,3 +215,26 @@ async fn the_benchmark_of_topics_measures_every_row() {
     report(&format!("a late joiner needs {wire:.2} × the bytes of its events on the wire"));
     assert!((1.0..=1.3).contains(&wire), "{late}");
 }
+
+/// The same of `upstream-bench`.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_benchmark_of_bridges_measures_every_row() {
+    let _alone = alone().await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_upstream-bench"));
+    command.args(["--gateway", GATEWAY, "--quick", "--json", "-"]);
+    let mut bench = Child::spawn("upstream-bench", command);
+    let status = bench.exit(Duration::from_secs(300)).await;
+    assert!(status.success(), "{:#?}", bench.stderr());
+    let figures: Value = serde_json::from_str(&bench.stdout().join("\n")).unwrap();
+    let rows = figures["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 6, "{figures}");
+    for row in rows {
+        assert!(row["failure"].is_null() && row["met"].is_null(), "{row}");
+        assert_eq!(row["figures"]["missing"].as_f64().unwrap_or_default(), 0.0, "{row}");
+    }
+    // These are none of time.
+    for row in rows.iter().filter(|row| row["name"].as_str().unwrap().contains("missing")) {
+        let share = row["figures"]["of_the_goal's_bytes_%"].as_f64().unwrap();
+        assert!((1.0..=100.0).contains(&share), "{row}");
+    }
+}

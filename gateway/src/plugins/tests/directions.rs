@@ -1,7 +1,7 @@
 //! Events on their way out.
 
 use super::*;
-use crate::protocol::Reason;
+use crate::{metrics::PluginLabels, protocol::Reason};
 
 const OUT: &str = "[applies_to]\ndirections = [\"to-topics\", \"to-upstream\"]\n";
 
@@ -75,4 +75,39 @@ fn a_broken_plugin_keeps_everything_in_its_scope_in() {
     let passes = manifest("on_failure = \"pass\"\n");
     let mut plugins = Plugins::new().folder("bad", &passes, b"").load();
     assert_eq!(plugins.leave("", Direction::ToTopics, &["x"]), names(&["x"]));
+}
+
+#[test]
+fn only_the_plugins_of_a_stream_judge_its_events() {
+    let both = "[applies_to]\ndirections = [\"in\", \"to-upstream\"]\n";
+    let mut plugins = Plugins::new().fixture("a", both).fixture("b", both).load();
+    let stream: Arc<str> = "s".into();
+    let scopes = plugins.chain.scopes().clone();
+    let upstream = Origin::Upstream { stream: stream.clone(), url: "wss://a".into() };
+    let calls = |plugins: &Loaded| {
+        ["a", "b"].map(|id| {
+            let labels = PluginLabels { plugin: id.to_owned(), verdict: "accept" };
+            plugins.metrics.plugin_calls.get(&labels).map_or(0, |calls| calls.get())
+        })
+    };
+    scopes.set(&stream, Some(&["b".to_owned()]));
+    assert_eq!(plugins.ask_with(&event(1, "x"), &upstream, &[]), Decision::Accept);
+    assert_eq!(calls(&plugins), [0, 1]);
+    assert_eq!(plugins.leave("out:", Direction::ToUpstream("s"), &["x"]), names(&["x"]));
+    assert_eq!(calls(&plugins), [0, 2]);
+    // Other streams and clients are judged by all.
+    assert_eq!(plugins.leave("out:", Direction::ToUpstream("t"), &["x"]), names(&["x"]));
+    assert_eq!(plugins.ask("x"), Decision::Accept);
+    assert_eq!(calls(&plugins), [2, 4]);
+
+    scopes.set(&stream, Some(&["b".to_owned(), "c".to_owned()]));
+    let absent = Reason::error("plugin c is not there to judge it");
+    let refused = Decision::Reject(absent.clone());
+    assert_eq!(plugins.ask_with(&event(1, "x"), &upstream, &[]), refused, "fail closed");
+    let stays = Err(Stays::Because(absent));
+    assert_eq!(plugins.leave("out:", Direction::ToUpstream("s"), &["x"]), stays);
+    assert_eq!(plugins.chain.lacks(&["b".to_owned(), "c".to_owned()]).as_deref(), Some("c"));
+    scopes.set(&stream, None);
+    assert_eq!(plugins.ask_with(&event(1, "x"), &upstream, &[]), Decision::Accept);
+    assert_eq!(calls(&plugins), [3, 5]);
 }

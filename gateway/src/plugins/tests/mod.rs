@@ -28,7 +28,8 @@ use crate::{
     metrics::{Metrics, PluginIdLabels},
     pipeline::{
         AuthorHeld, Context, Cost, Decision, Direction, KvChange, KvPair, KvStore, Lookup,
-        LookupError, Origin, PeerId, Policy, PolicyWorker, Stays, StoreError, Viewer, VisitPolicy,
+        LookupError, Origin, PeerId, Policy, PolicyWorker, Stays, StoreError, StreamScopes, Viewer,
+        VisitPolicy,
     },
     protocol::{PublicKey, TopicName, VerifiedEvent},
 };
@@ -104,6 +105,7 @@ fn services() -> Services {
         metrics,
         lookup: Arc::new(Empty),
         budget: Duration::from_secs(60),
+        scopes: StreamScopes::default(),
     }
 }
 

@@ -14,11 +14,10 @@ mod rows;
 mod setup;
 mod swap;
 
-use std::{panic::AssertUnwindSafe, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use futures_util::FutureExt;
-use nostr_gateway_tests::figures::{self, Row, program};
+use nostr_gateway_tests::figures::{measure, program};
 
 use crate::setup::Setup;
 
@@ -54,30 +53,6 @@ async fn main() -> anyhow::Result<ExitCode> {
         [] => rows::Name::all(),
         only => only.to_vec(),
     };
-    let mut done: Vec<Row> = Vec::new();
-    for name in names {
-        eprintln!("{} …", name.title());
-        // A row that cannot be measured panics; the others go on.
-        let measured = AssertUnwindSafe(rows::run(name, setup.clone())).catch_unwind().await;
-        let rows = measured.unwrap_or_else(|cause| {
-            let text = cause.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| cause.downcast_ref::<&str>().copied());
-            vec![Row::failed(name.title(), text.unwrap_or("see above"))]
-        });
-        for row in &rows {
-            eprint!("{}", row.text());
-        }
-        done.extend(rows);
-    }
-    let json = serde_json::to_string_pretty(&figures::json(&done, setup.quick))?;
-    match arguments.json {
-        Some(path) if path.as_os_str() == "-" => println!("{json}"),
-        Some(path) => {
-            std::fs::write(path, json)?;
-            print!("{}", figures::table(&done));
-        }
-        None => print!("{}", figures::table(&done)),
-    }
-    let failed = done.iter().any(|row| row.failure.is_some());
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let run = async |name| rows::run(name, setup.clone()).await;
+    measure(names, rows::Name::title, run, setup.quick, arguments.json).await
 }

@@ -1,16 +1,18 @@
 //! The rows.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use clap::ValueEnum;
 use futures_util::future::join_all;
-use nostr_gateway_tests::{Gateway, Namespace, Network, Testnet, figures::Row};
+use nostr_gateway_tests::{
+    Namespace, Network, Testnet,
+    figures::Row,
+    load::{self, Latencies, Listener, Notes},
+    proc::{cpu_seconds, private_bytes},
+};
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    load::{self, Latencies, Listener, Notes},
-    swarm::{Setup, TOPIC, all_have, settle, stored},
-};
+use crate::swarm::{Setup, TOPIC, all_have, settle, stored};
 
 /// Between two looks at how far the gateways are.
 const LOOK: Duration = Duration::from_millis(100);
@@ -113,11 +115,11 @@ async fn sustained(setup: &Setup) -> Row {
     });
     join_all(writers).await;
     let took = from.elapsed();
-    let equal = all_have(&gateways, notes.len(), Instant::now(), LOOK).await;
+    let equal = all_have(&gateways, notes.count(), Instant::now(), LOOK).await;
     let cpu: f64 = gateways.iter().map(cpu_seconds).sum::<f64>() - before;
     let counts = join_all(gateways.iter().map(stored)).await;
-    let exact = counts.iter().all(|count| *count == notes.len() as u64);
-    let reached = notes.len() as f64 / took.as_secs_f64();
+    let exact = counts.iter().all(|count| *count == notes.count() as u64);
+    let reached = notes.count() as f64 / took.as_secs_f64();
     let met = exact && equal <= Duration::from_secs(5) && reached >= rate as f64 * 0.98;
     Row::new(format!("5 gateways, {rate}/s for {seconds} s"), "the rate, stores equal ≤ 5 s after")
         .figure("events/s", reached)
@@ -144,12 +146,12 @@ async fn late(setup: &Setup) -> Row {
     hosts.iter().for_each(|hosts| count_udp(&hosts[1]));
     let from = Instant::now();
     let b = builder.start().await;
-    let took = all_have([&b], notes.len(), from, Duration::from_millis(500)).await;
+    let took = all_have([&b], notes.count(), from, Duration::from_millis(500)).await;
     let counted = b.metric("nostr_gateway_sync_bytes_total").await;
     let share = |bytes: u64| bytes as f64 / notes.bytes as f64;
     let wire = hosts.as_ref().map_or(counted, |hosts| udp_bytes(&hosts[1]));
     let wire = share(wire);
-    Row::new(format!("late joiner, {} events", notes.len()), "≤ 30 s, ≤ 1.3 × the events' bytes")
+    Row::new(format!("late joiner, {} events", notes.count()), "≤ 30 s, ≤ 1.3 × the events' bytes")
         .figure("complete after s", took.as_secs_f64())
         .figure("wire × events", wire)
         .figure("counted × events", share(counted))
@@ -179,12 +181,12 @@ async fn partition(setup: &Setup) -> Row {
     join_all(writers).await;
     sleep(Duration::from_secs(1)).await;
     let apart = join_all(gateways.iter().map(stored)).await;
-    assert!(apart.iter().all(|count| *count < notes.len() as u64), "no partition: {apart:?}");
+    assert!(apart.iter().all(|count| *count < notes.count() as u64), "no partition: {apart:?}");
     across.iter().for_each(|(one, two)| network.heal(one, two));
-    let equal = all_have(&gateways, notes.len(), Instant::now(), LOOK).await;
+    let equal = all_have(&gateways, notes.count(), Instant::now(), LOOK).await;
     Row::new(format!("partition of {seconds} s, 3 | 3"), "all equal ≤ 5 s after")
         .figure("equal after s", equal.as_secs_f64())
-        .figure("events", notes.len() as f64)
+        .figure("events", notes.count() as f64)
         .met(equal <= Duration::from_secs(5))
 }
 
@@ -212,7 +214,7 @@ async fn frozen(setup: &Setup) -> Row {
     let after = between(freezing + GIVEN_UP, Instant::now());
     let thawed = Instant::now();
     gateways[4].signal("CONT");
-    let equal = all_have(&gateways, notes.len(), thawed, LOOK).await;
+    let equal = all_have(&gateways, notes.count(), thawed, LOOK).await;
     let unharmed =
         after.missing == 0 && after.percentile(0.99) <= (2.0 * before.percentile(0.99)).max(20.0);
     Row::new(
@@ -266,21 +268,4 @@ fn udp_bytes(host: &Namespace) -> u64 {
     let text = String::from_utf8(output.stdout).unwrap();
     let (_, bytes) = text.split_once(" bytes ").unwrap_or_else(|| panic!("no counter: {text}"));
     bytes.split_whitespace().next().unwrap().parse().unwrap()
-}
-
-/// `Private_Clean` and `Private_Dirty` of a process.
-fn private_bytes(pid: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let private = text.lines().filter_map(|line| line.strip_prefix("Private_"));
-    let kilobytes = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-    kilobytes.sum::<u64>() * 1_024
-}
-
-/// Processor time of a gateway so far, user and system.
-fn cpu_seconds(gateway: &Gateway) -> f64 {
-    let text = fs::read_to_string(format!("/proc/{}/stat", gateway.pid())).unwrap();
-    let (_, after) = text.rsplit_once(") ").unwrap();
-    let ticks: f64 =
-        after.split(' ').skip(11).take(2).map(|field| field.parse::<f64>().unwrap()).sum();
-    ticks / 100.0
 }

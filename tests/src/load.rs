@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
+use crate::events;
 use futures_util::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
 };
-use nostr_gateway_tests::events;
 use nostr_sdk::Keys;
 use tokio::{
     net::TcpStream,
@@ -67,7 +67,7 @@ impl Notes {
         Arc::new(Self { frames, by_id, sent, epoch: Instant::now(), bytes })
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.frames.len()
     }
 
@@ -91,7 +91,7 @@ async fn connect(url: &str) -> Socket {
 /// rate, as fast as 512 without an OK allow.
 pub async fn write(url: String, notes: Arc<Notes>, first: usize, step: usize, rate: Option<f64>) {
     let (sink, stream) = connect(&url).await.split();
-    let mine: Vec<usize> = (first..notes.len()).step_by(step).collect();
+    let mine: Vec<usize> = (first..notes.count()).step_by(step).collect();
     let acknowledged = Arc::new(tokio::sync::Semaphore::new(512));
     let count = mine.len();
     let sending = send(sink, notes.clone(), mine, rate, acknowledged.clone());
@@ -164,7 +164,7 @@ impl Listener {
             }
         }
         let came: Arc<Vec<AtomicU64>> =
-            Arc::new((0..notes.len()).map(|_| AtomicU64::new(0)).collect());
+            Arc::new((0..notes.count()).map(|_| AtomicU64::new(0)).collect());
         let task = tokio::spawn(listen(socket, notes.clone(), came.clone()));
         Self { came, notes: notes.clone(), task }
     }
@@ -185,6 +185,21 @@ impl Listener {
             }
         }
         (took, missing)
+    }
+
+    /// How much later than at another listener each note came, sorted, in milliseconds. What did not
+    /// come at both counts in the second value.
+    pub fn behind(&self, other: &Self) -> (Vec<f64>, usize) {
+        let both = self.came.iter().zip(other.came.iter());
+        let (mut behind, mut missing) = (Vec::new(), 0);
+        for (here, there) in both {
+            match (here.load(Ordering::Relaxed), there.load(Ordering::Relaxed)) {
+                (0, _) | (_, 0) => missing += 1,
+                (here, there) => behind.push((here as f64 - there as f64) / 1e6),
+            }
+        }
+        behind.sort_by(f64::total_cmp);
+        (behind, missing)
     }
 }
 

@@ -590,7 +590,7 @@ mod tests {
 
     #[test]
     fn a_group_is_what_is_there_and_waits_for_no_more_than_comes() {
-        let (send, queue) = crossbeam_channel::unbounded();
+        let (send, queue) = crossbeam_channel::bounded(2 * MAX_GROUP);
         let group = |first: Order| {
             let mut group = Vec::new();
             collect(first, &queue, &mut group);

@@ -39,7 +39,7 @@ pub fn lowered(text: &str) -> Cow<'_, str> {
 impl Words {
     /// None of them may be empty.
     pub fn new<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
-        let (mut long, mut short) = (Vec::new(), Vec::new());
+        let (mut long, mut short) = (Vec::<Box<[u8]>>::new(), Vec::new());
         for word in words {
             match word.to_lowercase().into_bytes().as_slice() {
                 [] => {}
@@ -47,7 +47,7 @@ impl Words {
                 bytes => long.push(Box::from(bytes)),
             }
         }
-        let shortest = long.iter().map(|word: &Box<[u8]>| word.len()).min();
+        let shortest = long.iter().map(|word| word.len()).min();
         let Some(window) = shortest.map(|shortest| shortest.min(LONGEST_WINDOW)) else {
             return Self { short, ..Self::default() };
         };

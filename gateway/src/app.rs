@@ -1,51 +1,49 @@
 //! The only place that wires parts together: what starts, in which order, and how it ends.
 
 mod control;
+mod local;
+mod offline;
 mod reload;
-mod transfer;
+pub mod restore;
+mod tools;
 
 use std::{
-    hash::{DefaultHasher, Hash, Hasher},
     io::Write as _,
     net::SocketAddr,
-    path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
+pub use offline::{Needs, Offline};
 
+use self::{control::Commands, local::Local, reload::Reload, tools::Tools};
 use crate::{
     admin::Admin,
     config::{Config, Sources},
     data_dir::DataDir,
     gossip::{Gossip, StartGossip, VisitRules},
     metrics::Metrics,
-    pipeline::{
-        EventReader, EventWriter, Ingest, JoinedTopics, Moderation, Policy, PrivateTopics,
-        RotationPolicy, Routing, StartIngest, StreamScopes, TopicDoor, UpstreamStore,
-    },
-    plugins::{self, Kv, PluginChain, Services, Setup},
+    pipeline::{EventReader, EventWriter, RotationPolicy, TopicDoor, UpstreamStore},
     protocol::limits::Limits,
     relay::{self, Access, Connections, Listener, Management, Rates, Relay},
     secrets,
-    store::{FollowTable, JoinedTable, PeerTable, Store, UpstreamTables},
+    store::{FollowTable, JoinedTable, PeerTable, UpstreamTables},
     subscriptions::Subscriptions,
-    tasks::{self, Tasks},
-    upstream::{Gate, Intake, LinkOptions, StartStreams, StreamSetup, Streams},
+    tasks::Tasks,
+    upstream::{Intake, StartStreams, StreamSetup, Streams},
 };
-use control::Commands;
-use reload::Reload;
 
 /// How long each step of the shutdown may take.
 const STEP: Duration = Duration::from_secs(5);
 
+fn late(what: &str) {
+    tracing::warn!("{what} did not end in time");
+}
+
 /// A running gateway.
 pub struct App {
-    store: Arc<Store>,
-    kv: Arc<Kv>,
-    plugins: Arc<PluginChain>,
-    ingest: Ingest,
+    local: Local,
     gossip: Arc<Gossip>,
     /// Listener and sessions; ends first.
     clients: Tasks,
@@ -77,62 +75,11 @@ impl App {
         let relay_socket = relay::bind("relay.listen", config.relay.listen)?;
         let admin_socket = relay::bind("admin.listen", config.admin.listen);
         let secrets = secrets::open(&config.secrets, data_dir.path()).await?;
-        let store = Store::open(data_dir.path(), &config.storage, metrics.clone()).await?;
-        store.start_upkeep(&config.retention)?;
-        let store = Arc::new(store);
+        let own_urls = relay::own_urls(&config.relay, relay_socket.local_addr()?);
+        let local = Local::start(&config, &data_dir, own_urls.clone(), metrics.clone()).await?;
+        let Local { store, moderation, plugins, ingest, gate, joined, private, .. } = local.clone();
         let reader: Arc<dyn EventReader> = store.clone();
         let writer: Arc<dyn EventWriter> = store.clone();
-        let rules = Box::new(store.moderation());
-        let moderation = Moderation::load(rules).await.context("cannot read the rules")?;
-        let moderation = Arc::new(moderation);
-
-        let kv = Kv::start(store.clone(), metrics.clone()).context("cannot start the plugins")?;
-        let services = Services {
-            metrics: metrics.clone(),
-            kv: kv.clone(),
-            lookup: store.clone(),
-            budget: Duration::from_millis(config.plugins.budget_ms),
-            scopes: StreamScopes::default(),
-        };
-        let scopes = services.scopes.clone();
-        let plugins = Arc::new(load_plugins(&config, &data_dir, services).await?);
-        let rules = Rules::new(&config, &data_dir, store.clone());
-        let told = rules.clone();
-        let told = tasks::blocking(move || told.tell()).await;
-        told.context("cannot tell the database the rules")??;
-        let joined = JoinedTopics::new(config.topics.join.iter().cloned());
-        let private = PrivateTopics::new(
-            config.private_topic.iter().map(|topic| (topic.name.clone(), topic.readers.clone())),
-        );
-        store.private_are(private.clone());
-        let own_urls = relay::own_urls(&config.relay, relay_socket.local_addr()?);
-        let routing = Arc::new(Routing {
-            rules: config.route.iter().map(|r| (r.filter.clone(), r.topics.clone())).collect(),
-            default: config.topics.default.clone(),
-            joined: joined.clone(),
-            private: private.clone(),
-        });
-        let policy: Arc<dyn Policy> = plugins.clone();
-        let ingest = Ingest::start(StartIngest {
-            limits: limits.clone(),
-            moderation: moderation.clone(),
-            routing,
-            own_urls: own_urls.clone(),
-            writer: writer.clone(),
-            policy,
-            metrics: metrics.clone(),
-        })
-        .context("cannot start the pipeline")?;
-        let changed = ingest.policy_changes();
-        let watching = plugins.watch(move || {
-            changed();
-            if let Err(error) = rules.tell() {
-                tracing::error!("{error:#}");
-            }
-        });
-        if let Err(error) = watching {
-            tracing::error!("no thread to watch plugins: {error}; changes count after a restart");
-        }
 
         let (clients, upstreams, background) = (Tasks::new(), Tasks::new(), Tasks::new());
         let subscriptions = Subscriptions::new(reader.clone());
@@ -171,12 +118,11 @@ impl App {
         let gossip = Arc::new(gossip);
 
         let upstream_store: Arc<dyn UpstreamStore> = Arc::new(UpstreamTables::new(data_dir.path()));
-        let gate = Arc::new(Gate::new(plugins.clone()));
         let streams = Streams::new(StartStreams {
             setup: Arc::new(StreamSetup {
                 ingest: ingest.clone(),
                 intake: Intake::new(ingest.clone(), metrics.clone()),
-                options: LinkOptions::new(config.limits.max_event_bytes),
+                options: local.links.clone(),
                 reader: reader.clone(),
                 store: upstream_store.clone(),
                 follows: Arc::new(FollowTable::new(data_dir.path())),
@@ -188,7 +134,7 @@ impl App {
             }),
             store: upstream_store,
             gate,
-            scopes,
+            scopes: local.scopes.clone(),
             joined: joined.clone(),
             private: private.clone(),
             metrics: metrics.clone(),
@@ -229,7 +175,7 @@ impl App {
             endpoint: config.endpoint,
             discovery: config.discovery,
             store: store.clone(),
-            ingest: ingest.clone(),
+            tools: Tools::new(&local, data_dir.path().to_owned()),
             gossip: gossip.clone(),
             streams: streams.clone(),
             reload,
@@ -290,10 +236,7 @@ impl App {
         clients.spawn("listener", listener.run(clients.clone()));
 
         Ok(Self {
-            store,
-            kv,
-            plugins,
-            ingest,
+            local,
             gossip,
             clients,
             upstreams,
@@ -313,9 +256,8 @@ impl App {
     /// Ends every part, those that bring events first: clients, upstream relays, topics, the
     /// pipeline, the store. What was acknowledged is on disk before; what is under way is answered.
     pub async fn stop(self) {
-        let late = |what: &str| tracing::warn!("{what} did not end in time");
         // Nothing is to wait for a program longer than a client waits for the end.
-        self.plugins.close();
+        self.local.plugins.close();
         if !self.clients.stop(STEP).await {
             late("client connections");
         }
@@ -324,79 +266,12 @@ impl App {
             late("upstream streams");
         }
         self.gossip.shutdown().await;
-        if tokio::time::timeout(STEP, self.ingest.stop()).await.is_err() {
-            late("the pipeline");
-        }
-        let plugins = self.plugins.clone();
-        let ended = tasks::blocking(move || plugins.end());
-        if !matches!(tokio::time::timeout(STEP, ended).await, Ok(Ok(()))) {
-            late("a program");
-        }
+        self.local.stop_judging().await;
         if !self.background.stop(STEP).await {
             late("background tasks");
         }
-        // Nobody changes it any more, and the store still takes it.
-        let kv = self.kv.clone();
-        if !matches!(
-            tokio::time::timeout(STEP, tasks::blocking(move || kv.stop())).await,
-            Ok(Ok(()))
-        ) {
-            late("what plugins remember");
-        }
-        if tokio::time::timeout(STEP, self.store.close()).await.is_err() {
-            late("a query");
-        }
+        self.local.stop_storing().await;
     }
-}
-
-/// What other gateways sent and these rules refused is remembered, as long as they are the same.
-#[derive(Clone)]
-struct Rules {
-    settings: u64,
-    plugins: PathBuf,
-    grants: PathBuf,
-    store: Arc<Store>,
-}
-
-impl Rules {
-    fn new(config: &Config, data_dir: &DataDir, store: Arc<Store>) -> Self {
-        let mut hash = DefaultHasher::new();
-        // Another version may judge differently.
-        let version = env!("CARGO_PKG_VERSION");
-        let settings = (version, &config.limits, &config.retention, config.storage.max_bytes);
-        format!("{settings:?}").hash(&mut hash);
-        let (plugins, _) = plugins::dir(&config.plugins, data_dir.path());
-        let grants = data_dir.path().join(plugins::granted::FILE_NAME);
-        Self { settings: hash.finish(), plugins, grants, store }
-    }
-
-    /// Reads what belongs to the plugins and tells the database. Blocks.
-    fn tell(&self) -> anyhow::Result<()> {
-        let mut hash = DefaultHasher::new();
-        self.settings.hash(&mut hash);
-        plugins::fingerprint(&self.plugins).hash(&mut hash);
-        std::fs::read(&self.grants).unwrap_or_default().hash(&mut hash);
-        let told = self.store.rules_are(hash.finish().cast_signed());
-        told.context("cannot tell the database the rules")
-    }
-}
-
-async fn load_plugins(
-    config: &Config,
-    data_dir: &DataDir,
-    services: Services,
-) -> anyhow::Result<PluginChain> {
-    let (dir, must_exist) = plugins::dir(&config.plugins, data_dir.path());
-    let setup = Setup {
-        dir,
-        must_exist,
-        data_dir: Some(data_dir.path().to_owned()),
-        quarantine_after: config.plugins.quarantine_after,
-        // Whatever lies at the path by now, this is what runs.
-        launcher: cfg!(target_os = "linux").then(|| PathBuf::from("/proc/self/exe")),
-    };
-    let loaded = tasks::blocking(move || PluginChain::open(setup, services)).await;
-    Ok(loaded.context("cannot load the plugins")??)
 }
 
 struct Banner {

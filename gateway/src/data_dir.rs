@@ -1,5 +1,7 @@
 //! The data directory: made when missing, for one gateway at a time.
 
+pub mod swap;
+
 use std::{
     fs::{self, DirBuilder, File, TryLockError},
     io,
@@ -25,15 +27,21 @@ pub enum DataDirError {
     #[error("cannot use the data directory {}: {error}; choose another one with --data-dir", path.display())]
     Unusable { path: PathBuf, error: io::Error },
     #[error(
-        "the data directory {} is in use by another gateway; stop it or choose another one with \
-         --data-dir",
+        "the data directory {} is in use by another gateway, or by a command that works on its files; \
+         stop it or choose another one with --data-dir",
         .0.display()
     )]
     InUse(PathBuf),
+    #[error(
+        "a restore in {} was broken off and cannot be finished: {error}; see to that and try again",
+        path.display()
+    )]
+    Restore { path: PathBuf, error: io::Error },
 }
 
 impl DataDir {
-    /// Creates the directory, readable by its owner alone, and locks it.
+    /// Creates the directory, readable by its owner alone, and locks it. Finishes a restore that was
+    /// broken off.
     ///
     /// # Errors
     /// When it cannot be made or written, or another gateway is running in it.
@@ -56,7 +64,14 @@ impl DataDir {
             tried = lock.try_lock();
         }
         match tried {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => {
+                let finished = swap::finish(path);
+                let failed = |error| DataDirError::Restore { path: path.to_owned(), error };
+                if finished.map_err(failed)? {
+                    tracing::info!("finished a restore that was broken off");
+                }
+                Ok(Self { path: path.to_owned(), _lock: lock })
+            }
             Err(TryLockError::WouldBlock) => Err(DataDirError::InUse(path.to_owned())),
             Err(TryLockError::Error(error)) => Err(unusable(error)),
         }

@@ -212,9 +212,18 @@ impl GatewayBuilder {
     /// Runs another command of the program, with the same data directory and configuration, to its
     /// end.
     pub async fn command(&self, arguments: &[&str]) -> Finished {
+        self.finish(self.begin(arguments)).await
+    }
+
+    /// Starts another command of the program without waiting for its end.
+    pub fn begin(&self, arguments: &[&str]) -> Child {
         fs::write(self.config_file(), self.config_text()).unwrap();
         let name = format!("{} of {}", arguments.join(" "), self.name);
-        let mut child = Child::spawn(name, self.program(arguments));
+        Child::spawn(name, self.program(arguments))
+    }
+
+    /// Waits for the end of a command.
+    pub async fn finish(&self, mut child: Child) -> Finished {
         let status = child.exit(COMMAND).await;
         let text = |lines: Vec<String>| lines.iter().map(|line| format!("{line}\n")).collect();
         Finished { code: status.code(), stdout: text(child.stdout()), stderr: text(child.stderr()) }

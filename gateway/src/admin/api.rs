@@ -1,6 +1,6 @@
 //! What the gateway can be asked and told while it runs: every command, and what an answer is.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 use futures_util::{future::BoxFuture, stream::BoxStream};
 use serde::{Deserialize, Serialize};
@@ -71,7 +71,8 @@ pub enum Command {
     },
     /// Takes in events, as if a client had published them.
     Import {
-        /// One in each line.
+        /// One in each line. In a body of the type `application/jsonl`, what follows the command.
+        #[serde(default)]
         events: Lines,
         /// The number of the first line, for what is said of them.
         first: u64,
@@ -84,6 +85,52 @@ pub enum Command {
         /// A filter of NIP-01, as JSON.
         #[serde(default)]
         filter: Option<String>,
+        /// Only what became part of this topic, in that order.
+        #[serde(default)]
+        topic: Option<TopicName>,
+    },
+    /// What is stored and matches, newest first.
+    Scan {
+        /// A filter of NIP-01, as JSON; its limit and its search count.
+        filter: String,
+        #[serde(default)]
+        topic: Option<TopicName>,
+        /// Only how many there are.
+        #[serde(default)]
+        count: bool,
+    },
+    /// Removes what matches, for good: no other gateway or relay brings it back.
+    Delete {
+        /// A filter of NIP-01, as JSON.
+        filter: String,
+        #[serde(default)]
+        topic: Option<TopicName>,
+    },
+    /// Brings this gateway and a relay together, once.
+    Sync {
+        /// `ws://` or `wss://`.
+        url: String,
+        #[serde(default = "yes")]
+        down: bool,
+        #[serde(default)]
+        up: bool,
+        /// A filter of NIP-01, as JSON; all events without one.
+        #[serde(default)]
+        filter: Option<String>,
+        /// Where events from the relay go, and whose events go to it.
+        #[serde(default)]
+        topic: Option<TopicName>,
+        /// Only count.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Copies all that must be kept into a file.
+    Backup {
+        /// A path of the gateway's machine, absolute.
+        file: PathBuf,
+        /// The key of the encrypted secrets too.
+        #[serde(default)]
+        with_key: bool,
     },
     UpstreamList,
     UpstreamShow {
@@ -118,6 +165,10 @@ pub enum Command {
     },
 }
 
+const fn yes() -> bool {
+    true
+}
+
 /// A topic's name, or an invite, which nobody else is to see.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -130,7 +181,7 @@ impl fmt::Debug for NameOrInvite {
 }
 
 /// Events of others, which nobody else is to see.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Lines(pub String);
 

@@ -23,6 +23,8 @@ pub(super) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 const REQUEST: Duration = Duration::from_secs(10);
 /// The longest body of a request, in bytes: some events to be imported. What else is asked is far shorter.
 const MAX_BODY: usize = 8 << 20;
+/// The type of a body with one JSON text in each line.
+pub const LINES: &str = "application/jsonl";
 
 /// Answers the requests of one connection.
 pub(super) async fn serve<S, F>(
@@ -75,7 +77,7 @@ pub(super) fn reply(reply: Reply) -> Answer {
                 Ok::<_, Infallible>(Frame::data(Bytes::from(text)))
             });
             let body = StreamBody::new(lines).boxed_unsync();
-            answer(StatusCode::OK, "application/jsonl", body)
+            answer(StatusCode::OK, LINES, body)
         }
     }
 }

@@ -3,7 +3,7 @@
 
 pub mod api;
 pub mod config;
-mod http;
+pub mod http;
 #[cfg(unix)]
 pub mod socket;
 

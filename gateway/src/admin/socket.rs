@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use hyper::{Method, Request, StatusCode, body::Incoming};
+use hyper::{Method, Request, StatusCode, body::Incoming, header::CONTENT_TYPE};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::Semaphore,
@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     Admin,
-    api::{Cause, Command, Refusal},
+    api::{Cause, Command, Lines, Refusal},
     http::{self, Answer},
 };
 use crate::tasks::Tasks;
@@ -148,9 +148,11 @@ impl Admin {
         if request.method() != Method::POST {
             return http::text(StatusCode::METHOD_NOT_ALLOWED, "POST only\n");
         }
-        let command = http::body(request).await.and_then(|body| {
-            serde_json::from_slice::<Command>(&body)
-                .map_err(|error| format!("this is no command: {error}"))
+        let kind = request.headers().get(CONTENT_TYPE);
+        let is_lines = kind.is_some_and(|kind| kind == http::LINES);
+        let command = http::body(request).await.and_then(|body| match is_lines {
+            true => with_lines(&body),
+            false => read(&body),
         });
         match command {
             Ok(command) => {
@@ -160,6 +162,24 @@ impl Admin {
             Err(error) => http::refused(&Refusal::new(Cause::Wrong, error)),
         }
     }
+}
+
+fn read(text: &[u8]) -> Result<Command, String> {
+    serde_json::from_slice(text).map_err(|error| format!("this is no command: {error}"))
+}
+
+/// The command in the first line; what it takes in follows as it is, which spares both sides to write it
+/// as a text of JSON.
+fn with_lines(body: &[u8]) -> Result<Command, String> {
+    let end = body.iter().position(|byte| *byte == b'\n').unwrap_or(body.len());
+    let (first, rest) = body.split_at(end);
+    let mut command = read(first)?;
+    let Command::Import { events: Lines(events), .. } = &mut command else {
+        return Err("only an import has lines behind the command".to_owned());
+    };
+    let rest = std::str::from_utf8(rest.get(1..).unwrap_or_default());
+    rest.map_err(|error| format!("the lines are not UTF-8: {error}"))?.clone_into(events);
+    Ok(command)
 }
 
 #[cfg(test)]
@@ -190,6 +210,23 @@ mod tests {
         fs::write(data.path().join(FILE), "somebody's").unwrap();
         assert!(ControlSocket::bind(data.path()).is_err());
         assert_eq!(fs::read_to_string(data.path().join(FILE)).unwrap(), "somebody's");
+    }
+
+    #[test]
+    fn lines_follow_the_command_as_they_are() {
+        let command = with_lines(b"{\"command\":\"import\",\"first\":7}\n{\"a\":1}\n\nx").unwrap();
+        let events = Lines("{\"a\":1}\n\nx".to_owned());
+        assert_eq!(command, Command::Import { events, first: 7, topics: None });
+        let none = with_lines(b"{\"command\":\"import\",\"first\":1}").unwrap();
+        assert_eq!(none, Command::Import { events: Lines::default(), first: 1, topics: None });
+        for wrong in [
+            &b"{\"command\":\"status\"}\nx"[..],
+            b"",
+            b"\n",
+            b"{\"command\":\"import\",\"first\":1}\n\xff",
+        ] {
+            assert!(with_lines(wrong).is_err());
+        }
     }
 
     #[cfg(target_os = "linux")]

@@ -11,17 +11,15 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{reload::Reload, transfer};
+use super::{reload::Reload, tools::Tools};
 use crate::{
-    admin::api::{
-        AdminKeyText, Cause, Command, Control, Line, Lines, NameOrInvite, Refusal, Reply,
-    },
+    admin::api::{AdminKeyText, Cause, Command, Control, Line, NameOrInvite, Refusal, Reply},
     gossip::{
         Gossip, Joining, PeerStatus, TopicError,
         check::{Check, KEYRING, Verdict},
         config::{DiscoveryConfig, EndpointConfig},
     },
-    pipeline::{HowJoined, Ingest, SecretStore},
+    pipeline::{HowJoined, SecretStore},
     plugins::PluginChain,
     protocol::{
         TopicName,
@@ -44,7 +42,7 @@ pub(super) struct Commands {
     pub endpoint: EndpointConfig,
     pub discovery: DiscoveryConfig,
     pub store: Arc<Store>,
-    pub ingest: Ingest,
+    pub tools: Tools,
     pub gossip: Arc<Gossip>,
     pub streams: Arc<Streams>,
     pub reload: Arc<Reload>,
@@ -138,16 +136,12 @@ impl Commands {
                 json!({ "name": name, "already": already == Joining::Already })
             }
             Command::TopicSync { name } => return self.sync(&name),
-            Command::Import { events: Lines(events), first, topics } => {
-                for name in topics.iter().flatten() {
-                    self.topic(name)?;
-                }
-                json!(transfer::import(&self.ingest, &events, first, topics).await)
-            }
-            Command::Export { filter } => {
-                let lines = transfer::export(self.store.clone(), filter.as_deref())?;
-                return Ok(Reply::Lines(lines));
-            }
+            Command::Import { .. }
+            | Command::Export { .. }
+            | Command::Scan { .. }
+            | Command::Delete { .. }
+            | Command::Backup { .. }
+            | Command::Sync { .. } => return self.tools.carry_out(command).await,
             Command::UpstreamList => json!({ "upstreams": self.streams.status() }),
             Command::UpstreamShow { name } => self.stream(&name).await?,
             Command::UpstreamPause { name } => {

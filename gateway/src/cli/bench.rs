@@ -169,7 +169,7 @@ impl Bench {
             json_bytes: facts.bytes,
         };
         if self.args.runs(Scenario::Verify) || self.args.runs(Scenario::Publish) {
-            let _progress = Progress::new("verifying on one core", 0);
+            let _progress = Progress::new("verifying", 0);
             let path = self.place.frames();
             let measured = tasks::blocking(move || verify::measure(&path)).await??;
             if let Some(share) = measured.share_of_core().filter(|share| *share < 0.9) {

@@ -25,12 +25,18 @@ pub(super) enum Failure {
         .0.display()
     )]
     NotRunning(PathBuf),
-    #[error("the gateway in {} is starting or stopping, or has no control socket; its log tells", .0.display())]
+    #[error(
+        "somebody works in {}: a gateway that is starting or stopping, or has no control socket (its log \
+         tells), or another command; try again when it has ended",
+        .0.display()
+    )]
     NotListening(PathBuf),
     #[error("{}", .0.error)]
     Refused(Refusal),
     #[error("cannot talk to the gateway in {}: {why}", path.display())]
     Broken { path: PathBuf, why: String },
+    #[error("interrupted; what was done up to then is done")]
+    Interrupted,
 }
 
 impl Failure {
@@ -39,6 +45,7 @@ impl Failure {
         eprintln!("{self}");
         match self {
             Self::Refused(Refusal { cause: Cause::Wrong, .. }) => ExitCode::from(USAGE),
+            Self::Interrupted => ExitCode::from(super::run::INTERRUPTED),
             _ => ExitCode::FAILURE,
         }
     }
@@ -68,7 +75,7 @@ pub(super) fn ask(
     let broken = |why: String| Failure::Broken { path: data_dir.to_owned(), why };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| broken(error.to_string()))?;
-    runtime.block_on(exchange::exchange(data_dir, command, progress))
+    runtime.block_on(exchange(data_dir, command.clone(), progress))
 }
 
 /// There is no control socket on this system.
@@ -82,6 +89,30 @@ pub(super) fn ask(
                on admin.listen tell the same"
         .to_owned();
     Err(Failure::Broken { path: data_dir.to_owned(), why })
+}
+
+#[cfg(unix)]
+pub(super) use exchange::exchange;
+
+/// The same as [`ask`], on the caller's runtime.
+#[cfg(not(unix))]
+pub(super) async fn exchange(
+    data_dir: &Path,
+    command: Command,
+    progress: impl FnMut(Value),
+) -> Result<Value, Failure> {
+    ask(data_dir, &command, progress)
+}
+
+/// Whether a gateway runs in the directory and can be asked.
+#[cfg(unix)]
+pub(super) async fn is_answering(data_dir: &Path) -> bool {
+    crate::admin::socket::connect(data_dir).await.is_ok()
+}
+
+#[cfg(not(unix))]
+pub(super) async fn is_answering(_: &Path) -> bool {
+    false
 }
 
 /// Whether a gateway holds the directory, although its socket does not answer.
@@ -104,22 +135,49 @@ mod exchange {
     use super::{Failure, is_held};
     use crate::admin::{
         api::{Command, Line, Refusal},
+        http::LINES,
         socket,
     };
 
     /// How long a command may take.
     fn patience(command: &Command) -> Duration {
-        let is_long = matches!(command, Command::TopicSync { .. } | Command::Export { .. });
-        let seconds = if is_long { 3_600 } else { 120 };
-        Duration::from_secs(seconds)
+        Duration::from_secs(match command {
+            Command::TopicSync { .. }
+            | Command::Export { .. }
+            | Command::Scan { .. }
+            | Command::Delete { .. }
+            | Command::Backup { .. }
+            | Command::Sync { .. } => 3_600,
+            // Plugins may take their time with each event.
+            Command::Import { .. } => 600,
+            _ => 120,
+        })
     }
 
     /// The most that is taken of one line of an answer.
     const MAX_LINE: usize = 64 << 20;
 
-    pub(super) async fn exchange(
+    /// The body of the request and its type. What is imported follows the command as it is.
+    fn body(mut command: Command) -> serde_json::Result<(Vec<u8>, &'static str)> {
+        let events = match &mut command {
+            Command::Import { events, .. } => Some(std::mem::take(&mut events.0)),
+            _ => None,
+        };
+        let mut text = serde_json::to_vec(&command)?;
+        let Some(events) = events else { return Ok((text, "application/json")) };
+        text.reserve_exact(events.len() + 1);
+        text.push(b'\n');
+        text.extend_from_slice(events.as_bytes());
+        Ok((text, LINES))
+    }
+
+    /// Gives a command to the gateway that runs in a data directory and waits for the answer.
+    ///
+    /// # Errors
+    /// When none is running there, or it does not do it.
+    pub(in crate::cli) async fn exchange(
         data_dir: &Path,
-        command: &Command,
+        command: Command,
         mut progress: impl FnMut(Value),
     ) -> Result<Value, Failure> {
         let path = || data_dir.to_owned();
@@ -137,22 +195,21 @@ mod exchange {
             }
             _ => broken(error.to_string()),
         })?;
-        let text = serde_json::to_string(command).map_err(|error| broken(error.to_string()))?;
+        let patience = patience(&command);
+        let (text, kind) = body(command).map_err(|error| broken(error.to_string()))?;
         let talk = async {
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
             let request = Request::post("/control")
                 .header(header::HOST, "localhost")
-                .header(header::CONTENT_TYPE, "application/json")
+                .header(header::CONTENT_TYPE, kind)
                 .header(header::CONNECTION, "close")
                 .body(Full::new(Bytes::from(text)))
                 .expect("the parts of the request are valid");
             let answer = async {
                 let answer = sender.send_request(request).await?;
                 let code = answer.status();
-                let is_lines = answer
-                    .headers()
-                    .get(header::CONTENT_TYPE)
-                    .is_some_and(|kind| kind == "application/jsonl");
+                let is_lines =
+                    answer.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == LINES);
                 Ok(read(code, is_lines, answer.into_body(), &mut progress).await)
             };
             tokio::pin!(answer, connection);
@@ -162,11 +219,10 @@ mod exchange {
                 _ = &mut connection => answer.await,
             }
         };
-        let result: Result<_, hyper::Error> =
-            match tokio::time::timeout(patience(command), talk).await {
-                Ok(result) => result,
-                Err(_) => return Err(broken("it does not answer".to_owned())),
-            };
+        let result: Result<_, hyper::Error> = match tokio::time::timeout(patience, talk).await {
+            Ok(result) => result,
+            Err(_) => return Err(broken("it does not answer".to_owned())),
+        };
         match result {
             Ok(Ok(result)) => result.map_err(Failure::Refused),
             Ok(Err(why)) => Err(broken(why)),

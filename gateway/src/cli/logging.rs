@@ -26,12 +26,19 @@ pub(super) enum LoggingError {
     Twice,
 }
 
+/// What is worth seeing of a command that works on files.
+const QUIET: &str = "error,nostr_gateway=warn,plugin=warn";
 /// What is worth seeing where a plugin is tried, without `RUST_LOG`.
 const OF_PLUGINS: &str = "error,plugin=debug";
 
 /// Sets up logging for the process.
 pub(super) fn init() -> Result<(), LoggingError> {
     init_with(DEFAULT)
+}
+
+/// The same for a command whose user wants its result and hears of trouble alone.
+pub(super) fn init_quietly() -> Result<(), LoggingError> {
+    init_with(QUIET)
 }
 
 /// The same for a process that does nothing but try a plugin.
@@ -65,7 +72,7 @@ mod tests {
 
     #[test]
     fn the_default_is_valid_and_nonsense_is_refused() {
-        assert!(parse(DEFAULT).is_ok() && parse(OF_PLUGINS).is_ok());
+        assert!([DEFAULT, OF_PLUGINS, QUIET].iter().all(|text| parse(text).is_ok()));
         let error = parse("info,iroh=loud").unwrap_err().to_string();
         assert!(
             error.starts_with("RUST_LOG: \"info,iroh=loud\" cannot be understood ("),

@@ -1,22 +1,27 @@
 //! The command line. Each subcommand has a file of its own; what it prints for its user goes to the
 //! standard output, everything else to the standard error.
 
+mod age;
+pub mod backup;
 pub mod bench;
 mod config;
 mod control;
 mod doctor;
+pub mod events;
+pub mod import;
 mod logging;
 mod peers;
 pub mod plugin;
 mod progress;
+mod reach;
 pub mod run;
 mod status;
+pub mod sync;
 mod table;
 #[cfg(test)]
 mod tests;
 mod text;
 pub mod topic;
-pub mod transfer;
 pub mod upstream;
 
 use std::{io, path::PathBuf, process::ExitCode};
@@ -79,14 +84,43 @@ pub enum Command {
     Plugin(plugin::PluginArgs),
     /// Take in events from a file, one in each line, as if a client had published them
     ///
-    /// Asks the gateway that runs in the data directory. Events that it has are passed over, so an import
-    /// that was broken off is begun again. What a deletion, a ban or a plugin keeps out stays out. The exit
-    /// code is 1 when some were refused.
-    Import(transfer::ImportArgs),
+    /// What a deletion, a ban or a plugin keeps out stays out, and what is known is passed over. The gateway
+    /// that runs in the data directory does it; when none runs, its files are worked on. Exit code: 1 when
+    /// some were refused or it was broken off, 130 after Ctrl-C; what was counted is in then, and --resume
+    /// goes on.
+    Import(import::ImportArgs),
     /// Print all events that are stored, one in each line, in the order in which they came
     ///
-    /// Direct messages and private topics too, so keep the file to yourself.
-    Export(transfer::ExportArgs),
+    /// Direct messages and private topics too, so keep the file to yourself. With or without a running
+    /// gateway.
+    Export(events::ExportArgs),
+    /// Print the stored events that a filter matches, newest first
+    ///
+    /// Direct messages and private topics too. With or without a running gateway.
+    Scan(events::ScanArgs),
+    /// Delete stored events for good
+    ///
+    /// No other gateway and no upstream relay brings them back; whoever publishes or imports one again does.
+    /// Others keep what they have. With or without a running gateway. Exit code: 2 when nobody agreed.
+    Delete(events::DeleteArgs),
+    /// Bring this gateway and a relay together, once
+    ///
+    /// Events of one side that the other one lacks cross, as a stream of the configuration would let them:
+    /// through limits, bans and plugins in, and never direct messages, protected events or those of private
+    /// topics out. By comparing where the relay has NIP-77, else by reading all of it. With or without a
+    /// running gateway. Exit code: 1 when it could not be done to its end, 130 after Ctrl-C; what crossed has
+    /// crossed then, and the same command goes on.
+    Sync(sync::SyncArgs),
+    /// Copy all that must be kept into one file, while the gateway goes on
+    ///
+    /// The database as it is at this moment, grants, plugins in the data directory, and the encrypted secrets
+    /// without their key. Not the configuration file, and no secrets that rest in a keyring. With or without
+    /// a running gateway, which writes the file itself.
+    Backup(backup::BackupArgs),
+    /// Bring a backup back; the gateway must not be running
+    ///
+    /// The backup is looked at first, and nothing is removed: with --force what is there goes aside.
+    Restore(backup::RestoreArgs),
     /// Check what the gateway needs: network, clock, ports, keyring, disk
     ///
     /// Takes the same flags as run. Asks the running gateway, if there is one in the data directory.
@@ -221,8 +255,13 @@ pub fn main() -> ExitCode {
         Command::Topic(args) => topic::run(args, places),
         Command::Upstream(args) => upstream::run(args, places),
         Command::Plugin(args) => plugin::run(args, places),
-        Command::Import(args) => transfer::import(args, places),
-        Command::Export(args) => transfer::export(args, places),
+        Command::Import(args) => import::import(args, &places),
+        Command::Export(args) => events::export(args, &places),
+        Command::Scan(args) => events::scan(args, &places),
+        Command::Delete(args) => events::delete(args, &places),
+        Command::Sync(args) => sync::sync(args, &places),
+        Command::Backup(args) => backup::backup(args, &places),
+        Command::Restore(args) => backup::restore(args, &places),
         Command::Doctor(args) => match read(&sources(places, args.overrides)) {
             Ok(loaded) => doctor::run(&loaded, args.output),
             Err(code) => code,

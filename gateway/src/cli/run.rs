@@ -11,8 +11,8 @@ use crate::{
     tasks::Tasks,
 };
 
-/// The exit code after a second Ctrl-C, as shells give it for SIGINT.
-const INTERRUPTED: i32 = 130;
+/// The exit code after a second Ctrl-C, or one in the middle of a command, as shells give it for SIGINT.
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// Runs the gateway until it is told to stop.
 pub fn run(loaded: Loaded, sources: Sources) -> ExitCode {
@@ -57,7 +57,7 @@ async fn serve(loaded: Loaded, sources: Sources) -> anyhow::Result<()> {
     let signals = Tasks::new();
     signals.spawn("second signal", async move {
         stop.received().await;
-        std::process::exit(INTERRUPTED);
+        std::process::exit(INTERRUPTED.into());
     });
     app.stop().await;
     tracing::info!("stopped");
@@ -65,7 +65,7 @@ async fn serve(loaded: Loaded, sources: Sources) -> anyhow::Result<()> {
 }
 
 /// Ctrl-C, or what a service supervisor sends.
-struct StopSignal {
+pub(super) struct StopSignal {
     #[cfg(unix)]
     terminate: signal::unix::Signal,
     #[cfg(unix)]
@@ -74,7 +74,7 @@ struct StopSignal {
 
 impl StopSignal {
     #[cfg(unix)]
-    fn new() -> std::io::Result<Self> {
+    pub(super) fn new() -> std::io::Result<Self> {
         use signal::unix::{SignalKind, signal};
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -83,7 +83,7 @@ impl StopSignal {
     }
 
     #[cfg(unix)]
-    async fn received(&mut self) {
+    pub(super) async fn received(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -91,12 +91,12 @@ impl StopSignal {
     }
 
     #[cfg(not(unix))]
-    fn new() -> std::io::Result<Self> {
+    pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {})
     }
 
     #[cfg(not(unix))]
-    async fn received(&mut self) {
+    pub(super) async fn received(&mut self) {
         // An error means that there is no console to be interrupted from.
         if signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::{
-    Output, Places, USAGE, control, peers, print,
+    Output, Places, USAGE, age, control, peers, print,
     table::table,
     text::{list, number, text},
 };
@@ -89,7 +89,7 @@ pub enum TopicCommand {
         #[arg(long, value_name = "ENDPOINT")]
         exclude: Vec<String>,
         /// How long the old secret is still read, like 90s, 10m or 2h
-        #[arg(long, value_name = "TIME", value_parser = grace)]
+        #[arg(long, value_name = "TIME", value_parser = age::seconds)]
         grace: Option<u64>,
     },
     /// Print the admin key of a private topic, to keep it or to take it to another gateway
@@ -122,21 +122,6 @@ pub(super) fn name(text: &str) -> Result<TopicName, String> {
         return Err("this is an invite or an admin key, and no topic's name".to_owned());
     }
     TopicName::new(text).map_err(|error| error.to_string())
-}
-
-/// Seconds, from a number with a unit.
-fn grace(text: &str) -> Result<u64, String> {
-    let wrong = || "write a time like 90s, 10m or 2h".to_owned();
-    let unit = text.char_indices().next_back().map(|(at, _)| at).ok_or_else(wrong)?;
-    let (number, unit) = text.split_at(unit);
-    let factor = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    number.checked_mul(factor).ok_or_else(wrong)
 }
 
 pub(super) fn run(args: TopicArgs, places: Places) -> ExitCode {
@@ -393,14 +378,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn times_have_a_unit() {
-        assert_eq!(["90s", "10m", "2h"].map(|text| grace(text).unwrap()), [90, 600, 7_200]);
-        for wrong in ["", "10", "m", "-1s", "1d", "99999999999999999999h", "1 m", "ä"] {
-            assert!(grace(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn what_is_neither_name_nor_invite_is_refused_here() {

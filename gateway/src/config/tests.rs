@@ -472,6 +472,27 @@ fn a_stream_leads_somewhere_else_and_only_once() {
 }
 
 #[test]
+fn relays_to_discover_and_to_fall_back_to_are_for_streams_that_follow() {
+    let key = "npub180cvv07tjdrrgpa0j7j7tmnyl2yr6yr7l8j4s3evf6u64th6gkwsyjh6w6";
+    refused(
+        &format!(
+            "[[upstream]]\nname = \"a\"\nurls = [\"wss://a\"]\ndiscover = [\"wss://d\"]\n\
+             [[upstream]]\nname = \"b\"\nfollow = [\"{key}\"]\nfallback = [\n\
+             \"ws://localhost:4869\",\n\"wss://f\",\n\"wss://F:443/\"]\n",
+        ),
+        "config.toml:4: upstream[0].discover: it is for streams with follow alone; name relays in urls\n\
+         config.toml:9: upstream[1].fallback[0]: \"ws://localhost:4869\" is this gateway itself\n\
+         config.toml:11: upstream[1].fallback[2]: \"wss://F:443/\" is listed twice",
+    );
+    let user = User::with_file(&format!(
+        "[[upstream]]\nname = \"b\"\nfollow = [\"{key}\"]\ndiscover = [\"wss://d\"]\n",
+    ));
+    let stream = &user.load().config.upstream[0];
+    assert_eq!((stream.max_relays, stream.relays_per_author), (30, 2));
+    assert!(!stream.allow_private_relays && !stream.allow_onion_relays);
+}
+
+#[test]
 fn what_goes_up_is_public_and_can_be_told_here() {
     refused(
         "[[private_topic]]\nname = \"family\"\n\

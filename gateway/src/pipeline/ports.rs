@@ -30,6 +30,9 @@ pub enum Presence {
     Vanished,
     /// Retention would remove it at once.
     PastRetention,
+    /// The operator deleted it. Whoever publishes or imports it again means it; what others offer by
+    /// themselves stays away.
+    Removed,
 }
 
 /// One event to commit.
@@ -76,6 +79,8 @@ pub enum Gone {
     Vanished,
     /// By retention, or because it expired.
     Evicted,
+    /// Deleted by the operator's command, who need not ban it. No change of rules forgets this.
+    Removed,
 }
 
 /// What an operator takes out of the store.
@@ -88,6 +93,9 @@ pub enum Removal {
         /// But not these; sorted.
         keep: Arc<[EventId]>,
     },
+    /// Some hundred events that a command picked; they are [`Gone::Removed`], in their topics and
+    /// everywhere else.
+    Events(Vec<EventId>),
 }
 
 /// What an event acts on: the version that it would replace, the events that it deletes (NIP-09), all
@@ -218,6 +226,12 @@ pub trait EventReader: Send + Sync + 'static {
         topic: TopicName,
         ids: Vec<EventId>,
     ) -> BoxFuture<'_, Result<Vec<EventId>, StoreError>>;
+
+    /// Those of these ids that the operator deleted: what others have of them need not be asked for.
+    fn removed(&self, ids: Vec<EventId>) -> BoxFuture<'_, Result<Vec<EventId>, StoreError>> {
+        drop(ids);
+        Box::pin(async { Ok(Vec::new()) })
+    }
 
     /// `created_at` and id of everything in this part of the topic that is held or gone, within the
     /// span. When there are more than `max`, only the newest, in whole seconds.

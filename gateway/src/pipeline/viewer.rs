@@ -74,6 +74,8 @@ pub struct Viewer {
     topics: BTreeSet<TopicName>,
     /// Of the list that the topics are from.
     version: u64,
+    /// The operator, on the control socket or with the data directory: all of it is theirs anyway.
+    sees_all: bool,
 }
 
 /// The viewer of one connection, as it is now. Cheap to clone; all clones see the same.
@@ -128,7 +130,17 @@ impl Viewer {
     pub fn new(keys: BTreeSet<PublicKey>, trusted: bool, private: &PrivateTopics) -> Self {
         let list = private.0.load();
         let topics = list.readable_by(&keys, trusted);
-        Self { keys, topics, version: list.version }
+        Self { keys, topics, version: list.version, sees_all: false }
+    }
+
+    /// Whoever holds the data directory: direct messages and private topics too.
+    pub fn operator() -> Self {
+        Self { sees_all: true, ..Self::default() }
+    }
+
+    /// Whether nothing is hidden.
+    pub const fn sees_all(&self) -> bool {
+        self.sees_all
     }
 
     /// The keys it authenticated with.
@@ -139,7 +151,7 @@ impl Viewer {
     /// Whether the event's kind and parties allow this viewer to read it. Direct messages (kind 4)
     /// are for their author and recipients, gift wraps (1059, 21059) for their recipients (NIP-59).
     pub fn may_read(&self, event: &Event) -> bool {
-        if !kinds::is_for_parties_only(event.kind) {
+        if self.sees_all || !kinds::is_for_parties_only(event.kind) {
             return true;
         }
         if event.kind == kinds::DIRECT_MESSAGE && self.keys.contains(&event.pubkey) {
@@ -151,7 +163,7 @@ impl Viewer {
 
     /// Whether it may read this private topic.
     pub fn may_read_topic(&self, private: &TopicName) -> bool {
-        self.topics.contains(private)
+        self.sees_all || self.topics.contains(private)
     }
 
     /// The private topics it may read.

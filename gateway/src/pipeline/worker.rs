@@ -141,7 +141,11 @@ fn evaluate(job: Evaluation, shared: &Shared, policy: &mut dyn PolicyWorker) {
             let reason = Reason::restricted("older than what is kept here (retention)");
             return answer(reply, Outcome::Refused(reason));
         }
-        Ok(Presence::Unknown | Presence::KnownElsewhere) => {}
+        Ok(Presence::Removed) if !is_meant(&origin) => {
+            let reason = Reason::new(Prefix::Blocked, "the operator of this gateway deleted it");
+            return answer(reply, Outcome::Refused(reason));
+        }
+        Ok(Presence::Unknown | Presence::KnownElsewhere | Presence::Removed) => {}
         Err(error) => return answer(reply, store_failure(&error)),
     }
 
@@ -372,6 +376,11 @@ fn store_failure(error: &super::StoreError) -> Outcome {
 fn is_public(event: &Event, topics: &[TopicName], shared: &Shared) -> bool {
     !kinds::is_for_parties_only(event.kind)
         && topics.iter().any(|topic| !shared.routing.private.contains(topic))
+}
+
+/// Whether somebody here wants this very event in, and it is not only what others happen to have.
+const fn is_meant(origin: &Origin) -> bool {
+    matches!(origin, Origin::Client { .. } | Origin::Import)
 }
 
 fn deleted() -> Reason {

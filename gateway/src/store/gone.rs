@@ -44,9 +44,12 @@ const fn number(gone: Gone) -> i64 {
         Gone::Deleted => 4,
         Gone::Vanished => 5,
         Gone::Evicted => 6,
+        Gone::Removed => 7,
     }
 }
 
+/// In place of a topic's number: what the operator deleted, whatever topics it was in. Theirs begin at 1.
+const EVERYWHERE: i64 = 0;
 /// What a change of the operator's rules can bring back.
 pub(super) const BANNED: i64 = number(Gone::Banned);
 /// Added to the cause of what was in private topics alone.
@@ -93,6 +96,51 @@ fn insert(
     }
     Ok(())
 }
+
+/// An event that the operator deletes: also what comes by no topic is to stay away.
+pub(super) fn add_removed(connection: &Connection, event: &Event) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT OR IGNORE INTO gone (topic, part, created_at, id, cause) \
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![
+            EVERYWHERE,
+            Part::of(event.kind).number(),
+            event.created_at.cast_signed(),
+            event.id.0,
+            number(Gone::Removed)
+        ])?;
+    Ok(())
+}
+
+/// Whether the operator deleted it.
+pub(super) fn is_removed(connection: &Connection, id: &EventId) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "SELECT 1 FROM gone INDEXED BY gone_by_id \
+             WHERE substr(id, 1, 8) = ?1 AND id = ?2 AND topic = ?3",
+        )?
+        .exists(params![&id.0[..8], id.0, EVERYWHERE])
+}
+
+/// It is here again.
+pub(super) fn forget_removed(connection: &Connection, event: &Event) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "DELETE FROM gone WHERE topic = ?1 AND part = ?2 AND created_at = ?3 AND id = ?4",
+        )?
+        .execute(params![
+            EVERYWHERE,
+            Part::of(event.kind).number(),
+            event.created_at.cast_signed(),
+            event.id.0
+        ])?;
+    Ok(())
+}
+
+/// Where [`is_removed`] can be true, in the order of an index.
+pub(super) const REMOVED_IDS: &str = "SELECT substr(id, 1, 8) FROM gone WHERE topic = 0";
 
 /// A held event that is about to be removed, in all of its topics. The caller says that they change.
 pub(super) fn add_row(

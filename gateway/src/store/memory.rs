@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::{
+    gone,
     known::{Known, prefix},
     newest::{AuthorNumbers, Newest},
     search::Search,
@@ -14,7 +15,7 @@ use crate::protocol::PublicKey;
 
 #[derive(Debug)]
 pub(super) struct Memory {
-    /// Ids that are held or deleted.
+    /// Ids that are held or deleted, by their authors or by the operator.
     pub ids: Known,
     /// Authors who vanished.
     pub vanished: Known,
@@ -51,6 +52,7 @@ impl Memory {
             "SELECT substr(id, 1, 8) FROM events INDEXED BY events_by_id",
             |id| self.ids.insert(id),
         )?;
+        each_prefix(connection, gone::REMOVED_IDS, |id| self.ids.insert(id))?;
         self.ids.set_complete();
         each_prefix(connection, "SELECT pubkey FROM vanished", |key| self.vanished.insert(key))?;
         self.vanished.set_complete();

@@ -3,6 +3,7 @@
 //! sqlx runs the migrations and the rare queries; the writer and the readers are rusqlite on the same
 //! file, because a query through sqlx costs ten times as much.
 
+pub mod backup;
 mod bell;
 mod breather;
 pub mod config;
@@ -271,6 +272,15 @@ impl Store {
         self.ask(count).await
     }
 
+    /// Whether anything was ever in this topic.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn has_topic(&self, topic: TopicName) -> Result<bool, StoreError> {
+        let ask = move |connection: &Connection| Ok(query::topic_number(connection, &topic)?);
+        Ok(self.ask(ask).await?.is_some())
+    }
+
     /// The size of all files of the database, in bytes.
     pub fn bytes(&self) -> u64 {
         let files = ["gateway.db", "gateway.db-wal", "search.db", "search.db-wal"];
@@ -421,6 +431,22 @@ impl EventReader for Store {
         self.ask(move |connection| {
             missing.extend(query::missing(connection, &topic, held)?);
             Ok(missing)
+        })
+    }
+
+    fn removed(&self, mut ids: Vec<EventId>) -> BoxFuture<'_, Result<Vec<EventId>, StoreError>> {
+        ids.retain(|id| self.memory.ids.may_contain(known::prefix(&id.0)));
+        if ids.is_empty() {
+            return Box::pin(async { Ok(ids) });
+        }
+        self.ask(move |connection| {
+            let mut removed = Vec::new();
+            for id in ids {
+                if gone::is_removed(connection, &id)? {
+                    removed.push(id);
+                }
+            }
+            Ok(removed)
         })
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
+    gone,
     known::prefix,
     memory::Memory,
     open, privacy,
@@ -35,6 +36,11 @@ pub(super) fn presence(
 ) -> Result<Presence, StoreError> {
     let Some(row) = open::row_of(connection, &event.id)? else {
         return Ok(match tombstones::find(connection, event, &memory.ids, &memory.vanished)? {
+            None if memory.ids.may_contain(prefix(&event.id.0))
+                && gone::is_removed(connection, &event.id)? =>
+            {
+                Presence::Removed
+            }
             None => Presence::Unknown,
             Some(Tombstone::Deleted) => Presence::Deleted,
             Some(Tombstone::Vanished) => Presence::Vanished,

@@ -38,6 +38,9 @@ pub(super) fn row(
         statement.execute(params![key, created_at, row])?;
     }
     gone::add_row(connection, row, &event, why)?;
+    if why == Gone::Removed {
+        gone::add_removed(connection, &event)?;
+    }
     let mut leave = connection.prepare_cached(
         "DELETE FROM memberships WHERE topic IN (SELECT topic FROM topics) \
          AND created_at = ?1 AND event = ?2 RETURNING topic",
@@ -78,6 +81,15 @@ pub(super) fn asked(
             Some(author) => of_author(connection, changed, author, i64::MAX, keep, Gone::Banned),
             None => Ok(0),
         },
+        Removal::Events(ids) => {
+            let mut removed = 0;
+            for id in ids {
+                if let Some(found) = open::row_of(connection, id)? {
+                    removed += u64::from(row(connection, changed, found, Gone::Removed)?);
+                }
+            }
+            Ok(removed)
+        }
     }
 }
 

@@ -258,6 +258,9 @@ impl Writer<'_> {
                 return Ok(Committed::Vanished);
             }
         }
+        if known.may_contain(prefix(&event.id.0)) {
+            gone::forget_removed(connection, event)?;
+        }
         let author = self.author(connection, event)?;
         let identifier = identifier(event);
         if let Some(identifier) = identifier {

@@ -8,6 +8,7 @@ pub mod follow;
 mod gate;
 mod key;
 pub mod link;
+pub mod once;
 mod relay;
 mod seen;
 mod stream;

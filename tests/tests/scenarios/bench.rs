@@ -65,6 +65,7 @@ async fn bench_measures_what_a_relay_does() {
 
     assert_eq!(report["url"], gateway.url());
     assert!(report["verify"]["per_second"].as_f64().unwrap() > 100.0, "{report}");
+    assert!(report["verify"]["all_cores"].as_f64().unwrap() > 100.0, "{report}");
     assert!(report["verify"]["per_cpu_second"].as_f64().unwrap() > 100.0, "{report}");
     let publish = &report["publish"];
     assert_eq!(publish["accepted"], 300, "{publish}");

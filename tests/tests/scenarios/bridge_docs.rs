@@ -181,11 +181,15 @@ async fn the_guide_to_bridging_works_as_it_is_written() {
             }
         }
     }
+    // Its key is nobody's here, so there is a list to look for.
+    eventually("the timeline begins", FLOW, async || {
+        let shown = machine.does("nostr-gateway upstream show timeline").await;
+        shown.contains("was not found yet").then_some(())
+    })
+    .await;
     machine.end().await;
     assert_eq!(runs, 2, "{blocks:#?}");
-    for wanted in
-        ["127.0.0.1", "articles", "paused", "resumed", "town", "without a list of follows"]
-    {
+    for wanted in ["127.0.0.1", "articles", "paused", "resumed", "town", "joined timeline"] {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }
 }

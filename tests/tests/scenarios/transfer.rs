@@ -13,7 +13,7 @@ async fn gateway(name: &str) -> Gateway {
 }
 
 /// Writes a file with these lines into a directory of its own.
-fn file(lines: &[String]) -> (tempfile::TempDir, String) {
+pub(crate) fn file(lines: &[String]) -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("events.jsonl");
     fs::write(&path, lines.join("\n")).unwrap();
@@ -21,11 +21,11 @@ fn file(lines: &[String]) -> (tempfile::TempDir, String) {
     (dir, path)
 }
 
-fn lines(events: &[Event]) -> Vec<String> {
+pub(crate) fn lines(events: &[Event]) -> Vec<String> {
     events.iter().map(events::json).collect()
 }
 
-fn ids(exported: &str) -> Vec<String> {
+pub(crate) fn ids(exported: &str) -> Vec<String> {
     let id = |line: &str| {
         let event: Value = serde_json::from_str(line).unwrap();
         event["id"].as_str().unwrap().to_owned()
@@ -66,6 +66,11 @@ async fn what_is_exported_is_imported_elsewhere_in_the_same_order() {
     let notes = a.command(&["export", "--filter", r#"{"kinds":[1]}"#]).await;
     let notes = ids(&notes.stdout);
     assert!(!notes.is_empty() && notes.len() < order.len());
+    let of_topic = a.command(&["export", "--topic", "town"]).await;
+    assert_eq!(ids(&of_topic.stdout), order, "all of it went there");
+    a.command(&["export", "--topic", "elsewhere"]).await.refuses(1, &["elsewhere"]);
+    let of_topic = b.command(&["export", "--topic", "town"]).await;
+    of_topic.refuses(1, &["nothing here was ever in a topic"]);
     let positions: Vec<_> =
         notes.iter().map(|id| order.iter().position(|other| other == id).unwrap()).collect();
     assert!(positions.is_sorted(), "in the order in which they came");
@@ -115,9 +120,10 @@ async fn nothing_comes_back_by_a_file() {
 async fn wrong_commands_say_what_to_do() {
     let builder = GatewayBuilder::new(GATEWAY, "A").topics(&["town"]);
     let (_dir, path) = file(&lines(&[events::note(&Keys::generate(), "x")]));
-    for command in [vec!["import", &path], vec!["export"]] {
+    for command in [vec!["export"], vec!["scan", "{}"], vec!["delete", "{}"], vec!["backup", "x"]] {
         builder.command(&command).await.refuses(1, &["no gateway is running", "--data-dir"]);
     }
+    assert!(!builder.data_dir().join("gateway.db").exists(), "a mistyped directory is not filled");
     let gateway = builder.start().await;
     gateway.command(&["import", "/nowhere/x.jsonl"]).await.refuses(2, &["/nowhere/x.jsonl"]);
     gateway.command(&["import", &path, "--topic", "elsewhere"]).await.refuses(1, &["elsewhere"]);

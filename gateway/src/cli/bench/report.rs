@@ -87,6 +87,8 @@ impl Report {
         if let Some(verify) = &self.verify {
             table.head("verify");
             table.row("one core", format!("{} signatures/s", count(verify.per_second)));
+            let all = count(verify.all_cores);
+            table.row(&format!("{} cores", verify.cores), format!("{all} signatures/s"));
         }
         if let Some(publish) = &self.publish {
             publish_rows(&mut table, publish);
@@ -225,12 +227,16 @@ mod tests {
     fn the_table_shows_what_was_measured_and_nothing_else() {
         let report = Report {
             url: "ws://127.0.0.1:1".to_owned(),
-            verify: Some(VerifyReport { per_second: 38_000.0, per_cpu_second: None }),
+            verify: Some(VerifyReport {
+                per_second: 38_000.0,
+                per_cpu_second: None,
+                all_cores: 70_000.0,
+                cores: 2,
+            }),
             notes: vec!["no search".to_owned()],
             ..Report::default()
         };
-        let expected =
-            "ws://127.0.0.1:1\nverify\n  one core  38,000 signatures/s\nnote: no search\n";
+        let expected = "ws://127.0.0.1:1\nverify\n  one core  38,000 signatures/s\n  2 cores   70,000 signatures/s\nnote: no search\n";
         assert_eq!(report.table(), expected);
     }
 }

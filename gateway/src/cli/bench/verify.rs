@@ -1,11 +1,22 @@
-//! How many signatures one core verifies: what publishing is compared with.
+//! How many signatures one core verifies: what publishing is compared with. And all cores at once: what an
+//! import is.
 
-use std::{io, path::Path, time::Instant};
+use std::{
+    io,
+    num::NonZeroUsize,
+    path::Path,
+    sync::{Arc, Barrier},
+    thread,
+    time::Instant,
+};
 
 use serde::Serialize;
 
 use super::frames::{Frames, event_json};
-use crate::protocol::{Event, VerifiedEvent};
+use crate::{
+    protocol::{Event, VerifiedEvent},
+    tasks,
+};
 
 /// Events of one round.
 const ROUND: usize = 5_000;
@@ -17,6 +28,9 @@ pub struct VerifyReport {
     /// Per second that the thread really ran. Much more than `per_second` says that the machine did
     /// something else meanwhile.
     pub per_cpu_second: Option<f64>,
+    /// With a thread for each core, which may be less than that many times as much.
+    pub all_cores: f64,
+    pub cores: usize,
 }
 
 impl VerifyReport {
@@ -48,7 +62,32 @@ pub fn measure(frames: &Path) -> io::Result<VerifyReport> {
     }
     rounds.sort_by(|(a, _), (b, _)| a.total_cmp(b));
     let (rate, per_cpu_second) = rounds[ROUNDS / 2];
-    Ok(VerifyReport { per_second: rate.round(), per_cpu_second })
+    let (all_cores, cores) = on_all_cores(&events)?;
+    Ok(VerifyReport { per_second: rate.round(), per_cpu_second, all_cores, cores })
+}
+
+/// The same on as many threads as there are cores; all of them verify all events.
+fn on_all_cores(events: &[Event]) -> io::Result<(f64, usize)> {
+    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let begin = Arc::new(Barrier::new(cores + 1));
+    let mut threads = Vec::with_capacity(cores);
+    for n in 0..cores {
+        let (round, begin) = (events.to_vec(), begin.clone());
+        let (told, result) = crossbeam_channel::bounded(1);
+        tasks::thread(format!("verify-{n}"), move || {
+            begin.wait();
+            let verified = round.into_iter().try_for_each(|e| VerifiedEvent::verify(e).map(drop));
+            let _ = told.send(verified.map_err(io::Error::other));
+        })?;
+        threads.push(result);
+    }
+    begin.wait();
+    let start = Instant::now();
+    for result in threads {
+        result.recv().map_err(io::Error::other)??;
+    }
+    let rate = (events.len() * cores) as f64 / start.elapsed().as_secs_f64();
+    Ok((rate.round(), cores))
 }
 
 /// Seconds for which this thread has run.

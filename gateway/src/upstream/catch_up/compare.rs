@@ -259,12 +259,14 @@ fn sessions(window: Span, ids: &[(u64, EventId)]) -> Vec<Span> {
     let count = ids.len().div_ceil(SESSION).max(1);
     let each = ids.len().div_ceil(count).max(1);
     let mut spans = Vec::new();
-    let mut from = window.from;
+    let (mut from, mut first) = (window.from, 0);
     for end in (1..count).map(|n| n * each) {
         // The second in which a session begins belongs to it as a whole.
-        let Some((at, _)) = ids.get(end).filter(|(at, _)| *at > from) else { continue };
-        spans.push(Span { from, until: at - 1 });
-        from = *at;
+        let (Some((at, _)), Some((begin, _))) = (ids.get(end), ids.get(first)) else { continue };
+        if at > begin {
+            spans.push(Span { from, until: at - 1 });
+            (from, first) = (*at, ids.partition_point(|(other, _)| other < at));
+        }
     }
     spans.push(Span { from, until: window.until });
     spans.reverse();

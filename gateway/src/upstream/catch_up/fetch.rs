@@ -73,6 +73,9 @@ impl<'f, 'a> Fetch<'f, 'a> {
     async fn unknown(&mut self, ids: Vec<EventId>) -> Result<Vec<EventId>, CatchUpError> {
         let reader = &self.with.past.reader;
         let topics = &self.with.source.topics;
+        // What the operator deleted would be refused.
+        let removed: HashSet<EventId> = reader.removed(ids.clone()).await?.into_iter().collect();
+        let ids: Vec<_> = ids.into_iter().filter(|id| !removed.contains(id)).collect();
         if topics.is_empty() {
             return Ok(ids);
         }

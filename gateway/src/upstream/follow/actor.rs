@@ -138,7 +138,7 @@ impl Actor {
     async fn keep_up(&mut self) {
         self.restore().await;
         let read = self.source.read_all(&mut self.book).await;
-        self.learnt(read);
+        self.learnt(read).await;
         self.ask().await;
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -147,14 +147,14 @@ impl Actor {
                 () = self.source.grown() => {
                     sleep(GATHER).await;
                     let news = self.source.read_news(&mut self.book).await;
-                    self.learnt(news);
+                    self.learnt(news).await;
                 }
                 _ = look.tick() => self.look(),
             }
             if self.read.elapsed() >= READ_AGAIN {
                 self.read = Instant::now();
                 let read = self.source.read_all(&mut self.book).await;
-                self.learnt(read);
+                self.learnt(read).await;
             }
             if self.pace.is_due(self.now(), self.book.without_relays().next().is_some()) {
                 self.make_plan().await;
@@ -187,10 +187,15 @@ impl Actor {
         }
     }
 
-    fn learnt(&mut self, read: Result<Change, StoreError>) {
+    async fn learnt(&mut self, read: Result<Change, StoreError>) {
         match read {
             Ok(Change::Nothing) => {}
-            Ok(_) => self.pace.changed(self.now()),
+            Ok(Change::Relays) => self.pace.changed(self.now()),
+            Ok(Change::Authors) => {
+                self.pace.changed(self.now());
+                // Where they write is looked for at once: the plan waits for it.
+                self.ask().await;
+            }
             Err(error) => {
                 let stream = self.stream();
                 tracing::warn!(stream, %error, "cannot read lists from the store; trying again later");
@@ -267,7 +272,7 @@ impl Actor {
             );
         }
         self.plan = plan;
-        self.pace.planned();
+        self.pace.planned(self.now());
         self.forget();
     }
 

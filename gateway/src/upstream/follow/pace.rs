@@ -6,6 +6,10 @@ use std::time::Duration;
 const QUIET: Duration = Duration::from_secs(1);
 /// or so long must have passed since the first.
 const LONGEST: Duration = Duration::from_secs(10);
+/// On the whole there is a plan in so long,
+const EACH: Duration = Duration::from_secs(60);
+/// and so many sooner than that: an author whose list changes all the time does not keep us connecting.
+const BURST: u32 = 12;
 /// With relays where lists are looked for, the first plan waits so long for lists that are missing.
 const FIRST: Duration = Duration::from_secs(5);
 
@@ -16,13 +20,15 @@ pub(super) struct Pace {
     changes: Option<(Duration, Duration)>,
     /// Nothing was planned yet, though lists may be on their way.
     waits_for_lists: bool,
+    /// When all plans so far are paid for.
+    paid: Duration,
 }
 
 impl Pace {
     /// The beginning is a change.
     pub fn new(looks_for_lists: bool) -> Self {
         let changes = Some((Duration::ZERO, Duration::ZERO));
-        Self { changes, waits_for_lists: looks_for_lists }
+        Self { changes, waits_for_lists: looks_for_lists, paid: Duration::ZERO }
     }
 
     pub fn changed(&mut self, now: Duration) {
@@ -35,10 +41,14 @@ impl Pace {
         if self.waits_for_lists && lists_are_missing && now < FIRST {
             return false;
         }
+        if now + EACH * (BURST - 1) < self.paid {
+            return false;
+        }
         now.saturating_sub(last) >= QUIET || now.saturating_sub(first) >= LONGEST
     }
 
-    pub fn planned(&mut self) {
+    pub fn planned(&mut self, now: Duration) {
+        self.paid = self.paid.max(now) + EACH;
         self.changes = None;
         self.waits_for_lists = false;
     }
@@ -57,7 +67,7 @@ mod tests {
         let mut pace = Pace::new(false);
         assert!(!pace.is_due(at(900), true));
         assert!(pace.is_due(at(1_000), true));
-        pace.planned();
+        pace.planned(at(1_000));
         assert!(!pace.is_due(at(60_000), true));
         for change in (60_000..69_900).step_by(300) {
             pace.changed(at(change));
@@ -67,12 +77,32 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_changes_all_the_time_makes_a_plan_a_minute() {
+        let mut pace = Pace::new(false);
+        let mut plans = Vec::new();
+        for second in 0..3_600 {
+            let now = Duration::from_secs(second);
+            // Twice a minute there is a moment of quiet.
+            if second % 30 > 1 {
+                pace.changed(now);
+            }
+            if pace.is_due(now, false) {
+                pace.planned(now);
+                plans.push(second);
+            }
+        }
+        let last = plans.iter().filter(|second| **second >= 1_800).count();
+        assert!((28..=32).contains(&last), "{plans:?}");
+        assert!(plans.iter().filter(|second| **second < 120).count() >= 10, "{plans:?}");
+    }
+
+    #[test]
     fn the_first_plan_waits_for_lists_that_are_looked_for() {
         let mut pace = Pace::new(true);
         assert!(!pace.is_due(at(4_999), true));
         assert!(pace.is_due(at(1_500), false), "all are there");
         assert!(pace.is_due(at(5_000), true));
-        pace.planned();
+        pace.planned(at(5_000));
         pace.changed(at(6_000));
         assert!(pace.is_due(at(7_000), true));
     }

@@ -2,23 +2,21 @@
 //!
 //! It reads and writes at once: a relay that does not read must not keep us from reading it, or both
 //! would wait. It takes no further orders while something is being written, and reads nothing while an
-//! item waits for room with its reader.
+//! item waits for room with its reader. The socket is not split: a half of it holds a single message.
 
 use std::{
     collections::HashMap,
-    future::Future,
+    future::{Future, poll_fn},
     pin::Pin,
     sync::{
         Arc, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt, SinkExt, StreamExt,
-    stream::{SplitSink, SplitStream},
-};
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
@@ -91,8 +89,7 @@ struct Published {
 type Step = Result<(), LinkError>;
 
 pub(super) struct Actor {
-    sink: SplitSink<Socket, Message>,
-    stream: SplitStream<Socket>,
+    socket: Socket,
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
     timeouts: Timeouts,
@@ -118,10 +115,8 @@ impl Actor {
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
     ) -> Self {
-        let (sink, stream) = socket.split();
         Self {
-            sink,
-            stream,
+            socket,
             commands,
             shared,
             timeouts: options.timeouts,
@@ -144,11 +139,9 @@ impl Actor {
         };
         // Before the queues are dropped: whoever sees one of them end asks why.
         let _ = end.send(Some(why));
-        let Self { sink, stream, commands, open, published, .. } = self;
+        let Self { mut socket, commands, open, published, .. } = self;
         drop((commands, open, published));
-        if let Ok(mut socket) = stream.reunite(sink) {
-            let _ = timeout(GOODBYE, socket.close(None)).await;
-        }
+        let _ = timeout(GOODBYE, socket.close(None)).await;
     }
 
     /// Ends well when nobody wants the link any more.
@@ -159,25 +152,31 @@ impl Actor {
                 return Ok(());
             }
             let deadline = self.next_deadline();
+            if deadline <= Instant::now() {
+                // Whatever else keeps it busy.
+                self.look_at_the_clock()?;
+            }
+            let (write, read) = (self.writing.is_some(), self.stalled.is_none());
             tokio::select! {
                 biased;
                 () = self.shared.token.cancelled() => return Ok(()),
-                written = self.sink.flush(), if self.writing.is_some() => {
-                    written.map_err(|error| ended(&error))?;
-                    self.writing = None;
-                }
                 () = self.shared.drops.notified() => {}
                 order = self.commands.recv(), if self.writing.is_none() && !self.alone => {
                     self.take_orders(order)?;
                 }
-                () = waited(&mut self.stalled), if self.stalled.is_some() => {
+                () = waited(&mut self.stalled), if !read => {
                     self.stalled = None;
                     self.last_read = Instant::now();
                 }
-                message = self.stream.next(), if self.stalled.is_none() => {
-                    self.take_messages(message)?;
+                (written, message) = wire(&mut self.socket, write, read) => {
+                    if written.map_err(|error| ended(&error))? {
+                        self.writing = None;
+                    }
+                    if let Some(message) = message {
+                        self.take_messages(message)?;
+                    }
                 }
-                () = sleep_until(deadline) => self.look_at_the_clock()?,
+                () = sleep_until(deadline) => {}
             }
         }
     }
@@ -235,7 +234,7 @@ impl Actor {
 
     /// Puts a message into the buffer; the loop writes it.
     fn say(&mut self, message: Message) -> Step {
-        self.sink.start_send_unpin(message).map_err(|error| ended(&error))?;
+        self.socket.start_send_unpin(message).map_err(|error| ended(&error))?;
         self.writing.get_or_insert_with(Instant::now);
         Ok(())
     }
@@ -287,11 +286,11 @@ impl Actor {
                     return Err(LinkError::Ended(text.to_owned()));
                 }
             }
-            // What is taken out of the stream in the last round would be lost.
+            // What is taken out of the socket in the last round would be lost.
             if self.stalled.is_some() || round == AT_ONCE {
                 break;
             }
-            match self.stream.next().now_or_never() {
+            match self.socket.next().now_or_never() {
                 Some(message) => next = message,
                 None => break,
             }
@@ -624,17 +623,41 @@ async fn waited(stalled: &mut Option<Pin<Box<dyn Future<Output = ()> + Send>>>) 
     }
 }
 
+/// What came of writing, and the next message.
+type Wired = (Result<bool, Error>, Option<Option<Result<Message, Error>>>);
+
+/// Waits until all is written, or until there is a message, whatever is asked for; both may be.
+async fn wire(socket: &mut Socket, write: bool, read: bool) -> Wired {
+    poll_fn(|cx| {
+        let mut written = Ok(false);
+        if write && let Poll::Ready(flushed) = socket.poll_flush_unpin(cx) {
+            written = flushed.map(|()| true);
+        }
+        if read
+            && written.is_ok()
+            && let Poll::Ready(message) = socket.poll_next_unpin(cx)
+        {
+            return Poll::Ready((written, Some(message)));
+        }
+        match written {
+            Ok(false) => Poll::Pending,
+            written => Poll::Ready((written, None)),
+        }
+    })
+    .await
+}
+
 /// What ended the connection, in words for the operator.
 fn ended(error: &Error) -> LinkError {
     match error {
         Error::ConnectionClosed | Error::AlreadyClosed => {
             LinkError::Ended("the relay closed the connection".to_owned())
         }
-        Error::Capacity(error) => LinkError::Misbehaved(format!("{error}")),
-        // The relay was ended: no more than a connection that breaks.
+        // It went away, or what lies between did.
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
             LinkError::Ended("the connection was reset".to_owned())
         }
+        Error::Capacity(error) => LinkError::Misbehaved(format!("{error}")),
         Error::Protocol(_) | Error::Utf8(_) => LinkError::Misbehaved(shown(&error.to_string())),
         Error::Io(error) => LinkError::Ended(error.to_string()),
         error => LinkError::Ended(shown(&error.to_string())),

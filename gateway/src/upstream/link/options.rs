@@ -47,8 +47,8 @@ impl Default for Timeouts {
         Self {
             connect: Duration::from_secs(15),
             document: Duration::from_secs(5),
-            answer: Duration::from_secs(20),
-            silence: Duration::from_secs(45),
+            answer: Duration::from_secs(10),
+            silence: Duration::from_secs(30),
         }
     }
 }

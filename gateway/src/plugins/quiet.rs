@@ -38,33 +38,37 @@ mod linux {
 
     #[cfg(test)]
     mod tests {
-        use std::{fs, thread};
+        use std::fs;
 
-        /// What `/proc` says of the calling thread.
-        fn told(file: &str) -> String {
-            fs::read_to_string(format!("/proc/thread-self/{file}")).unwrap()
+        use crate::tasks;
+
+        fn nice() -> i32 {
+            let stat = fs::read_to_string("/proc/thread-self/stat").unwrap();
+            let (_, fields) = stat.rsplit_once(") ").unwrap();
+            fields.split(' ').nth(16).unwrap().parse().unwrap()
+        }
+
+        /// Whether a thread may have slices of its own length.
+        fn has_own_slices() -> bool {
+            let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+            let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
+            (numbers.next(), numbers.next()) >= (Some(6), Some(12))
         }
 
         #[test]
         fn the_thread_alone_is_quiet() {
-            let nice = || {
-                let stat = told("stat");
-                let (_, fields) = stat.rsplit_once(") ").unwrap();
-                fields.split(' ').nth(16).unwrap().parse::<i32>().unwrap()
-            };
             let before = nice();
-            thread::spawn(move || {
+            let quiet = tasks::thread("quiet", || {
                 super::be_quiet().unwrap();
                 assert_eq!(nice(), super::NICE);
-                // Only there with the debugging of the scheduler, and only since Linux 6.12 with its own
-                // slice.
-                let slice = fs::read_to_string("/proc/thread-self/sched").unwrap_or_default();
-                if let Some(line) = slice.lines().find(|line| line.starts_with("se.slice")) {
-                    assert!(line.ends_with(" 100000"), "{line}");
+                // Not every kernel tells.
+                let told = fs::read_to_string("/proc/thread-self/sched").unwrap_or_default();
+                let slice = told.lines().find(|line| line.starts_with("se.slice"));
+                if let Some(slice) = slice.filter(|_| has_own_slices()) {
+                    assert!(slice.ends_with(" 100000"), "{slice}");
                 }
-            })
-            .join()
-            .unwrap();
+            });
+            quiet.unwrap().join().unwrap();
             assert_eq!(nice(), before);
         }
     }

@@ -350,7 +350,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut index = Index::open(&dir.path().join("search.db"), 1, 0).unwrap();
         let event = crate::protocol::signing::Author::new(1).verified(1, 1, &[], "a few words");
-        let mut add = |index: &mut Index, count: usize| {
+        let add = |index: &mut Index, count: usize| {
             let first = index.cursor() + 1;
             let until = first + count as u64 - 1;
             let entry = |seq| LogEntry {

@@ -33,6 +33,7 @@ mod printable;
 pub mod program;
 mod progress;
 mod quarantine;
+mod quiet;
 mod rotation;
 mod schema;
 mod section;

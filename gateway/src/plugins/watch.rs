@@ -19,6 +19,7 @@ use super::{
     folders::{QUIET, Settling, Stamp, folders, warn_of_misplaced},
     granted::{self, Granted},
     loader::{Found, is_allowed},
+    quiet::be_quiet,
 };
 use crate::tasks;
 
@@ -260,11 +261,4 @@ impl Watcher {
 
 fn is_called(folder: &Path, name: &str) -> bool {
     folder.file_name().is_some_and(|file_name| file_name == name)
-}
-
-/// Events come before updates of plugins.
-fn be_quiet() {
-    // On Linux this means the calling thread alone. Without it updates are louder, no more.
-    #[cfg(target_os = "linux")]
-    let _ = rustix::process::setpriority_process(None, 10);
 }

@@ -27,6 +27,7 @@ mod readers;
 mod remove;
 mod requests;
 mod search;
+mod spare;
 mod streams;
 mod tag_keys;
 mod tail;

@@ -104,7 +104,9 @@ pub(super) fn connections(
     write.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
     write.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
     write.pragma_update(None, "synchronous", synchronous).map_err(failed)?;
-    write.pragma_update(None, "cache_size", -16_000).map_err(failed)?;
+    // Half of the pages of half a million events that one commit or another changes; emptied when
+    // nothing is written (`spare.rs`).
+    write.pragma_update(None, "cache_size", -32_000).map_err(failed)?;
     write.pragma_update(None, "journal_size_limit", 16 << 20).map_err(failed)?;
     upkeep::shrink_at_start(&write).map_err(failed)?;
     // A thread of its own does it (`upkeep/checkpoint.rs`).

@@ -13,7 +13,7 @@ use super::{
     known::prefix,
     memory::Memory,
     names::Names,
-    open, presence, privacy, remove, requests,
+    open, presence, privacy, remove, requests, spare,
     tag_keys::tag_keys,
     tail::Tail,
     tombstones::{self, Tombstone},
@@ -28,13 +28,21 @@ use crate::{
         kinds::{Class, Part},
     },
 };
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
-/// The most orders of one commit.
-const MAX_GROUP: usize = 1_024;
-/// How long a commit may wait for events that are under way.
-const LONGEST_WAIT: Duration = Duration::from_millis(5);
+/// The most orders of one commit. In a large store each event changes a few pages that no other event of
+/// its group does, so what a commit writes grows more slowly than its group.
+const MAX_GROUP: usize = 2_048;
+/// How long a commit may wait for events that are under way: about as long as a core takes to verify
+/// half of them, within these bounds. And without any for the shorter one, however many there are: they
+/// may be refused.
+const WAIT_EACH: Duration = Duration::from_micros(12);
+const SHORTEST_WAIT: Duration = Duration::from_millis(5);
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
+/// After so many orders, and so long without any, the memory that they took is given back.
+const MANY: usize = 4_096;
+const REST: Duration = Duration::from_secs(2);
 /// In place of a topic's number where there is none; theirs begin at 1.
 const NO_TOPIC: i64 = 0;
 
@@ -56,8 +64,10 @@ pub(super) fn run(mut connection: Connection, queue: &Receiver<Order>, shared: &
         head: *shared.tail.head().borrow(),
         changed: Changed::default(),
     };
-    let mut group = Vec::new();
-    while collect(queue, &mut group) {
+    let (mut group, mut since_rest) = (Vec::new(), 0);
+    while let Some(first) = next(queue, &connection, &mut since_rest) {
+        collect(first, queue, &mut group);
+        since_rest += group.len();
         match writer.commit(&mut connection, &group) {
             Ok(commit) => {
                 shared.metrics.store_commits.inc();
@@ -84,28 +94,50 @@ pub(super) fn run(mut connection: Connection, queue: &Receiver<Order>, shared: &
     }
 }
 
-/// Takes the next group; false at the end.
+/// Waits for the next order; none at the end.
+fn next(queue: &Receiver<Order>, connection: &Connection, since_rest: &mut usize) -> Option<Order> {
+    if *since_rest >= MANY {
+        match queue.recv_timeout(REST) {
+            Ok(order) => return Some(order),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => {
+                *since_rest = 0;
+                spare::give_back(connection);
+            }
+        }
+    }
+    queue.recv().ok()
+}
+
+/// Takes a group.
 ///
 /// A commit costs about as much as the pages it touches, so it waits a little until half of what is
 /// under way is there; the other half is verified meanwhile. A lone event is committed at once.
-fn collect(queue: &Receiver<Order>, group: &mut Vec<Order>) -> bool {
-    let Ok(first) = queue.recv() else { return false };
+fn collect(first: Order, queue: &Receiver<Order>, group: &mut Vec<Order>) {
+    let began = Instant::now();
     let mut under_way = first.under_way().unwrap_or(0);
     group.push(first);
-    let deadline = Instant::now() + LONGEST_WAIT;
     while group.len() < MAX_GROUP {
         let next = match queue.try_recv() {
             Ok(next) => next,
             Err(_) if group.len() >= under_way / 2 => break,
-            Err(_) => match queue.recv_deadline(deadline) {
-                Ok(next) => next,
-                Err(_) => break,
-            },
+            Err(_) => {
+                let end = began + longest_wait(under_way);
+                match queue.recv_deadline(end.min(Instant::now() + SHORTEST_WAIT)) {
+                    Ok(next) => next,
+                    Err(_) => break,
+                }
+            }
         };
         under_way = next.under_way().unwrap_or(under_way);
         group.push(next);
     }
-    true
+}
+
+/// How long a commit may wait when so many events are under way.
+fn longest_wait(under_way: usize) -> Duration {
+    let wait = WAIT_EACH.saturating_mul(u32::try_from(under_way).unwrap_or(u32::MAX));
+    wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)
 }
 
 /// What an order did.
@@ -532,4 +564,55 @@ fn older_version(
             if replaces { Older::Replaceable(row) } else { Older::Newer }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::pipeline::Origin;
+
+    #[test]
+    fn a_commit_waits_longer_where_more_is_under_way() {
+        assert_eq!([0, 1, 256].map(longest_wait), [SHORTEST_WAIT; 3]);
+        assert_eq!(longest_wait(1_000), Duration::from_millis(12));
+        assert_eq!([100_000, usize::MAX].map(longest_wait), [LONGEST_WAIT; 2]);
+    }
+
+    fn write(under_way: usize) -> Order {
+        Order::Write(Write {
+            event: crate::protocol::signing::Author::new(1).verified(1, 1, &[], ""),
+            topics: Vec::new(),
+            private: false,
+            vanish: false,
+            under_way,
+            origin: Origin::Import,
+            done: Box::new(drop),
+        })
+    }
+
+    #[test]
+    fn a_group_is_what_is_there_and_waits_for_no_more_than_comes() {
+        let (send, queue) = crossbeam_channel::bounded(2 * MAX_GROUP);
+        let group = |first: Order| {
+            let mut group = Vec::new();
+            collect(first, &queue, &mut group);
+            group.len()
+        };
+        // Nothing else is coming.
+        assert_eq!(group(write(1)), 1);
+        // What is there is taken, whether or not it is more than half.
+        (0..3).for_each(|_| send.send(write(4)).unwrap());
+        assert_eq!(group(write(4)), 4);
+        // Of many under way none come: they are not waited for as long as for many.
+        let began = Instant::now();
+        assert_eq!(group(write(4_096)), 1);
+        assert!(began.elapsed() >= SHORTEST_WAIT);
+        // As many as there are, up to a bound.
+        for _ in 0..MAX_GROUP + 10 {
+            send.send(write(1)).unwrap();
+        }
+        assert_eq!(group(write(1)), MAX_GROUP);
+        assert_eq!(queue.len(), 11);
+    }
 }

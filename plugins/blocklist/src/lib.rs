@@ -5,6 +5,7 @@ mod keys;
 mod mutes;
 mod patterns;
 mod rules;
+mod words;
 
 use nostr_gateway_plugin::{
     Context, Event, EventFilter, Verdict, config, export_event_filter, log, lookup,

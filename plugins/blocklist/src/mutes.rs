@@ -5,7 +5,10 @@ use std::{collections::HashSet, fmt};
 
 use nostr_gateway_plugin::{Event, log, lookup::Error};
 
-use crate::{keys, rules::has_word};
+use crate::{
+    keys::{self, Key, Keys},
+    words::{self, Words},
+};
 
 /// The kind of mute lists.
 pub const MUTE_LIST: u16 = 10_000;
@@ -31,7 +34,7 @@ pub struct Mutes {
 
 struct List {
     /// Whose it is; what they publish themselves is never muted, so that they can unmute.
-    owner: [u8; 32],
+    owner: Key,
     /// The same in lowercase digits.
     written: String,
     muted: Muted,
@@ -41,12 +44,12 @@ struct List {
 
 #[derive(Default)]
 struct Muted {
-    authors: HashSet<[u8; 32]>,
+    authors: Keys,
     /// Events, and so the threads they are in.
-    events: HashSet<[u8; 32]>,
+    events: Keys,
     /// In lower case.
     hashtags: HashSet<String>,
-    words: Vec<String>,
+    words: Words,
 }
 
 impl Mutes {
@@ -130,28 +133,28 @@ impl Mutes {
         if any(&|muted| muted.authors.contains(&author)) {
             return Some("this author is on a mute list");
         }
-        let content = any(&|muted| !muted.words.is_empty()).then(|| event.content.to_lowercase());
-        if content.is_some_and(|content| any(&|muted| has_word(&muted.words, &content))) {
+        let content = any(&|muted| !muted.words.is_empty()).then(|| words::lowered(&event.content));
+        if content.is_some_and(|content| any(&|muted| muted.words.are_in(&content))) {
             return Some("a word is on a mute list");
         }
-        let id = keys::parse(&event.id);
-        if id.is_some_and(|id| any(&|muted| muted.events.contains(&id))) {
+        let (has_events, has_hashtags) =
+            (any(&|muted| !muted.events.is_empty()), any(&|muted| !muted.hashtags.is_empty()));
+        let is_muted =
+            |id: &str| keys::parse(id).is_some_and(|id| any(&|muted| muted.events.contains(&id)));
+        if has_events && is_muted(&event.id) {
             return Some("this event is on a mute list");
         }
         for tag in &event.tags {
             let [name, value, ..] = tag.as_slice() else { continue };
             match name.as_str() {
-                "t" => {
+                "t" if has_hashtags => {
                     let hashtag = value.to_lowercase();
                     if any(&|muted| muted.hashtags.contains(&hashtag)) {
                         return Some("a hashtag is on a mute list");
                     }
                 }
-                "e" if event.kind != DELETION => {
-                    let id = keys::parse(value);
-                    if id.is_some_and(|id| any(&|muted| muted.events.contains(&id))) {
-                        return Some("its thread is on a mute list");
-                    }
+                "e" if has_events && event.kind != DELETION && is_muted(value) => {
+                    return Some("its thread is on a mute list");
                 }
                 _ => {}
             }
@@ -162,21 +165,21 @@ impl Mutes {
 
 impl Muted {
     fn of(tags: &[Vec<String>]) -> Self {
-        let mut muted = Self::default();
-        for tag in tags {
-            let [name, value, ..] = tag.as_slice() else { continue };
-            match name.as_str() {
-                "p" => muted.authors.extend(keys::parse(value)),
-                "e" => muted.events.extend(keys::parse(value)),
-                "t" if !value.is_empty() => _ = muted.hashtags.insert(value.to_lowercase()),
-                // An empty one would be in every content.
-                "word" if !value.trim().is_empty() && muted.words.len() < MOST_WORDS => {
-                    muted.words.push(value.to_lowercase());
-                }
-                _ => {}
-            }
+        let values = |wanted: &'static str| {
+            tags.iter().filter_map(move |tag| match tag.as_slice() {
+                [name, value, ..] if name == wanted => Some(value.as_str()),
+                _ => None,
+            })
+        };
+        // An empty one would be in every content.
+        let words = values("word").filter(|word| !word.trim().is_empty()).take(MOST_WORDS);
+        let hashtags = values("t").filter(|hashtag| !hashtag.is_empty());
+        Self {
+            authors: values("p").filter_map(keys::parse).collect(),
+            events: values("e").filter_map(keys::parse).collect(),
+            hashtags: hashtags.map(str::to_lowercase).collect(),
+            words: Words::new(words),
         }
-        muted
     }
 }
 

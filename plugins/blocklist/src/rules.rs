@@ -1,16 +1,19 @@
 //! What the operator lists, without the gateway.
 
-use std::{collections::HashSet, fmt};
+use std::fmt;
 
 use nostr_gateway_plugin::Event;
 
-use crate::{keys, patterns::Patterns};
+use crate::{
+    keys::{self, Keys},
+    patterns::Patterns,
+    words::{self, Words},
+};
 
 /// Whom and what to refuse.
 pub struct Rules {
-    authors: HashSet<[u8; 32]>,
-    /// In lower case.
-    words: Vec<String>,
+    authors: Keys,
+    words: Words,
     patterns: Patterns,
 }
 
@@ -25,7 +28,7 @@ impl Rules {
         if let Some(index) = words.iter().position(|word| word.trim().is_empty()) {
             return Err(format!("config.words[{index}]: an empty word would refuse every event"));
         }
-        let words = words.iter().map(|word| word.to_lowercase()).collect();
+        let words = Words::new(words.iter().map(String::as_str));
         Ok(Self { authors, words, patterns: Patterns::new(patterns)? })
     }
 
@@ -36,7 +39,7 @@ impl Rules {
         if !self.authors.is_empty() && by_author() {
             return Some("this author is on the blocklist");
         }
-        if !self.words.is_empty() && has_word(&self.words, &event.content.to_lowercase()) {
+        if !self.words.is_empty() && self.words.are_in(&words::lowered(&event.content)) {
             return Some("a word is on the blocklist");
         }
         match self.patterns.fit(&event.content) {
@@ -46,11 +49,6 @@ impl Rules {
             None => Some("this content is too costly to look through"),
         }
     }
-}
-
-/// Whether a text has one of these words anywhere. All are in lower case.
-pub fn has_word(words: &[String], text: &str) -> bool {
-    words.iter().any(|word| text.contains(word))
 }
 
 impl fmt::Display for Rules {

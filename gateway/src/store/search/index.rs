@@ -19,12 +19,19 @@ use crate::{
 const FORMAT: i64 = 1;
 /// Log positions of one part, as a power of two.
 const PART_BITS: u32 = 17;
+/// From so many entries at a time on, what they add is not merged until there is less to do: merging is
+/// a third of the work. A part then has as many segments as it took transactions, and looking a word up
+/// in each of them costs microseconds.
+const BULK: usize = 2_048;
 
 /// The writing side; there is one.
 pub(super) struct Index {
     connection: Connection,
     cursor: Seq,
     newest_part: Option<i64>,
+    /// Whether what is added is merged at once, and whether the newest part is told so.
+    merges: bool,
+    merges_told: Option<bool>,
     text: String,
 }
 
@@ -61,7 +68,14 @@ impl Index {
     }
 
     fn new(connection: Connection, cursor: Seq) -> Self {
-        Self { connection, cursor, newest_part: None, text: String::new() }
+        Self {
+            connection,
+            cursor,
+            newest_part: None,
+            merges: true,
+            merges_told: None,
+            text: String::new(),
+        }
     }
 
     fn open_existing(path: &Path, instance: i64, head: Seq) -> rusqlite::Result<Option<Self>> {
@@ -101,6 +115,7 @@ impl Index {
     }
 
     fn add_all(&mut self, entries: &[LogEntry], until: Seq) -> rusqlite::Result<()> {
+        self.merges = entries.len() < BULK;
         for entry in entries.iter().filter(|entry| entry.first) {
             self.add_event(entry.seq.cast_signed(), &entry.event)?;
         }
@@ -118,6 +133,9 @@ impl Index {
         if self.newest_part != Some(part) {
             self.begin_part(part)?;
         }
+        if self.merges_told != Some(self.merges) {
+            self.tell_merging(part)?;
+        }
         self.connection
             .prepare_cached(&format!("INSERT INTO part_{part} (rowid, words) VALUES (?1, ?2)"))?
             .execute(params![row, self.text])?;
@@ -134,6 +152,20 @@ impl Index {
              INSERT OR IGNORE INTO parts (part, merged) VALUES ({part}, 0);"
         ))?;
         self.newest_part = Some(part);
+        self.merges_told = None;
+        Ok(())
+    }
+
+    /// How many segments there may be on one level before they are merged little by little (0: never),
+    /// and how many before all are at once. The former of each pair is FTS5's default: with it, what a
+    /// flood has left is merged with the next transaction.
+    fn tell_merging(&mut self, part: i64) -> rusqlite::Result<()> {
+        let (little, all) = if self.merges { (4, 16) } else { (0, 64) };
+        self.connection.execute_batch(&format!(
+            "INSERT INTO part_{part} (part_{part}, rank) VALUES ('automerge', {little}); \
+             INSERT INTO part_{part} (part_{part}, rank) VALUES ('crisismerge', {all});"
+        ))?;
+        self.merges_told = Some(self.merges);
         Ok(())
     }
 
@@ -171,10 +203,12 @@ impl Index {
     }
 
     /// Commits, or takes back what was done before the error.
-    fn end(&self, result: rusqlite::Result<()>) -> rusqlite::Result<()> {
+    fn end(&mut self, result: rusqlite::Result<()>) -> rusqlite::Result<()> {
         match result {
             Ok(()) => self.connection.execute_batch("COMMIT"),
             Err(error) => {
+                // So is what it was told.
+                self.merges_told = None;
                 // A roll-back that fails too has nothing to add.
                 let _ = self.connection.execute_batch("ROLLBACK");
                 Err(error)
@@ -308,5 +342,41 @@ mod tests {
         assert_eq!(synchronous(&index), NORMAL);
         index.remove(&[1, 2]).unwrap();
         assert_eq!(synchronous(&index), NORMAL);
+    }
+
+    #[test]
+    fn a_flood_is_merged_when_it_is_over() {
+        use crate::pipeline::Audience;
+        let dir = tempfile::tempdir().unwrap();
+        let mut index = Index::open(&dir.path().join("search.db"), 1, 0).unwrap();
+        let event = crate::protocol::signing::Author::new(1).verified(1, 1, &[], "a few words");
+        let add = |index: &mut Index, count: usize| {
+            let first = index.cursor() + 1;
+            let until = first + count as u64 - 1;
+            let entry = |seq| LogEntry {
+                seq,
+                event: event.shared().clone(),
+                topic: None,
+                first: true,
+                audience: Audience::first(false),
+                origin: "client".into(),
+            };
+            index.add(&(first..=until).map(entry).collect::<Vec<_>>(), until).unwrap();
+        };
+        let asked = |index: &Index, sql: &str| -> i64 {
+            index.connection.query_row(sql, [], |row| row.get(0)).unwrap()
+        };
+        // What FTS5's file format says of the ids of its pages.
+        let segments = "SELECT count(DISTINCT id >> 37) FROM part_0_data WHERE id >> 37 > 0";
+        let found = "SELECT count(*) FROM part_0 WHERE part_0 MATCH 'words'";
+        add(&mut index, 10);
+        for _ in 0..20 {
+            add(&mut index, BULK);
+        }
+        assert_eq!(asked(&index, segments), 21);
+        assert_eq!(asked(&index, found), 10 + 20 * BULK as i64);
+        add(&mut index, 10);
+        assert!(asked(&index, segments) <= 4, "{}", asked(&index, segments));
+        assert_eq!(asked(&index, found), 20 + 20 * BULK as i64);
     }
 }

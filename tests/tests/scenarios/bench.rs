@@ -228,7 +228,7 @@ async fn the_benchmark_of_bridges_measures_every_row() {
     assert!(status.success(), "{:#?}", bench.stderr());
     let figures: Value = serde_json::from_str(&bench.stdout().join("\n")).unwrap();
     let rows = figures["rows"].as_array().unwrap();
-    // Catching up in both ways from two relays each, live, restarts, and two lines of following.
+    // From two relays each for the first two, and two lines of following.
     assert_eq!(rows.len(), 8, "{figures}");
     for row in rows {
         assert!(row["failure"].is_null() && row["met"].is_null(), "{row}");

@@ -29,6 +29,7 @@ const SETTLE: Duration = Duration::from_secs(10);
 
 pub async fn rows(setup: &Setup) -> Vec<Row> {
     let count = setup.or(RELAYS, 10);
+    let settle = setup.or(SETTLE, Duration::from_secs(1));
     let mut relays = Vec::with_capacity(count);
     for _ in 0..count {
         relays.push(ScriptedRelay::start(Script::default()).await);
@@ -56,18 +57,18 @@ pub async fn rows(setup: &Setup) -> Vec<Row> {
     all_connected(&relays, &gateway, 1).await;
     has_stored(&gateway, notes + lists.len()).await;
     let ready = started.elapsed();
-    sleep(SETTLE).await;
+    sleep(settle).await;
     let private = private_bytes(gateway.pid());
     let calm = cpu_seconds(&gateway);
-    sleep(SETTLE).await;
-    let idle = (cpu_seconds(&gateway) - calm) / SETTLE.as_secs_f64();
+    sleep(settle).await;
+    let idle = (cpu_seconds(&gateway) - calm) / settle.as_secs_f64();
 
     let before = cpu_seconds(&gateway);
     let lost = Instant::now();
     relays.iter().for_each(ScriptedRelay::hang_up);
     all_connected(&relays, &gateway, 2).await;
     let back = lost.elapsed();
-    sleep(SETTLE).await;
+    sleep(settle).await;
     let storm = cpu_seconds(&gateway) - before;
     let after = private_bytes(gateway.pid());
 

@@ -43,6 +43,14 @@ fn survived(name: &'static str, script: Script) -> Case {
     Case { name, script: Script { max_limit: 50, ..script }, word: "", is_survived: true }
 }
 
+/// A stream of all that an ordinary relay has, into the topic of its name.
+fn asking(name: &str, url: &str) -> String {
+    format!(
+        "[[upstream]]\nname = {name:?}\nurls = [{url:?}]\ntopics = [{name:?}]\n\
+         filter = {{ kinds = [0, 1, 3, 6, 7, 10002, 30078] }}\n"
+    )
+}
+
 fn door(door: Door) -> Script {
     Script { door, ..Script::default() }
 }
@@ -124,7 +132,7 @@ async fn relays_that_misbehave_are_shown_and_hold_up_nobody() {
     names.push("good");
     let mut gateway = builder("bridge").topics(&names);
     for (case, relay) in cases.iter().zip(&relays) {
-        gateway = gateway.upstream(case.name, &relay.url(), case.name);
+        gateway = gateway.table(&asking(case.name, &relay.url()));
     }
     let begun = Instant::now();
     let gateway = gateway.upstream("good", &good.url(), "good").start().await;
@@ -298,7 +306,7 @@ async fn a_flood_of_events_is_dammed() {
     let names = ["endless", "unasked", "forged"];
     let mut gateway = builder("bridge").topics(&["good", "endless", "unasked", "forged"]);
     for (name, relay) in names.iter().zip(&floods) {
-        gateway = gateway.upstream(name, &relay.url(), name);
+        gateway = gateway.table(&asking(name, &relay.url()));
     }
     let gateway = gateway.upstream("good", &good.url(), "good").start().await;
     let mut took = watch_the_good_one(&gateway, &good, &good_events).await;

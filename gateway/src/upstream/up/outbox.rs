@@ -320,7 +320,8 @@ impl Outbox {
         if self.rest.is_none() {
             let wait = backoff(SLOWER, self.slowed);
             self.slowed += 1;
-            self.window = (self.window / 2).max(1);
+            // What is under way is too much, whatever would be allowed.
+            self.window = (self.window.min(self.under_way.len()) / 2).max(1);
             self.rest = Some(Rest::Slower { until: now + wait });
         }
         self.not_sent(seq, now);

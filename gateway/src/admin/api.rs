@@ -169,6 +169,10 @@ const fn yes() -> bool {
     true
 }
 
+/// Why words do not choose what is deleted.
+pub const NO_WORDS: &str =
+    "the filter: `search` finds the best matches and not all; delete by \"ids\"";
+
 /// A topic's name, or an invite, which nobody else is to see.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -17,7 +17,7 @@ use super::{
     topic,
 };
 use crate::{
-    admin::api::Command,
+    admin::api::{Command, NO_WORDS},
     app::Needs,
     clock::unix_now,
     protocol::{Filter, TopicName},
@@ -195,6 +195,9 @@ fn deleted(reached: &Reached, filter: String, args: &DeleteArgs) -> Result<ExitC
 fn chosen(filter: Option<&str>, older_than: Option<u64>) -> Result<String, String> {
     let mut filter =
         Filter::parse(filter.unwrap_or("{}")).map_err(|error| format!("the filter: {error}"))?;
+    if filter.words().is_some() {
+        return Err(NO_WORDS.to_owned());
+    }
     if let Some(age) = older_than {
         let before = unix_now().saturating_sub(age).saturating_sub(1);
         filter.until = Some(filter.until.map_or(before, |until| until.min(before)));

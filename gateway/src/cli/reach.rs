@@ -16,7 +16,7 @@ use super::{
 use crate::{
     admin::api::{Command, Line, Reply},
     app::{Needs, Offline},
-    data_dir::{DataDir, DataDirError},
+    data_dir::{DataDir, DataDirError, swap},
 };
 
 /// What to do with a data directory in which there is no database.
@@ -52,7 +52,8 @@ impl Reached {
             eprintln!("asking the gateway that runs in {}", data_dir.display());
             return Ok(Self { runtime, data_dir, way: Way::Running });
         }
-        if missing == Missing::Refuse && !data_dir.join("gateway.db").exists() {
+        let has_database = data_dir.join("gateway.db").exists() || swap::is_begun(&data_dir);
+        if missing == Missing::Refuse && !has_database {
             return Err(fails(format!(
                 "no gateway is running in {}, and there is no database in it; name another data \
                  directory with --data-dir",

@@ -57,6 +57,12 @@ pub fn commit(data_dir: &Path, aside: &str) -> io::Result<Option<PathBuf>> {
     Ok(aside.exists().then_some(aside))
 }
 
+/// Whether a restore was decided and broken off: the files may be in any of its folders until it is
+/// finished.
+pub fn is_begun(data_dir: &Path) -> bool {
+    [READY, PLACING].iter().any(|name| data_dir.join(name).exists())
+}
+
 /// Finishes what was decided and broken off. Returns whether there was anything.
 ///
 /// # Errors
@@ -204,7 +210,9 @@ mod tests {
             for name in &moved[..count] {
                 fs::rename(data.path().join(name), data.path().join("before").join(name)).unwrap();
             }
+            assert!(is_begun(data.path()));
             assert!(finish(data.path()).unwrap());
+            assert!(!is_begun(data.path()));
             check(data.path());
         }
 
@@ -221,7 +229,9 @@ mod tests {
                     fs::rename(data.path().join(name), placing.join(name)).unwrap();
                 }
             }
+            assert!(is_begun(data.path()));
             assert!(finish(data.path()).unwrap());
+            assert!(!is_begun(data.path()));
             check(data.path());
         }
     }

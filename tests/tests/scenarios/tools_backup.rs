@@ -22,7 +22,9 @@ fn text(path: &Path) -> String {
 }
 
 async fn stored(builder: &GatewayBuilder) -> usize {
-    ids(&builder.command(&["export"]).await.stdout).len()
+    let exported = builder.command(&["export"]).await;
+    exported.succeeded();
+    ids(&exported.stdout).len()
 }
 
 /// Everything that was acknowledged before it began is in it, and it is a gateway again elsewhere.

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::matches::Matches;
 use crate::{
-    admin::api::{Cause, Line, Refusal},
+    admin::api::{Cause, Line, NO_WORDS, Refusal},
     pipeline::{EventWriter, Removal, StoreError},
     store::Store,
     tasks,
@@ -29,8 +29,7 @@ pub(super) fn delete(
     matches: Matches,
 ) -> Result<stream::BoxStream<'static, Line>, Refusal> {
     if matches.is_search() {
-        let why = "the filter: `search` finds the best matches and not all; delete by \"ids\"";
-        return Err(Refusal::new(Cause::Wrong, why));
+        return Err(Refusal::new(Cause::Wrong, NO_WORDS));
     }
     let deleting = Deleting { store, matches, waiting: Vec::new(), deleted: 0, over: false };
     Ok(stream::unfold(deleting, |mut deleting| async move {

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use nostr_gateway_tests::{
-    Gateway, GatewayBuilder, IndependentRelay, RawClient, ScriptedRelay, events, eventually,
-    ordinary, scripted::Script,
+    Gateway, GatewayBuilder, IndependentRelay, RawClient, ScriptedRelay, Testnet, events,
+    eventually, free_port, ordinary, scripted::Script,
 };
 use nostr_sdk::{Event, Keys, PublicKey};
 use serde_json::json;
 
 use crate::{
-    GATEWAY, alone,
+    DHT_TESTNET, GATEWAY, alone,
     bridge::{FLOW, beside, builder, difference, has_exactly_of, meet, stream},
 };
 
@@ -54,9 +54,16 @@ async fn a_chain_of_relays_and_gateways_ends_equal() {
     let past = ordinary(300, now - 3_600);
     let first = IndependentRelay::start(&past).await;
     let second = GatewayBuilder::new(GATEWAY, "second").start().await;
-    let a = builder("A").table(&stream("in", &first.url(), "down", "")).start().await;
+    // After a restart A is found where it was, and B by the DHT.
+    let testnet = Testnet::on_loopback(DHT_TESTNET).await;
+    let a = builder("A")
+        .dht(&testnet)
+        .set("endpoint", "bind", &format!("\"127.0.0.1:{}\"", free_port()))
+        .table(&stream("in", &first.url(), "down", ""))
+        .start()
+        .await;
     let out = stream("out", &second.url(), "up", "history = \"all\"");
-    let b = beside("B", &a).await.table(&out).start().await;
+    let b = beside("B", &a).await.dht(&testnet).table(&out).start().await;
     meet([&a, &b]).await;
     let mut chain = Chain { first, a, b, second };
     let mut held = past;
@@ -87,7 +94,8 @@ async fn a_chain_of_relays_and_gateways_ends_equal() {
     chain.a.interrupt().await;
     let while_a = note(&bob, "while A is away");
     at_first(&chain.first, &[while_a.clone(), profile(3)]).await;
-    chain.a = restarted(chain.a).await;
+    chain.a = chain.a.restart().await;
+    meet([&chain.a, &chain.b]).await;
     held.retain(|event| event.id != profile(2).id);
     held.extend([while_a, profile(3)]);
     chain.ends_equal("A was away", &held).await;
@@ -98,7 +106,8 @@ async fn a_chain_of_relays_and_gateways_ends_equal() {
     let gone = events::event(&carol, 5, "", &[&["e", &id]], now - 200);
     let kept = note(&carol, "kept while B is away");
     at_first(&chain.first, &[while_b, kept.clone(), gone]).await;
-    chain.b = restarted(chain.b).await;
+    chain.b = chain.b.restart().await;
+    meet([&chain.a, &chain.b]).await;
     held.push(kept);
     chain.ends_equal("B was away", &held).await;
 
@@ -138,11 +147,6 @@ async fn a_chain_of_relays_and_gateways_ends_equal() {
 
 fn hex(key: PublicKey) -> String {
     key.to_hex()
-}
-
-/// With the same address for those who know it as a peer.
-async fn restarted(gateway: Gateway) -> Gateway {
-    gateway.restart().await
 }
 
 /// What never leaves, and never enters a public topic: tried in each direction, beside what may.

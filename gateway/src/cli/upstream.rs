@@ -208,6 +208,23 @@ fn relay_lines(relay: &Value) -> String {
     if let Some(notice) = relay["notice"].as_str() {
         rows.push(("notice", notice.to_owned()));
     }
+    let past = &relay["catch_up"];
+    if let Some(way) = past["way"].as_str() {
+        let (done, parts) = (figure(past, "done"), figure(past, "parts"));
+        let fetched = figure(past, "fetched");
+        rows.push(("past", format!("{done} of {parts} complete by {way}, {fetched} events")));
+    }
+    if let Some(trouble) = past["trouble"].as_str() {
+        rows.push(("trouble", trouble.to_owned()));
+    }
+    let worthless: Vec<String> = ["mismatched", "unasked", "malformed"]
+        .into_iter()
+        .filter(|what| number(&relay[*what]) > 0)
+        .map(|what| format!("{what} {}", figure(relay, what)))
+        .collect();
+    if !worthless.is_empty() {
+        rows.push(("worthless", worthless.join(", ")));
+    }
     let up = &relay["up"];
     if !up.is_null() {
         let waiting = number(&up["waiting"]);

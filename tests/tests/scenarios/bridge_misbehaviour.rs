@@ -268,6 +268,13 @@ fn trouble(relay: &Value) -> Option<String> {
     (!words.is_empty()).then(|| words.join("; "))
 }
 
+/// Whether it is in other trouble by now.
+async fn has_changed(gateway: &Gateway, name: &str, before: &Value) -> bool {
+    let (_, now) = shown(gateway, name).await;
+    (&now["error"], &now["catch_up"]["trouble"])
+        != (&before["error"], &before["catch_up"]["trouble"])
+}
+
 async fn is_shown(gateway: &Gateway, case: &Case) {
     let end = Instant::now() + SHOWN;
     loop {
@@ -280,6 +287,15 @@ async fn is_shown(gateway: &Gateway, case: &Case) {
                 case.name,
                 relay["state"].as_str().unwrap()
             ));
+            // People are told as well as programs.
+            let told = gateway.command(&["upstream", "show", case.name]).await.stdout;
+            for field in [&relay["error"], &relay["catch_up"]["trouble"]] {
+                let is_told = field.as_str().is_none_or(|trouble| told.contains(trouble));
+                assert!(
+                    is_told || has_changed(gateway, case.name, &relay).await,
+                    "{field}: {told}"
+                );
+            }
             return;
         }
         assert!(Instant::now() < end, "{} with {:?} is not shown: {stream}", case.name, case.word);

@@ -229,8 +229,12 @@ async fn an_endpoint_is_found_through_a_pkarr_relay_alone() {
     let topic = b.topic_status("town").await;
     assert_eq!(topic["neighbors"][0]["found_by"], "configured", "{topic}");
     carry_both_ways(&a, &b).await;
-    let topic = lost.topic_status("town").await;
-    assert_eq!(topic["state"], "alone", "{topic}");
+    // It asks for five seconds before that is in vain.
+    eventually("it is alone", MEETING, async || {
+        let topic = lost.topic_status("town").await;
+        (topic["state"] == "alone" && topic["neighbors"] == json!([])).then_some(())
+    })
+    .await;
     drop(relay);
 }
 

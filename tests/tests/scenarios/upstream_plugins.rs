@@ -44,7 +44,7 @@ async fn a_stream_waits_for_its_plugin_and_is_judged_by_it_alone() {
         .set("plugins", "budget_ms", "5000")
         .table(&format!(
             "[[upstream]]\nname = \"s\"\nurls = [{url:?}]\ndirection = \"both\"\n\
-             topics = [\"town\"]\nplugins = [\"words\"]\n"
+             topics = [\"town\"]\nplugins = [\"words\", \"outward\"]\n"
         ));
     let gateway = builder.clone().start().await;
     let reason = waits_for_plugin(&gateway).await;
@@ -56,23 +56,28 @@ async fn a_stream_waits_for_its_plugin_and_is_judged_by_it_alone() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(!holds(&gateway.url(), &good).await && !holds(&url, &ours).await);
 
-    // The same plugin under another name, with another word.
-    let folder = builder.plugin_folder("words");
+    // The same plugin under other names, with other words: one for what comes, one for what goes up.
     let blocklist = builder.plugin_folder("blocklist");
-    for file in std::fs::read_dir(&blocklist).unwrap().map(|file| file.unwrap().path()) {
-        if file.file_name().unwrap() != "plugin.toml" {
-            std::fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
+    for (id, word, direction) in [("words", "spam", "in"), ("outward", "ours alone", "to-upstream")]
+    {
+        let folder = builder.plugin_folder(id);
+        for file in std::fs::read_dir(&blocklist).unwrap().map(|file| file.unwrap().path()) {
+            if file.file_name().unwrap() != "plugin.toml" {
+                std::fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
+            }
         }
+        let lines = [
+            ("id = \"blocklist\"", format!("id = {id:?}")),
+            ("words = [\"other\"]", format!("words = [{word:?}]")),
+            ("directions = [\"in\"]", format!("directions = [{direction:?}]")),
+        ];
+        let mut manifest = std::fs::read_to_string(blocklist.join("plugin.toml")).unwrap();
+        for (before, now) in lines {
+            assert!(manifest.contains(before), "{before}: {manifest}");
+            manifest = manifest.replace(before, &now);
+        }
+        std::fs::write(folder.join("plugin.toml"), manifest).unwrap();
     }
-    let manifest = std::fs::read_to_string(blocklist.join("plugin.toml")).unwrap();
-    let manifest = manifest
-        .replace("id = \"blocklist\"", "id = \"words\"")
-        .replace("words = [\"other\"]", "words = [\"spam\"]")
-        .replace("directions = [\"in\"]", "directions = [\"in\", \"to-upstream\"]");
-    for changed in ["id = \"words\"", "words = [\"spam\"]", "\"to-upstream\"]"] {
-        assert!(manifest.contains(changed), "{changed}: {manifest}");
-    }
-    std::fs::write(folder.join("plugin.toml"), manifest).unwrap();
 
     wait_until_held(&gateway.url(), &good).await;
     wait_until_held(&gateway.url(), &other).await;
@@ -83,17 +88,17 @@ async fn a_stream_waits_for_its_plugin_and_is_judged_by_it_alone() {
     assert!(!holds(&url, &ours).await);
     assert!(!holds(&gateway.url(), &spam).await, "its plugin refuses it");
     // Up too: a client may publish it here, and it stays here.
-    let own_spam = note("spam of ours");
-    client.accept(&own_spam).await;
+    let kept = note("ours alone");
+    client.accept(&kept).await;
     let last = note("last");
     client.accept(&last).await;
     wait_until_held(&url, &last).await;
     let judged = |stream: &serde_json::Value| stream["relays"][0]["up"]["refused"]["plugin"] == 1;
     gateway.wait_for_stream("s", "the plugin kept one", SOON, judged).await;
-    assert!(!holds(&url, &own_spam).await);
+    assert!(!holds(&url, &kept).await);
     let shown = gateway.command(&["upstream", "show", "s", "--json"]).await.json();
     let dropped = shown["dropped"].as_array().unwrap();
-    assert!(dropped.iter().any(|event| event["id"] == own_spam.id.to_hex()), "{shown}");
+    assert!(dropped.iter().any(|event| event["id"] == kept.id.to_hex()), "{shown}");
     // And the other plugin goes on judging everybody else.
     assert!(!client.publish(&note("other, by a client")).await.0);
 

@@ -1,6 +1,7 @@
 //! How a step of discovery goes that asks endpoints to become neighbors. An attempt begins when somebody
 //! is asked, and ends when one of those who were is a neighbor, or when none is for as long as a step may
-//! take. Who is asked meanwhile is part of the same attempt.
+//! take. Who is asked meanwhile is part of the same attempt. Who was asked in vain and comes later ends
+//! whatever is under way then.
 
 use std::{
     collections::BTreeSet,
@@ -30,6 +31,19 @@ struct Attempt {
     /// Whom the step chose from, in a few words.
     chosen_from: String,
     asked: BTreeSet<EndpointId>,
+    /// Asked in vain before. Dialing them may go on.
+    earlier: BTreeSet<EndpointId>,
+    /// It has failed; nobody was asked since.
+    given_up: bool,
+}
+
+impl Attempt {
+    /// How many of those it asked are neighbors.
+    fn came(&self, neighbors: &[EndpointId]) -> usize {
+        let is_asked =
+            |peer: &&EndpointId| self.asked.contains(*peer) || self.earlier.contains(*peer);
+        neighbors.iter().filter(is_asked).count()
+    }
 }
 
 impl Asking {
@@ -43,22 +57,22 @@ impl Asking {
     /// they became so stands.
     pub fn ask(&mut self, state: &TopicState, chosen_from: &str, asked: &[EndpointId]) {
         let began = Instant::now();
-        match &mut self.under_way {
-            None if asked.is_empty() => {
-                if !self.has_told || state.neighbors().is_empty() {
-                    self.tell(state, began, Ok(format!("{chosen_from}asked nobody")));
-                }
+        if let Some(attempt) = self.under_way.as_mut().filter(|attempt| !attempt.given_up) {
+            chosen_from.clone_into(&mut attempt.chosen_from);
+            let room = ASKED.saturating_sub(attempt.asked.len());
+            attempt.asked.extend(asked.iter().take(room));
+        } else if asked.is_empty() {
+            if !self.has_told || state.neighbors().is_empty() {
+                self.tell(state, began, Ok(format!("{chosen_from}asked nobody")));
             }
-            None => {
-                let asked = asked.iter().copied().take(ASKED).collect();
-                let chosen_from = chosen_from.to_owned();
-                self.under_way = Some(Attempt { began, chosen_from, asked });
+        } else {
+            let mut earlier = BTreeSet::new();
+            if let Some(before) = self.under_way.take() {
+                earlier.extend(before.asked.into_iter().chain(before.earlier).take(ASKED));
             }
-            Some(attempt) => {
-                chosen_from.clone_into(&mut attempt.chosen_from);
-                let room = ASKED.saturating_sub(attempt.asked.len());
-                attempt.asked.extend(asked.iter().take(room));
-            }
+            let asked = asked.iter().copied().take(ASKED).collect();
+            let chosen_from = chosen_from.to_owned();
+            self.under_way = Some(Attempt { began, chosen_from, asked, earlier, given_up: false });
         }
     }
 
@@ -73,31 +87,36 @@ impl Asking {
         }
     }
 
-    /// Waits for the end of the attempt under way, and writes it down; for ever when there is none.
-    /// Cancel safe.
+    /// Waits for the end of the attempt under way, or for whoever comes late, and writes it down; for ever
+    /// when nobody was asked. Cancel safe.
     pub async fn ends(&mut self, state: &TopicState) {
-        let Some(attempt) = &self.under_way else { return pending().await };
+        let Some(attempt) = &mut self.under_way else { return pending().await };
         let mut count = state.count();
         let mut over = pin!(sleep_until((attempt.began + self.limit).into()));
         let mut is_over = false;
         let came = loop {
-            let neighbors = state.neighbors().into_iter();
-            let came = neighbors.filter(|peer| attempt.asked.contains(peer)).count();
+            let came = attempt.came(&state.neighbors());
             if came > 0 || is_over {
                 break came;
             }
             tokio::select! {
-                () = &mut over => is_over = true,
+                () = &mut over, if !attempt.given_up => is_over = true,
                 changed = count.changed() => if changed.is_err() { pending().await },
             }
         };
-        let Attempt { began, chosen_from, asked } = attempt;
-        let (began, text) = (*began, format!("{chosen_from}asked {}", asked.len()));
-        self.under_way = None;
-        let result = match came {
-            0 => Err(format!("{text}, none of them came within {} ms", self.limit.as_millis())),
-            came => Ok(format!("{text}, {came} came")),
+        let (began, asked) = (attempt.began, attempt.asked.len());
+        let text = format!("{}asked {asked}", attempt.chosen_from);
+        let result = match (came, attempt.given_up) {
+            (0, _) => {
+                Err(format!("{text}, none of them came within {} ms", self.limit.as_millis()))
+            }
+            (came, false) => Ok(format!("{text}, {came} came")),
+            (came, true) => Ok(format!("{text}, {came} came late")),
         };
+        match result {
+            Err(_) => attempt.given_up = true,
+            Ok(_) => self.under_way = None,
+        }
         self.tell(state, began, result);
     }
 
@@ -175,5 +194,27 @@ mod tests {
         asking.ask(&state, "sees 0, ", &[]);
         let result = told(&state).unwrap();
         assert!(result.ok && result.result == "sees 0, asked nobody", "{result:?}");
+    }
+
+    #[tokio::test]
+    async fn who_comes_after_the_time_was_over_came_all_the_same() {
+        for asks_another in [false, true] {
+            let (state, [a, b, _]) = (state(), peers());
+            let mut asking = Asking::new(Step::Configured, LIMIT);
+            asking.ask(&state, "", &[a]);
+            asking.ends(&state).await;
+            assert!(!told(&state).unwrap().ok);
+            assert!(asking.ends(&state).now_or_never().is_none(), "it has failed once");
+            if asks_another {
+                asking.ask(&state, "", &[b]);
+            }
+            state.up(a);
+            asking.ends(&state).await;
+            let result = told(&state).unwrap();
+            assert!(result.ok && (result.attempts, result.failures) == (2, 1), "{result:?}");
+            let text = if asks_another { "asked 1, 1 came" } else { "asked 1, 1 came late" };
+            assert_eq!(result.result, text);
+            assert!(asking.ends(&state).now_or_never().is_none());
+        }
     }
 }

@@ -118,7 +118,8 @@ async fn members_that_met_once_meet_again_without_dht_and_mdns() {
     a.wait_for_neighbors("den", 1, SOON).await;
     assert_eq!(neighbors(&a).await, [(b.endpoint.clone(), "remembered".to_owned())]);
     let topic = a.topic_status("den").await;
-    assert_eq!(topic["steps"]["remembered"]["result"], "asked 1", "{topic}");
+    let result = topic["steps"]["remembered"]["result"].as_str().unwrap_or_default();
+    assert!(result.starts_with("asked 1,"), "{topic}");
     let last = notes(1, "without C");
     publish(&a, &last).await;
     all.extend(last);

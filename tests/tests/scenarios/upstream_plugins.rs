@@ -96,9 +96,12 @@ async fn a_stream_waits_for_its_plugin_and_is_judged_by_it_alone() {
     let judged = |stream: &serde_json::Value| stream["relays"][0]["up"]["refused"]["plugin"] == 1;
     gateway.wait_for_stream("s", "the plugin kept one", SOON, judged).await;
     assert!(!holds(&url, &kept).await);
-    let shown = gateway.command(&["upstream", "show", "s", "--json"]).await.json();
-    let dropped = shown["dropped"].as_array().unwrap();
-    assert!(dropped.iter().any(|event| event["id"] == kept.id.to_hex()), "{shown}");
+    eventually("it is shown, once it is written down", SOON, async || {
+        let shown = gateway.command(&["upstream", "show", "s", "--json"]).await.json();
+        let mut dropped = shown["dropped"].as_array().unwrap().iter();
+        dropped.any(|event| event["id"] == kept.id.to_hex()).then_some(())
+    })
+    .await;
     // And the other plugin goes on judging everybody else.
     assert!(!client.publish(&note("other, by a client")).await.0);
 

@@ -23,10 +23,11 @@ use super::{
     up::{Choice, SharedUpStatus, StartUp, UpStatus},
 };
 use crate::{
+    clock::unix_now,
     metrics::{Metrics, StreamOutcomeLabels},
     pipeline::{
-        EventReader, FollowStore, Ingest, PrivateTopics, SecretError, SecretStore, UpstreamStore,
-        streams::Part,
+        EventReader, FollowStore, Ingest, PrivateTopics, SecretError, SecretStore, Seq,
+        UpstreamStore, streams::Part,
     },
     protocol::{Filter, OwnUrls, normal_url},
     tasks::Tasks,
@@ -54,6 +55,8 @@ pub struct StreamSetup {
 pub struct Stream {
     config: Arc<UpstreamConfig>,
     setup: Arc<StreamSetup>,
+    /// The head of the log, and Unix seconds, when it began.
+    began: (Seq, u64),
     /// Of a stream that follows public keys: who chooses its relays.
     follow: Option<Arc<Follow>>,
     state: Mutex<State>,
@@ -154,7 +157,8 @@ impl StreamStatus {
 impl Stream {
     pub fn new(config: Arc<UpstreamConfig>, setup: &Arc<StreamSetup>) -> Arc<Self> {
         let follow = (!config.follow.is_empty()).then(Follow::new);
-        Arc::new(Self { config, setup: setup.clone(), follow, state: Mutex::default() })
+        let began = (*setup.reader.head().borrow(), unix_now());
+        Arc::new(Self { config, setup: setup.clone(), began, follow, state: Mutex::default() })
     }
 
     pub fn name(&self) -> &str {
@@ -265,6 +269,7 @@ impl Stream {
                     private: setup.private.clone(),
                 },
                 history: config.history_up(),
+                began: self.began,
                 per_second: config.rates.up_events_per_s,
                 links: relay.link(),
                 seen: Box::new(move |id| seen.seen().contains(id)),

@@ -54,6 +54,9 @@ const FRAME: usize = "[\"EVENT\",]".len();
 pub struct StartUp {
     pub choice: Choice,
     pub history: History,
+    /// The head of the log, and Unix seconds, when the stream began: what is stored later goes, although a
+    /// relay's first position may take a moment to be kept.
+    pub began: (Seq, u64),
     /// Events a second; 0 is no bound.
     pub per_second: u32,
     /// The connection of now.
@@ -180,8 +183,8 @@ impl StartUp {
         if let Some(cursor) = self.store.up(self.relay()).await? {
             return Ok(cursor);
         }
-        let began = *self.reader.head().borrow();
-        let since = self.history.since(unix_now());
+        let (began, at) = self.began;
+        let since = self.history.since(at);
         let seq = if self.history == History::None { began } else { 0 };
         let cursor = UpCursor { seq, began, since };
         self.store.up_reached(self.relay(), cursor, Vec::new()).await?;
